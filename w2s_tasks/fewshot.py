@@ -70,9 +70,7 @@ class BalancedSampler(ContextSampler):
             sequence += rng.sample(block, len(block))
         return sequence
 
-    def sample(
-        self, n: int, eval_doc: Doc | None = None, df: Sequence[Doc] | None = None, **_: Any
-    ) -> Sequence[Doc]:
+    def sample(self, n: int, eval_doc: Doc | None = None, df: Sequence[Doc] | None = None, **_: Any) -> Sequence[Doc]:
         """Return the first n shots, never the document that is asked about.
 
         Raises:

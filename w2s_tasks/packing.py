@@ -52,7 +52,7 @@ def plan_passes(requests: Sequence[Request], max_length: int) -> list[Pass]:
 
 
 def batches(passes: Sequence[Pass], budget: int) -> list[list[Pass]]:
-    """Cut length-sorted passes into batches of at most `budget` padded tokens, the longest first (memory fails early)."""
+    """Cut length-sorted passes into batches of at most `budget` padded tokens, the longest first: memory fails early."""
     out: list[list[Pass]] = []
     for item in sorted(passes, key=lambda p: (-len(p.tokens), p.tokens)):
         if out and len(out[-1][0].tokens) * (len(out[-1]) + 1) <= budget:
@@ -64,8 +64,8 @@ def batches(passes: Sequence[Pass], budget: int) -> list[list[Pass]]:
 
 def _accepts_positions(model: torch.nn.Module) -> bool:
     """Whether forward() takes `logits_to_keep`, looking through a PEFT wrapper."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    forward: Callable[..., Any] = inner.forward
+    unwrap: Callable[[], torch.nn.Module] = getattr(model, "get_base_model", lambda: model)
+    forward: Callable[..., Any] = unwrap().forward
     return "logits_to_keep" in inspect.signature(forward).parameters
 
 
@@ -84,9 +84,7 @@ def _score_batch(model: torch.nn.Module, batch: Sequence[Pass], device: torch.de
     narrow = _accepts_positions(model)
     extra = {"logits_to_keep": positions} if narrow else {}
     logits = model(input_ids=torch.tensor(rows, device=device), use_cache=False, **extra).logits
-    cells, cell_of = torch.unique(
-        torch.stack([row_of, column_of if narrow else position_of]), dim=1, return_inverse=True
-    )
+    cells, cell_of = torch.unique(torch.stack([row_of, column_of if narrow else position_of]), dim=1, return_inverse=True)
     chosen = logits[cells[0], cells[1]].float()  # [distinct scored positions, vocabulary]
     normaliser = torch.logsumexp(chosen, dim=-1)
     logprob = chosen[cell_of, targets] - normaliser[cell_of]
@@ -103,7 +101,7 @@ def score(
     *,
     max_length: int,
     budget: int | None = None,
-    done: Callable[[int], object] = lambda n: None,
+    done: Callable[[int], object] | None = None,
 ) -> Scores:
     """Log-likelihood of every continuation given its context, differentiable where gradients are enabled.
 
@@ -127,6 +125,7 @@ def score(
         parts.append(scores.loglik)
         greedy[torch.tensor(ids, device=device)] = scores.greedy
         order += ids
-        done(len(ids))
+        if done:
+            done(len(ids))
     back = torch.argsort(torch.tensor(order, device=device))
     return Scores(torch.cat(parts)[back], greedy)

@@ -1,7 +1,7 @@
 """Where rows come from: ``$W2S_DATA/<org>/<name>``, then the hub (or its cache), then a package on the index.
 
-Each public function is a task's ``custom_dataset``: lm_eval calls it with the task's metadata and, from the command line,
-with all model arguments, so all of them swallow unknown keywords. They return ``{split: datasets.Dataset}``.
+Each public function is a task's ``custom_dataset``: lm_eval calls it with the task's metadata and, from the command
+line, with all model arguments, so all of them swallow unknown keywords. They return ``{split: datasets.Dataset}``.
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def load(path: str, name: str | None = None) -> datasets.DatasetDict:
         where = f"$W2S_DATA is {root}, without a usable {path} in it" if root else "$W2S_DATA is not set"
         raise UserError(
             f"the data set {path}{f' ({name})' if name else ''} is not to be had: {where}; the hub: "
-            f"{type(error).__name__}: {str(error).splitlines()[0][:160]}; no package holds it. Set W2S_DATA to a folder "
-            f"with {path}/ in it (parquet, CSV or JSONL, columns as on the hub), or go online once."
+            f"{type(error).__name__}: {str(error).splitlines()[0][:160]}; no package holds it. Set W2S_DATA to a "
+            f"folder with {path}/ in it (parquet, CSV or JSONL, columns as on the hub), or go online once."
         ) from error
 
 
@@ -108,9 +108,13 @@ def boolq(**_: Any) -> Splits:
     }
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _split_of(text: str) -> str:
     """A fixed split that no row order can change: by the text's hash, one row in ten to validation."""
-    return "validation" if int(hashlib.sha256(text.encode()).hexdigest(), 16) % 10 == 0 else "train"
+    return "validation" if int(_digest(text), 16) % 10 == 0 else "train"
 
 
 @functools.cache
@@ -126,7 +130,8 @@ def _movie_review_rows() -> dict[str, list[dict[str, Any]]]:
             seen.add(sentence)
             label = int(float(mean) > 0)
             rows[_split_of(sentence)].append({"idx": number, "sentence": sentence, "mean": float(mean), "label": label})
-    return rows
+    # The file is sorted by sentiment, and a row limit takes the first ones: order by hash instead.
+    return {split: sorted(found, key=lambda row: _digest(row["sentence"])) for split, found in rows.items()}
 
 
 def movie_reviews(**_: Any) -> Splits:
@@ -186,6 +191,5 @@ def _read_jsonl(path: Path) -> datasets.Dataset:
 
 
 def ethics_probe(subtask: str, group_size: int = 1, **_: Any) -> Splits:
-    """One subtask of the hand-written probe that ships with this package: ETHICS' columns, our text, not the benchmark."""
+    """One subtask of the hand-written probe that ships here: ETHICS' columns, our text, not the benchmark."""
     return _ethics_splits(_probe(subtask), subtask, group_size)
-

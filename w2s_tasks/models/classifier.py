@@ -47,7 +47,9 @@ def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[
     columns = [spec] if isinstance(spec, str) else list(spec)
     for column in columns:
         if column not in doc:
-            raise UserError(f"text: no column '{column}' in this task's documents.{nearest(column, doc)} Has: {', '.join(doc)}.")
+            raise UserError(
+                f"text: no column '{column}' in this task's documents.{nearest(column, doc)} Has: {', '.join(doc)}."
+            )
     return tuple(str(doc[column]).strip() for column in columns)
 
 
@@ -95,7 +97,9 @@ def class_order(labels: Sequence[int | str] | None, names: Mapping[int, str], ch
     if labels is not None:
         order = [by_name.get(str(x).strip().lower(), int(x) if str(x).isdigit() else -1) for x in labels]
         if sorted(order) != sorted(names):
-            raise UserError(f"labels={list(labels)} must name each class once: {', '.join(names.values())} or 0..{len(names) - 1}.")
+            raise UserError(
+                f"labels={list(labels)} must name each class once: {', '.join(names.values())} or 0..{len(names) - 1}."
+            )
         return order
     wanted = [choice.strip().lower() for choice in choices]
     if all(w in by_name for w in wanted):
@@ -148,7 +152,9 @@ class W2SClassifier(LM):
             config = AutoConfig.from_pretrained(path, revision=revision)
             extra = {"num_labels": int(untrained_head)} if untrained_head else {}
             if not untrained_head and not any("Classification" in a for a in config.architectures or []):
-                raise UserError(f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune).")
+                raise UserError(
+                    f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune)."
+                )
             torch.manual_seed(0)
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 path, revision=revision, use_safetensors=True, **extra
@@ -168,7 +174,10 @@ class W2SClassifier(LM):
         """Log-probabilities of the classes, shape [documents, classes]."""
         encoded = encode_texts(self.tokenizer, texts, self.max_length)
         out = torch.empty(len(texts), self.model.config.num_labels)
-        with torch.inference_mode(), tqdm(total=len(texts), disable=disable_tqdm, desc="classifying", leave=False) as bar:
+        with (
+            torch.inference_mode(),
+            tqdm(total=len(texts), disable=disable_tqdm or None, desc="classifying", leave=False) as bar,
+        ):
             for rows in sorted_batches(encoded, self.token_budget):
                 batch = self.tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(self._device)
                 out[rows] = self.model(**batch).logits.float().log_softmax(-1).cpu()

@@ -35,7 +35,9 @@ def default_device() -> str:
 def _refuse_classifier(config: Any, name: str) -> None:
     architectures = getattr(config, "architectures", None) or []
     if any(a.endswith("ForSequenceClassification") for a in architectures):
-        raise UserError(f"{name} is a sequence classifier; as a language model its head would be random. Use w2s-classifier.")
+        raise UserError(
+            f"{name} is a sequence classifier; as a language model its head would be random. Use w2s-classifier."
+        )
 
 
 class W2SHF(HFLM):
@@ -91,19 +93,17 @@ class W2SHF(HFLM):
         """Put another adapter on the loaded base, or none; the base's weights are never changed."""
         from peft import PeftModel
 
-        if isinstance(self._model, PeftModel):
-            self._model = self._model.unload()
+        model: Any = self._model
+        if isinstance(model, PeftModel):
+            model = model.unload()
         self.adapter = str(folder) if folder else None
-        if folder is not None:
-            self._model = PeftModel.from_pretrained(self._model, str(folder))
-        self._model.eval()
+        self._model = model if folder is None else PeftModel.from_pretrained(model, str(folder))
+        self.language_model.eval()
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[packing.Request]:
         """Encode (context, continuation) strings exactly as `loglikelihood` does."""
         return [
-            self._encode_pair(context, continuation)
-            if context
-            else self._without_context(continuation)
+            self._encode_pair(context, continuation) if context else self._without_context(continuation)
             for context, continuation in pairs
         ]
 
@@ -125,11 +125,11 @@ class W2SHF(HFLM):
         pairs = [(context, continuation) for _, context, continuation in requests]
         with (
             torch.inference_mode(),
-            tqdm(total=len(pairs), disable=disable_tqdm or self.rank != 0, desc="scoring", unit="req", leave=False) as bar,
+            tqdm(
+                total=len(pairs), disable=(disable_tqdm or self.rank != 0) or None, desc="scoring", unit="req", leave=False
+            ) as bar,
         ):
-            scores = packing.score(
-                self._model, pairs, max_length=self.max_length, budget=self.token_budget, done=bar.update
-            )
+            scores = packing.score(self._model, pairs, max_length=self.max_length, budget=self.token_budget, done=bar.update)
         answers = list(zip(scores.loglik.tolist(), scores.greedy.tolist(), strict=True))
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:

@@ -69,8 +69,7 @@ def recovered(weak: Array, student: Array, ceiling: Array, *, draws: int = DRAWS
         return Gap(None, None, False, reason, gap, (gap_low, gap_high))
     above = samples[:, 1] - samples[:, 0]
     # The few resamples without a gap (at most 2.5 %) count as unbounded on the numerator's side.
-    ratio = np.where(below > 0, above / np.where(below > 0, below, 1), np.sign(above) * np.inf)
-    ratio = np.where(np.isnan(ratio), np.inf, ratio)
+    ratio = np.where(below > 0, above / np.where(below > 0, below, 1), np.where(above < 0, -np.inf, np.inf))
     low, high = np.quantile(ratio, [0.025, 0.975], method="inverted_cdf")
     seeds = scores.shape[1]
     reason = "given these weights: rows resampled, one seed" if seeds == 1 else f"rows and {seeds} seeds resampled"

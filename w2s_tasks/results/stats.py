@@ -1,4 +1,4 @@
-"""Intervals and paired comparisons (numpy and scipy): no accuracy without n and error, no comparison that is not paired."""
+"""Intervals and paired comparisons: no accuracy without n and error, no comparison that is not paired."""
 
 from __future__ import annotations
 

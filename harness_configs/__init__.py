@@ -1,0 +1,1 @@
+"""Experiments and evaluation configs that ship with the package."""

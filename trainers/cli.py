@@ -1,0 +1,238 @@
+"""The command `w2s`. Heavy imports happen inside the commands, so that `--help` is there at once."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from w2s_tasks import __version__
+from w2s_tasks import cli as tasks_cli
+from w2s_tasks.errors import UserError
+
+app = typer.Typer(
+    name="w2s",
+    help="Weak-to-strong generalisation on lm-evaluation-harness: train, evaluate, compare.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+tasks_cli.mount(app)
+
+RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are kept.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set strong.lr=1e-3 (repeatable).")]
+Config = Annotated[str, typer.Argument(help="An experiment YAML, or the name of one that ships (e.g. quickstart).")]
+
+
+class IfExists(StrEnum):
+    """What to do about a run folder that is there already."""
+
+    resume = "resume"
+    delete = "delete"
+    fail = "fail"
+
+
+def _version(value: bool) -> None:
+    if value:
+        typer.echo(f"w2s {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More about what happens.")] = False,
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    tasks_cli.set_up_logging(verbose)
+
+
+def _prepare(folder: Path, if_exists: IfExists) -> None:
+    if folder.exists() and if_exists is IfExists.fail:
+        raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
+    if folder.exists() and if_exists is IfExists.delete:
+        known = {"stages", "report.json", "report.html"}
+        foreign = [p.name for p in folder.iterdir() if p.name not in known and not p.name.startswith(".")]
+        if foreign:
+            raise UserError(
+                f"{folder} holds {foreign[0]}, which is not ours; not deleted. Move it, or choose another --runs-dir."
+            )
+        shutil.rmtree(folder)
+
+
+def _quiet_libraries() -> None:
+    import logging
+    import os
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", module=r"torch|transformers|peft|accelerate|lm_eval")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@app.command()
+def run(
+    config: Config,
+    runs_dir: RunsDir = Path("runs"),
+    assignments: Set = None,
+    if_exists: Annotated[IfExists, typer.Option("--if-exists", help="What to do about finished work.")] = IfExists.resume,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", help="Stop before spending more (USD); local runs cost nothing.")
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Run an experiment: weak supervisor, labels, every arm, evaluation, report. Finished stages are not done again.
+
+    \b
+    w2s run quickstart
+    w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
+    """
+    from trainers.config import load
+
+    experiment, _ = load(config, assignments)
+    _prepare(runs_dir / experiment.name, if_exists)
+    _quiet_libraries()
+    from trainers.experiment import open_flow
+    from trainers.progress import Progress
+    from trainers.report import write_report
+    from trainers.tables import show
+
+    flow = open_flow(experiment, runs_dir)
+    flow.run(Progress(quiet))
+    report, path = write_report(flow)
+    show(report)
+    typer.echo(f"report: {path}")
+
+
+@app.command()
+def plan(config: Config, assignments: Set = None) -> None:
+    """Show the stages of an experiment with their sizes; loads no weights and needs no network.
+
+    \b
+    w2s plan quickstart --set seeds=[0,1,2]
+    """
+    from rich.console import Console
+
+    from trainers.config import load
+    from trainers.plan import show_plan
+
+    experiment, _ = load(config, assignments)
+    show_plan(experiment, Console(highlight=False))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or report.json files.")],
+    html: Annotated[bool, typer.Option(help="Write report.html beside a single report.json anew.")] = True,
+) -> None:
+    """Show one run's report again, or several runs side by side.
+
+    \b
+    w2s report runs/quickstart
+    w2s report runs/a runs/b
+    """
+    from trainers.page import render
+    from trainers.report import read_report
+    from trainers.store import write_atomic
+    from trainers.tables import compare, show
+
+    reports = [read_report(path) for path in runs]
+    if len(reports) > 1:
+        compare(reports)
+        return
+    show(reports[0])
+    file = (runs[0] / "report.json" if runs[0].is_dir() else runs[0]).resolve()
+    if html:
+        write_atomic(file.with_suffix(".html"), render(reports[0]))
+    typer.echo(f"report: {file}")
+
+
+def _model_arguments(text: str) -> dict[str, Any]:
+    import json
+
+    from lm_eval.utils import simple_parse_args_string
+
+    if text.lstrip().startswith("{"):
+        try:
+            parsed: dict[str, Any] = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"--model_args: not JSON ({error}).") from error
+        return parsed
+    try:
+        return dict(simple_parse_args_string(text))
+    except ValueError as error:
+        raise UserError(f"--model_args {text}: write k=v,k=v or JSON ({error}).") from error
+
+
+@app.command()
+def label(
+    out: Annotated[Path, typer.Option(help="The label set to write (parquet).")],
+    task: Annotated[str, typer.Option(help="A trainable multiple_choice task.")],
+    model_args: Annotated[str, typer.Option("--model_args", help="As lm_eval takes them: pretrained=FOLDER,...")],
+    model: Annotated[
+        str, typer.Option(help="w2s-classifier, w2s-hf, or any lm_eval model that scores choices.")
+    ] = "w2s-classifier",
+    limit: Annotated[int | None, typer.Option(help="The first n rows of the training split.")] = None,
+    num_fewshot: Annotated[int, typer.Option("--num_fewshot", help="Shots.")] = 0,
+    include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+) -> None:
+    """Let one model label rows of a task's training split.
+
+    \b
+    w2s label --task w2s_sst2 --model_args pretrained=runs/quickstart/stages/fit-.../model --limit 500 --out labels.parquet
+    w2s label --task w2s_boolq --model w2s-hf --model_args pretrained=pypi:smollm2-135m-instruct --limit 100 --out l.parquet
+    """
+    _quiet_libraries()
+    from trainers.stages import label_rows
+
+    labels = label_rows(task, model, _model_arguments(model_args), out, limit, num_fewshot, include_path or [])
+    typer.echo(f"{len(labels)} labels, {100 * labels.accuracy:.1f} % as gold: {out}")
+
+
+@app.command()
+def finetune(
+    out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
+    task: Annotated[str, typer.Option(help="A trainable multiple_choice task.")],
+    model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")],
+    trainer: Annotated[str, typer.Option(help="lora or classifier.")] = "lora",
+    labels: Annotated[Path | None, typer.Option(help="A label set; without it the gold labels.")] = None,
+    limit: Annotated[int | None, typer.Option(help="The first n rows.")] = None,
+    assignments: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set lr=1e-3 (repeatable).")] = None,
+    seed: Annotated[int, typer.Option(help="Initialisation and row order.")] = 0,
+    include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+) -> None:
+    """Fine-tune one model on a label set, or on gold labels.
+
+    \b
+    w2s finetune --task w2s_sst2 --model pypi:smollm2-135m-instruct --labels labels.parquet --out student
+    w2s finetune --task w2s_sst2 --model pypi:all-minilm-l6-v2 --trainer classifier --limit 1000 --set text=sentence --out weak
+    """
+    _quiet_libraries()
+    from trainers.stages import finetune_model
+
+    ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
+    typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
+
+
+def main() -> None:
+    """Run `w2s`; a user's mistake is one line on standard error and exit code 2, an interrupt 130."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The experiment file: its schema, with a sentence under every field, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from trainers.label_ops import LABEL_OPS
+from trainers.losses import LOSSES
+from w2s_tasks.errors import UserError, nearest
+
+KEY_LIKE = re.compile(r"(api_?key|token|secret|password|credential)s?$", re.IGNORECASE)
+
+TRAINED_ARMS = (*tuple(LABEL_OPS), "self_labels")
+PLAIN_ARMS = ("zero_shot", "few_shot", "weak", "weak_untrained")
+ARMS = PLAIN_ARMS + TRAINED_ARMS
+
+
+class Section(BaseModel):
+    """Unknown keys are errors; values are fixed once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Limit(Section):
+    """How many rows of each half are used; null for all."""
+
+    weak: int | None = Field(default=None, ge=8)
+    """Rows with gold labels that the weak supervisor learns from."""
+    transfer: int | None = Field(default=None, ge=8)
+    """Rows that the weak supervisor labels, and that student, ceiling and controls learn from."""
+
+
+class Split(Section):
+    """How the training split is cut into a weak half and a transfer half."""
+
+    by: Literal["source", "row", "study"] = "source"
+    """source: no sentence on both sides; row: rows at random; study: train[:50%] and train[50%:], unshuffled."""
+    weak: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the sources (or rows) in the weak half."""
+    limit: Limit = Limit()
+    """Row limits of both halves."""
+    seed: int = 0
+    """Seed of the split; an experiment's seed is added to it."""
+
+
+class Trainable(Section):
+    """What every trainer takes."""
+
+    model: str
+    """A folder, a hub id, or pypi:NAME."""
+    epochs: float = Field(default=1, gt=0)
+    """Passes over the labels."""
+    batch_size: int = Field(default=32, ge=1)
+    """Rows an optimizer step."""
+    warmup: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the steps over which the learning rate rises."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's weight decay."""
+    schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
+    """How the learning rate falls."""
+    holdout: float = Field(default=0.05, ge=0, lt=0.5)
+    """Share of the labels held back for the evaluation curve; no choice is made by it."""
+    model_args: dict[str, Any] = {}
+    """More arguments for the lm_eval model, e.g. device or dtype."""
+    trainer_args: dict[str, Any] = {}
+    """More fields of transformers' TrainingArguments, e.g. report_to."""
+
+    @field_validator("model_args", "trainer_args")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for key in value:
+            if KEY_LIKE.search(key):
+                raise ValueError(f"'{key}' looks like a secret: keys come from the environment only, never from a file")
+        if "trust_remote_code" in value:
+            raise ValueError("trust_remote_code is off in this suite: a model's own code is never run")
+        return value
+
+
+class Weak(Trainable):
+    """The weak supervisor."""
+
+    trainer: Literal["classifier", "lora"] = "classifier"
+    """classifier: an encoder with a classification head; lora: a small causal language model."""
+    lr: float = Field(default=5e-5, gt=0)
+    """Peak learning rate."""
+    text: str | list[str] | None = None
+    """What a classifier reads: a column, a template with {{, two columns, or null for the task's prompt."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens a row that a classifier reads; null for its window."""
+    labels: Literal["soft", "hard"] = "soft"
+    """Whether students learn the supervisor's probabilities or its decisions."""
+    r: int = Field(default=16, ge=1)
+    """LoRA rank, for trainer: lora."""
+    alpha: float | None = None
+    """LoRA scale; null for 2 r."""
+    chat_template: bool = False
+    """Whether a lora supervisor is prompted through its chat template."""
+
+
+class Strong(Trainable):
+    """The strong model, and how every arm that trains it is trained."""
+
+    trainer: Literal["lora"] = "lora"
+    """lora: PEFT LoRA on a causal language model."""
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+    r: int = Field(default=16, ge=1)
+    """LoRA rank."""
+    alpha: float | None = None
+    """LoRA scale; null for 2 r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """LoRA dropout."""
+    target_modules: str | list[str] = "all-linear"
+    """Which layers get an adapter, as PEFT names them."""
+    chat_template: bool = False
+    """Whether prompts go through the model's chat template, in training and in evaluation."""
+    system_prompt: str | None = None
+    """A system message before every prompt, in training and in evaluation."""
+
+
+class Evaluate(Section):
+    """How every model is evaluated on the training task."""
+
+    limit: int | None = Field(default=None, ge=2)
+    """The first n documents; null for all."""
+    num_fewshot: int = Field(default=0, ge=0)
+    """Shots of every arm but few_shot."""
+    few_shot_k: int = Field(default=8, ge=1)
+    """Shots of the arm few_shot."""
+
+
+class Safety(Section):
+    """The safety evaluation of the strong model's arms."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Tasks or groups, e.g. w2s_ethics_all."""
+    limit: int | None = Field(default=None, ge=2)
+    """The first n documents a task; null for all."""
+    num_fewshot: int = Field(default=0, ge=0)
+    """Shots, the same for every document."""
+
+
+class Experiment(Section):
+    """One experiment = one YAML file."""
+
+    task: str
+    """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path."""
+    include_path: list[str] = []
+    """Folders with task YAMLs of your own, relative to the experiment file."""
+    split: Split = Split()
+    """The two halves of the training split; `study` alone is short for {by: study}."""
+    weak: Weak
+    """The weak supervisor."""
+    strong: Strong
+    """The strong model."""
+    methods: list[str] = Field(default=["xent"], min_length=1)
+    """Training losses of the student."""
+    arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
+    """Ways to get a strong model; the weak supervisor is always evaluated."""
+    seeds: list[int] = Field(default=[0], min_length=1)
+    """Each seed is a whole repetition: split, order and initialisation."""
+    evaluate: Evaluate = Evaluate()
+    """Evaluation on the training task."""
+    safety: Safety | None = None
+    """Safety evaluation; null for none."""
+    name: str = Field(default="", pattern=r"^[\w.-]*$")
+    """The run folder's name; empty for the file's name."""
+
+    @field_validator("split", mode="before")
+    @classmethod
+    def _short_split(cls, value: Any) -> Any:
+        return {"by": value} if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _known_names(self) -> Experiment:
+        for field, values, known in (("arms", self.arms, ARMS), ("methods", self.methods, LOSSES)):
+            for value in values:
+                if value not in known:
+                    raise ValueError(
+                        f"{field}: no {field[:-1]} '{value}'.{nearest(value, known)} Known: {', '.join(known)}."
+                    )
+            if len(set(values)) != len(values):
+                raise ValueError(f"{field}: a name occurs twice")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: a seed occurs twice")
+        if self.strong.system_prompt and not self.strong.chat_template:
+            raise ValueError("strong.system_prompt needs strong.chat_template: true")
+        return self
+
+
+def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
+    """The line of a key in YAML text, as far as the path can be followed."""
+    node, line = yaml.compose(text, Loader=yaml.SafeLoader), None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for part in path:
+        if str(part) not in model.model_fields:
+            return list(model.model_fields)
+        annotation = model.model_fields[str(part)].annotation
+        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((a for a in options if issubclass(a, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError, where: str, text: str) -> str:
+    lines = []
+    for item in error.errors():
+        path = tuple(item["loc"])
+        key = ".".join(map(str, path)) or "(file)"
+        line = _line_of(text, path)
+        place = f"{where}:{line}" if line else where
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(path[:-1])
+            message = f"unknown key.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
+        elif item["type"] == "missing":
+            message = "this key is missing."
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            value = item.get("input")
+            message += f" (got {value!r})" if path and isinstance(value, str | int | float | bool) else ""
+        lines.append(f"{place}: {key}: {message}")
+    return "\n".join(lines)
+
+
+def set_value(data: dict[str, Any], assignment: str) -> None:
+    """Apply one ``--set a.b=value``; the value is read as YAML.
+
+    Raises:
+        UserError: no ``=``, or a path through something that is no section.
+    """
+    path, equals, raw = assignment.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {assignment}: write key=value, e.g. --set strong.lr=1e-3.")
+    *parents, last = path.strip().split(".")
+    node: Any = data
+    for parent in parents:
+        if isinstance(node.get(parent), str) and parent == "split":
+            node[parent] = {"by": node[parent]}
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {assignment}: '{parent}' is no section of the config.")
+    try:
+        node[last] = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {assignment}: the value is not YAML ({error}).") from error
+
+
+def parse(text: str, where: str, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment from YAML text.
+
+    Raises:
+        UserError: not YAML, an unknown or missing key, or a value that does not fit; with file, line and key.
+    """
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise UserError(f"{place}: not YAML: {getattr(error, 'problem', error)}.") from error
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: an experiment is a mapping of keys; see harness_configs/experiments/quickstart.yaml.")
+    for assignment in overrides or []:
+        set_value(data, assignment)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(error, where, text)) from error
+
+
+def shipped() -> dict[str, Path]:
+    """The experiments that ship with the package, by name."""
+    folder = Path(__file__).parent.parent / "harness_configs" / "experiments"
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """A config by path, or by the name of one that ships.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped()
+    stem = path.stem if path.suffix in (".yaml", ".yml") else name
+    if stem in known:
+        return known[stem]
+    raise UserError(
+        f"no config file '{name}', and none of that name ships.{nearest(stem, known)} Shipped: {', '.join(known)}."
+    )
+
+
+def load(name: str, overrides: list[str] | None = None) -> tuple[Experiment, Path]:
+    """Read an experiment file by path or shipped name, with ``--set`` overrides; folders become absolute."""
+    path = find_config(name)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as UTF-8 text ({error}).") from error
+    config = parse(text, str(path), overrides)
+    folders = [str((path.parent / p).resolve()) for p in config.include_path]
+    return config.model_copy(update={"include_path": folders, "name": config.name or path.stem}), path

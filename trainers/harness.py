@@ -1,0 +1,347 @@
+"""Tasks and models of lm_eval, in process: the one renderer for training, labelling and evaluation.
+
+`HarnessTask` shows a trainer an lm_eval task: its documents with stable ids, its choices, and the very (context,
+continuation) pairs that lm_eval would score. `ModelPool` keeps one loaded base for all its adapters. `evaluate` runs
+lm_eval itself and leaves its result files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import lm_eval.api.model
+import lm_eval.api.task
+import lm_eval.evaluator as evaluator
+import numpy as np
+import numpy.typing as npt
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.registry import get_model
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.loggers import EvaluationTracker
+
+from trainers.labels import LabelSet, row_ids
+from w2s_tasks import register
+from w2s_tasks.errors import UserError
+from w2s_tasks.manager import W2STaskManager
+from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.results.read import read_evaluation
+
+log = logging.getLogger(__name__)
+
+RENDER_FIELDS = (
+    "description",
+    "doc_to_text",
+    "doc_to_choice",
+    "doc_to_target",
+    "target_delimiter",
+    "fewshot_delimiter",
+    "gen_prefix",
+    "output_type",
+    "process_docs",
+    "process_results",
+)
+SEED = 1234  # lm_eval's default for numpy, torch and the shots
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a document becomes a prompt: shots, chat template, system message."""
+
+    num_fewshot: int = 0
+    chat_template: bool = False
+    system_prompt: str | None = None
+
+
+def _stable(value: Any) -> Any:
+    """A config value as JSON; functions by name and code, never by address."""
+    if callable(value):
+        code = getattr(value, "__code__", None)
+        digest = hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:12] if code else ""
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}:{digest}"
+    return value
+
+
+class HarnessTask:
+    """An lm_eval task as the trainers see it."""
+
+    def __init__(self, task: ConfigurableTask) -> None:
+        self.task = task
+        self.name = str(task.config.task)
+        task.set_fewshot_seed(seed=SEED)
+
+    @functools.cached_property
+    def train_docs(self) -> list[dict[str, Any]]:
+        """The training split, in the data set's order."""
+        docs = self.task.training_docs()
+        return list(docs.to_list() if hasattr(docs, "to_list") else docs)
+
+    @functools.cached_property
+    def train_ids(self) -> list[str]:
+        """Row ids of the training split."""
+        return row_ids(self.train_docs)
+
+    @functools.cached_property
+    def choices(self) -> list[str]:
+        """The choices of the first document."""
+        return list(self.task.doc_to_choice(self.task.eval_docs[0]))
+
+    def gold(self, doc: Mapping[str, Any]) -> int:
+        """Index of the right choice; -1 where the label is none of them."""
+        target = self.task.doc_to_target(doc)
+        if isinstance(target, str):
+            choices = self.task.doc_to_choice(doc)
+            return choices.index(target) if target in choices else -1
+        return int(target)
+
+    def check_trainable(self) -> None:
+        """Refuse a task that has no right choice to learn, or nothing to learn from.
+
+        Raises:
+            UserError: with the reason.
+        """
+        metadata = self.task.config.metadata or {}
+        reason = None
+        if self.task.OUTPUT_TYPE != "multiple_choice":
+            reason = f"its output_type is {self.task.OUTPUT_TYPE}, not multiple_choice"
+        elif metadata.get("trainable") is False:
+            reason = "it is scored as a ranking: its documents have no right choice"
+        elif self.task.multiple_input or self.task.multiple_target:
+            reason = "it has several contexts or several right answers a document"
+        elif not self.task.has_training_docs():
+            reason = "it has no training_split"
+        elif not len(self.train_docs):
+            reason = "its training split is empty"
+        if reason:
+            raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
+
+    def pairs(self, doc: Mapping[str, Any], style: PromptStyle, lm: LM | None = None) -> list[tuple[str, str]]:
+        """The (context, continuation) strings of a document's choices, rendered by lm_eval's own task."""
+        return [request.args for request in self.requests([doc], style, lm)]
+
+    def requests(self, docs: Sequence[Mapping[str, Any]], style: PromptStyle, lm: LM | None = None) -> list[Instance]:
+        """lm_eval's requests for documents, in order, all choices of a document together."""
+        template = getattr(lm, "apply_chat_template", None) if style.chat_template else None
+        out: list[Instance] = []
+        for i, doc in enumerate(docs):
+            context = self.task.fewshot_context(
+                doc,
+                num_fewshot=style.num_fewshot,
+                system_instruction=style.system_prompt,
+                apply_chat_template=style.chat_template,
+                fewshot_as_multiturn=style.chat_template,
+                chat_template=template,
+                gen_prefix=self.task.doc_to_prefix(doc),
+            )
+            built = self.task.construct_requests(
+                doc=doc,
+                ctx=context,
+                metadata=(self.name, i, 1),
+                apply_chat_template=style.chat_template,
+                chat_template=template,
+            )
+            out += built if isinstance(built, list) else [built]
+        return out
+
+    def prompts(self, docs: Sequence[Mapping[str, Any]], style: PromptStyle) -> list[str]:
+        """The plain prompt of each document."""
+        return [self.pairs(doc, style)[0][0] for doc in docs]
+
+    def source_texts(self) -> tuple[list[str], bool]:
+        """The text that tells each training row's source, and whether rows are phrases of other rows.
+
+        From the task's ``metadata: {source: {column, contained}}``; without it the rendered prompt.
+        """
+        source = (self.task.config.metadata or {}).get("source")
+        if source is None:
+            return [str(self.task.doc_to_text(doc)) for doc in self.train_docs], False
+        column = source["column"]
+        if column not in self.train_docs[0]:
+            raise UserError(f"the task '{self.name}' names the source column '{column}', which its rows don't have.")
+        return [str(doc[column]) for doc in self.train_docs], bool(source.get("contained", False))
+
+    def renderer_hash(self, style: PromptStyle) -> str:
+        """Hash of all that turns a document into prompts, choices and scores."""
+        config = {field: _stable(getattr(self.task.config, field, None)) for field in RENDER_FIELDS}
+        shots = [] if style.num_fewshot == 0 else list(self.task.sampler.sample(style.num_fewshot))
+        parts = [config, vars(style), shots, lm_eval.__version__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def eval_hash(self, limit: int | None) -> str:
+        """Hash of the documents that an evaluation with this limit asks."""
+        docs = self.task.eval_docs
+        chosen = docs.select(range(min(limit or len(docs), len(docs)))).to_list()
+        return hashlib.sha256("\n".join(row_ids(chosen)).encode()).hexdigest()[:16]
+
+    def eval_rows(self, limit: int | None) -> int:
+        """How many documents an evaluation with this limit asks."""
+        n = len(self.task.eval_docs)
+        return min(limit or n, n)
+
+
+class Harness:
+    """The task index of a run, and its loaded tasks."""
+
+    def __init__(self, include_path: Sequence[str] = ()) -> None:
+        register()
+        self.include_path = list(include_path)
+        self._manager = W2STaskManager(include_path=self.include_path)
+        self._loaded: dict[str, HarnessTask] = {}
+
+    def load(self, names: Sequence[str]) -> list[HarnessTask]:
+        """Load tasks and groups by name; groups become their tasks.
+
+        Raises:
+            UserError: an unknown name, or a task whose data or YAML is at fault.
+        """
+        out = []
+        for name in names:
+            if name not in self._loaded:
+                for loaded, task in self._load(name).items():
+                    self._loaded.setdefault(loaded, HarnessTask(task))
+                    out.append(self._loaded[loaded])
+            else:
+                out.append(self._loaded[name])
+        return out
+
+    def task(self, name: str) -> HarnessTask:
+        """Load one task.
+
+        Raises:
+            UserError: as `load`, and where the name is a group.
+        """
+        tasks = self.load([name])
+        if len(tasks) != 1 or tasks[0].name != name:
+            raise UserError(f"'{name}' is a group; name one of its tasks: {', '.join(t.name for t in tasks)}.")
+        return tasks[0]
+
+    def _load(self, name: str) -> dict[str, ConfigurableTask]:
+        try:
+            tasks: dict[str, ConfigurableTask] = self._manager.load([name])["tasks"]
+        except UserError:
+            raise
+        except Exception as error:  # lm_eval raises what a task's YAML, functions and data raise: anything
+            raise UserError(f"the task '{name}' can't be loaded: {type(error).__name__}: {error}") from error
+        return tasks
+
+    @property
+    def manager(self) -> W2STaskManager:
+        """The task manager, for lm_eval."""
+        return self._manager
+
+
+class ModelPool:
+    """Loaded models: one base at a time, with whichever of its adapters is asked for."""
+
+    def __init__(self) -> None:
+        self._key: str | None = None
+        self._lm: LM | None = None
+
+    def load(self, ref: ModelRef) -> LM:
+        """The lm_eval model of a ref; a base that is loaded already only changes its adapter."""
+        args = dict(ref.args)
+        adapter = args.pop("peft", None) if ref.model == "w2s-hf" else None
+        key = json.dumps([ref.model, args], sort_keys=True, default=str)
+        if key != self._key:
+            self._lm, self._key = None, None
+            self._lm = get_model(ref.model).create_from_arg_obj(args, {})
+            self._key = key
+        if ref.model == "w2s-hf":
+            self._lm.use_adapter(Path(adapter) if adapter else None)  # type: ignore[union-attr]
+        assert self._lm is not None  # noqa: S101 - for the type checker
+        return self._lm
+
+
+@functools.cache
+def _environment_info() -> dict[str, Any]:
+    from lm_eval.loggers.utils import add_env_info
+
+    info: dict[str, Any] = {}
+    add_env_info(info)
+    return info
+
+
+@contextlib.contextmanager
+def _lm_eval_quiet() -> Iterator[None]:
+    """Keep lm_eval's own lines and bars off the terminal; ask for the environment once a process, not once a run."""
+    logger = logging.getLogger("lm_eval")
+    level, original = logger.level, evaluator.add_env_info
+    bars = [(module, module.tqdm) for module in (lm_eval.api.task, lm_eval.api.model)]
+    for module, bar in bars:
+        module.tqdm = functools.partial(bar, disable=True)
+    logger.setLevel(logging.ERROR)
+    evaluator.add_env_info = lambda storage: storage.update(_environment_info())
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        evaluator.add_env_info = original
+        for module, bar in bars:
+            module.tqdm = bar
+
+
+def evaluate(
+    harness: Harness,
+    pool: ModelPool,
+    ref: ModelRef,
+    tasks: Sequence[str],
+    out: Path,
+    *,
+    style: PromptStyle,
+    limit: int | None,
+) -> None:
+    """Evaluate a model through lm_eval and leave its result and sample files below `out`.
+
+    Raises:
+        UserError: the files that lm_eval wrote are not whole (it swallows errors while saving).
+    """
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    lm = pool.load(ref)
+    tracker = EvaluationTracker(output_path=str(out))
+    with _lm_eval_quiet():
+        results = lm_eval.simple_evaluate(
+            model=lm,
+            model_args=dict(ref.args),
+            tasks=list(tasks),
+            num_fewshot=style.num_fewshot,
+            limit=limit,
+            log_samples=True,
+            evaluation_tracker=tracker,
+            system_instruction=style.system_prompt,
+            apply_chat_template=style.chat_template,
+            fewshot_as_multiturn=style.chat_template,
+            task_manager=harness.manager,
+        )
+        results["config"]["model"] = ref.model
+        samples = results.pop("samples")
+        tracker.save_results_aggregated(results=results, samples=samples)
+        for task in results["configs"]:
+            tracker.save_results_samples(task_name=task, samples=samples[task])
+    read_evaluation(out)
+
+
+def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Sequence[str], style: PromptStyle) -> LabelSet:
+    """Let a model label documents: its log-likelihoods of the choices, normalised over them.
+
+    Args:
+        lm: any lm_eval model that scores continuations.
+        task: whose prompts and choices.
+        docs: the rows to label.
+        ids: their row ids.
+        style: how to prompt.
+    """
+    requests = task.requests(docs, style, lm)
+    logliks: npt.NDArray[Any] = np.array([a[0] for a in lm.loglikelihood(requests)]).reshape(len(docs), -1)
+    weights = np.exp(logliks - logliks.max(axis=1, keepdims=True))
+    soft = weights / weights.sum(axis=1, keepdims=True)
+    return LabelSet(tuple(ids), soft, np.array([task.gold(doc) for doc in docs], dtype=int))

@@ -1,0 +1,124 @@
+"""`w2s label` and `w2s finetune`: one stage alone, outside an experiment."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from trainers import harness as hn
+from trainers import lora, weak
+from trainers.config import Strong, Trainable, Weak, set_value
+from trainers.labels import LabelSet, gold_labels
+from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.models.ref import ModelRef
+
+TRAINERS: dict[str, tuple[type[Trainable], Any]] = {"lora": (Strong, lora.fit), "classifier": (Weak, weak.fit)}
+
+
+def _task(name: str, include_path: Sequence[str]) -> hn.HarnessTask:
+    task = hn.Harness(include_path).task(name)
+    task.check_trainable()
+    return task
+
+
+def label_rows(
+    task_name: str,
+    model: str,
+    args: dict[str, Any],
+    out: Path,
+    limit: int | None,
+    num_fewshot: int,
+    include_path: Sequence[str],
+) -> LabelSet:
+    """Label the first rows of a training split and write the label set.
+
+    Raises:
+        UserError: an unknown model or task, or a file that can't be written.
+    """
+    from lm_eval.api.registry import model_registry
+
+    task = _task(task_name, include_path)
+    if model not in model_registry:
+        raise UserError(f"no model '{model}' in lm_eval.{nearest(model, list(model_registry))}")
+    docs, ids = task.train_docs[:limit], task.train_ids[:limit]
+    lm = hn.ModelPool().load(ModelRef(model, args))
+    labels = hn.label(lm, task, docs, ids, hn.PromptStyle(num_fewshot))
+    temporary = out.with_name(f".{out.name}.tmp")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        labels.save(temporary)
+    except OSError as error:
+        raise UserError(f"{out} can't be written: {error.strerror}.") from error
+    temporary.replace(out)
+    return labels
+
+
+def _settings(kind: type[Trainable], model: str, assignments: Sequence[str]) -> Trainable:
+    data: dict[str, Any] = {"model": model}
+    for assignment in assignments:
+        set_value(data, assignment)
+    try:
+        return kind.model_validate(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        hint = nearest(key, kind.model_fields) if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"--set {key}: {first['msg']}.{hint}") from error
+
+
+def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tuple[list[dict[str, Any]], LabelSet]:
+    """The label set and its documents, matched by row id."""
+    by_id = dict(zip(task.train_ids, task.train_docs, strict=True))
+    if labels is None:
+        ids = task.train_ids[:limit]
+        docs = [by_id[i] for i in ids]
+        return docs, gold_labels(ids, [task.gold(d) for d in docs], len(task.choices))
+    found = LabelSet.load(labels)
+    if limit is not None:
+        found = LabelSet(found.row_id[:limit], found.soft[:limit], found.gold[:limit])
+    missing = [i for i in found.row_id if i not in by_id]
+    if missing:
+        raise UserError(
+            f"{labels}: row {missing[0]} is not in the training split of '{task.name}'; were these labels made for it?"
+        )
+    return [by_id[i] for i in found.row_id], found
+
+
+def finetune_model(
+    task_name: str,
+    model: str,
+    trainer: str,
+    labels: Path | None,
+    out: Path,
+    limit: int | None,
+    assignments: Sequence[str],
+    seed: int,
+    include_path: Sequence[str],
+) -> ModelRef:
+    """Train one model into a new folder; nothing is left there if it fails.
+
+    Raises:
+        UserError: the folder exists, an unknown trainer or setting, labels of another task.
+    """
+    if trainer not in TRAINERS:
+        raise UserError(f"no trainer '{trainer}'.{nearest(trainer, TRAINERS)} Known: {', '.join(TRAINERS)}.")
+    if out.exists():
+        raise UserError(f"{out} exists; choose a new folder for --out.")
+    kind, fit = TRAINERS[trainer]
+    settings = _settings(kind, model, assignments)
+    task = _task(task_name, include_path)
+    docs, found = _chosen(task, labels, limit)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as tmp:
+        work = Path(tmp) / "stage"
+        work.mkdir()
+        ref = fit(task, docs, found, settings, work, pool=hn.ModelPool(), seed=seed, title=f"train {trainer}")
+        shutil.rmtree(work / "checkpoints", ignore_errors=True)
+        ref.save(work)
+        work.replace(out)
+    return ModelRef.load(out)

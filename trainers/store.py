@@ -1,0 +1,193 @@
+"""The stage store: finished work is found again by the hash of its recipe, never by its name.
+
+A stage is a folder ``stages/<kind>-<key>``. It is written to a work folder; its manifest, with the hash of every file, is
+written last, and the folder is then renamed. A killed build leaves only a work folder, whose checkpoints the next build
+goes on from. Files are checked against the manifest when a stage is found; an altered stage is built anew.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from w2s_tasks.assets import sha256_file
+from w2s_tasks.errors import UserError
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+PRESENTATION = {
+    "cli.py",
+    "report.py",
+    "page.py",
+    "tables.py",
+    "figures.py",
+    "progress.py",
+    "doctor.py",
+    "validate.py",
+    "plan.py",
+}
+LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
+
+
+@functools.cache
+def code_version() -> str:
+    """Hash of the source of both packages, without what only presents: a changed program finds no old artefact."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for package in ("trainers", "w2s_tasks"):
+        for path in sorted((root / package).rglob("*.py")):
+            if path.name not in PRESENTATION:
+                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """The key of a recipe: 16 hex digits of the sha256 of its canonical JSON."""
+    text = json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = "missing"
+    return found
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as f:
+        f.write(text)
+        f.flush()
+        os.fsync(f.fileno())
+    temporary.replace(path)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder, its key, how long it took, and whether it was there already."""
+
+    kind: str
+    key: str
+    path: Path
+    seconds: float
+    reused: bool
+
+
+class Store:
+    """The stages of a run folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root / "stages"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the run folder {root} can't be written: {error.strerror}. Choose another with --runs-dir."
+            ) from error
+
+    def _folder(self, kind: str, key: str) -> Path:
+        return self.root / f"{kind}-{key}"
+
+    def work_folder(self, kind: str, key: str) -> Path:
+        """Where a stage is being built; its checkpoints outlive a kill."""
+        return self.root / f".work-{kind}-{key}"
+
+    def exists(self, kind: str, key: str) -> bool:
+        """Whether a stage is there, without checking its files."""
+        return (self._folder(kind, key) / MANIFEST).is_file()
+
+    def find(self, kind: str, key: str) -> Stage | None:
+        """The finished stage, if it is there and every file is as its manifest says."""
+        folder = self._folder(kind, key)
+        if not (folder / MANIFEST).is_file():
+            return None
+        try:
+            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            altered = [n for n, digest in manifest["files"].items() if sha256_file(folder / n) != digest]
+        except (OSError, ValueError, KeyError) as error:
+            altered = [str(error)]
+        if altered:
+            log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered[0])
+            return None
+        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+
+    def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        """Return the stage of this recipe, building it where it is not there whole.
+
+        Args:
+            kind: a word for the folder's name.
+            recipe: all that the result depends on.
+            builder: fills an empty folder (which may hold checkpoints of a killed build).
+        """
+        key = recipe_key(recipe)
+        found = self.find(kind, key)
+        if found:
+            return found
+        lock = FileLock(self.root / f".lock-{kind}-{key}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s-%s is being built by another process; waiting for it", kind, key)
+            lock.acquire()
+        try:
+            return self.find(kind, key) or self._build(kind, key, recipe, builder)
+        finally:
+            lock.release()
+
+    def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        work = self.work_folder(kind, key)
+        work.mkdir(exist_ok=True)
+        for leftover in work.iterdir():
+            if leftover.name != CHECKPOINTS:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        start = time.monotonic()
+        builder(work)
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+        seconds = time.monotonic() - start
+        files = {p.relative_to(work).as_posix(): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
+        manifest = {
+            "kind": kind,
+            "key": key,
+            "recipe": recipe,
+            "files": files,
+            "seconds": round(seconds, 3),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": _versions(),
+            "git": _git_commit(),
+        }
+        write_atomic(work / MANIFEST, json.dumps(manifest, indent=2, default=str))
+        final = self._folder(kind, key)
+        if final.exists():
+            shutil.rmtree(final)
+        work.replace(final)
+        return Stage(kind, key, final, seconds, reused=False)

@@ -1,0 +1,250 @@
+"""What all local trainers share: transformers' Trainer over a loss on the choices, curves, checkpoints, progress.
+
+A trainer gives rows (a dict each, with ``targets``: the label distribution) and a function from a batch to the model's
+log-probabilities over the choices. The loss of an optimizer step is the mean over all its rows, however they are cut into
+micro-batches.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import random
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from tqdm import tqdm
+from transformers import (
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from trainers.config import Trainable
+from trainers.losses import LOSSES, Loss
+from trainers.store import CHECKPOINTS, write_atomic
+from w2s_tasks.errors import UserError, nearest
+
+log = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+Collate = Callable[[Sequence[Row]], dict[str, Any]]
+ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
+CURVE_POINTS = 5
+
+
+class Bar(TrainerCallback):
+    """One progress bar for the optimizer steps, with the last loss."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.bar: Any = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Open the bar where training goes on from."""
+        self.bar = tqdm(
+            total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False, disable=None
+        )
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Move the bar."""
+        self.bar.update(state.global_step - self.bar.n)
+
+    def on_log(
+        self,
+        args: TrainingArguments,  # noqa: ARG002
+        state: TrainerState,  # noqa: ARG002
+        control: TrainerControl,  # noqa: ARG002
+        logs: Mapping[str, float] | None = None,
+        **_: Any,
+    ) -> None:
+        if self.bar is not None and logs and "loss" in logs:
+            self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+        """Close the bar."""
+        self.bar.close()
+
+
+class ChoiceTrainer(Trainer):
+    """transformers' Trainer with a loss over a task's choices."""
+
+    def __init__(self, *args: Any, choice_logprobs: ChoiceLogprobs, loss: Loss, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._choice_logprobs, self._loss = choice_logprobs, loss
+        # Our loss is a sum over rows divided by the rows of the whole step, so accumulation must not divide again.
+        self.loss_is_scaled_for_ga = True
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
+        rows = torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
+        if self.args.world_size > 1:
+            # Gradients are averaged over processes, so the divisor is the mean number of rows a process.
+            rows = self.accelerator.gather(rows).float().mean()
+        return rows
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> Any:
+        """Sum of the rows' losses over the number of rows in the optimizer step."""
+        targets = inputs["targets"]
+        logprobs = self._choice_logprobs(model, {k: v for k, v in inputs.items() if k != "targets"})
+        progress = self.state.global_step / max(1, self.state.max_steps)
+        losses = self._loss(logprobs, targets.to(logprobs), progress)
+        loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
+        return (loss, {"logprobs": logprobs}) if return_outputs else loss
+
+    def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
+        """Loss against the labels and accuracy against gold on the rows that were held back."""
+        rows = self.eval_dataset if eval_dataset is None else eval_dataset
+        self.model.eval()
+        losses: list[torch.Tensor] = []
+        right = 0
+        size = self.args.per_device_eval_batch_size
+        with torch.no_grad():
+            for start in range(0, len(rows), size):
+                chunk = rows[start : start + size]
+                batch = self._prepare_inputs(self.data_collator(chunk))
+                logprobs = self._choice_logprobs(self.model, {k: v for k, v in batch.items() if k != "targets"})
+                losses.append(-(batch["targets"].to(logprobs) * logprobs).sum(-1))
+                right += int((logprobs.argmax(-1).cpu() == torch.tensor([r["gold"] for r in chunk])).sum())
+        metrics = {"eval_loss": float(torch.cat(losses).mean()), "eval_accuracy": right / len(rows)}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.model.train()
+        return metrics
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Whether every file that a resume needs is there and readable."""
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    if not all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in needed):
+        return False
+    weights = list(checkpoint.glob("*.safetensors"))
+    try:
+        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+        for name in ("optimizer.pt", "scheduler.pt"):
+            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+        for path in weights:
+            with safe_open(path, framework="pt") as f:
+                f.keys()
+    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+        log.warning("%s is not whole (%s); an older checkpoint is taken", checkpoint.name, error)
+        return False
+    return bool(weights)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole; Trainer's own choice is the highest number, whole or not."""
+    numbered = sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
+    for checkpoint in numbered:
+        if _whole(checkpoint):
+            return checkpoint
+        shutil.rmtree(checkpoint)
+    return None
+
+
+def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+    """Split off at most 200 rows for the evaluation curve; the same rows for every arm of a seed."""
+    n = min(200, int(len(rows) * share))
+    order = list(range(len(rows)))
+    random.Random(seed).shuffle(order)  # noqa: S311
+    return [rows[i] for i in order[n:]], [rows[i] for i in order[:n]]
+
+
+def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: bool, seed: int) -> TrainingArguments:
+    steps = max(1, math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs))
+    every = max(1, steps // CURVE_POINTS)
+    values: dict[str, Any] = {
+        "output_dir": str(out / CHECKPOINTS),
+        "num_train_epochs": settings.epochs,
+        "per_device_train_batch_size": settings.batch_size,
+        "per_device_eval_batch_size": 64,
+        "learning_rate": lr,
+        "lr_scheduler_type": settings.schedule,
+        "warmup_steps": round(settings.warmup * steps),
+        "weight_decay": settings.weight_decay,
+        "seed": seed,
+        "logging_steps": 1,
+        "eval_strategy": "steps" if has_eval else "no",
+        "eval_steps": every,
+        "save_strategy": "steps",
+        "save_steps": max(1, every),
+        "save_total_limit": 2,
+        "disable_tqdm": True,
+        "report_to": "none",
+        "remove_unused_columns": False,
+        "dataloader_pin_memory": False,
+        "restore_callback_states_from_checkpoint": False,
+    }
+    known = set(TrainingArguments.__dataclass_fields__)
+    for key in settings.trainer_args:
+        if key not in known:
+            raise UserError(f"trainer_args: transformers' TrainingArguments has no field '{key}'.{nearest(key, known)}")
+    return TrainingArguments(**{**values, **settings.trainer_args})
+
+
+def fit_choices(
+    model: torch.nn.Module,
+    rows: list[Row],
+    *,
+    collate: Collate,
+    choice_logprobs: ChoiceLogprobs,
+    settings: Trainable,
+    lr: float,
+    method: str,
+    out: Path,
+    seed: int,
+    title: str,
+) -> None:
+    """Train `model` in place and write curves.json; goes on from the newest whole checkpoint in `out`.
+
+    Args:
+        model: what the optimizer sees.
+        rows: each with ``targets`` (label distribution), ``gold`` (for the curve) and what `collate` needs.
+        collate: rows to a batch with ``targets`` of shape [rows, choices].
+        choice_logprobs: model and batch to normalised log-probabilities, shape [rows, choices].
+        settings: epochs, batch size and the rest.
+        lr: peak learning rate.
+        method: a name in `LOSSES`.
+        out: the stage's work folder.
+        seed: order of the rows, dropout.
+        title: of the progress bar.
+    """
+    train, held = hold_out(rows, settings.holdout, seed)
+    if not train:
+        raise UserError("nothing to train on: the label set is empty.")
+    args = _arguments(settings, lr, out, len(train), bool(held), seed)
+    trainer = ChoiceTrainer(
+        model=model,
+        args=args,
+        train_dataset=train,
+        eval_dataset=held or None,
+        data_collator=collate,
+        choice_logprobs=choice_logprobs,
+        loss=LOSSES[method],
+        callbacks=[Bar(title)],
+    )
+    for noisy in (PrinterCallback, ProgressCallback):
+        trainer.remove_callback(noisy)
+    checkpoint = newest_checkpoint(out / CHECKPOINTS)
+    if checkpoint:
+        log.info("%s: going on from %s", title, checkpoint.name)
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
+        raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
+    keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy")
+    curve = [{k: entry[k] for k in keep if k in entry} for entry in trainer.state.log_history]
+    write_atomic(out / "curves.json", json.dumps([c for c in curve if "loss" in c or "eval_loss" in c]))

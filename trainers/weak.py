@@ -1,0 +1,117 @@
+"""The classifier trainer: fine-tunes an encoder with a classification head on labels of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from trainers.config import Weak
+from trainers.harness import HarnessTask, ModelPool, PromptStyle
+from trainers.labels import LabelSet
+from trainers.training import Row, fit_choices
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.classifier import CONFIG_KEY, document_text, encode_texts, window
+from w2s_tasks.models.packed_hf import default_device
+from w2s_tasks.models.ref import ModelRef, resolve
+
+ENCODER_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def untrained(settings: Weak, choices: Sequence[str]) -> ModelRef:
+    """The supervisor before training: its head is random, so it is no baseline, only a check."""
+    args = {"pretrained": settings.model, "untrained_head": len(choices), **settings.model_args}
+    return ModelRef("w2s-classifier", args | ({"text": settings.text} if settings.text else {}))
+
+
+def _constant_choices(task: HarnessTask, docs: Sequence[dict[str, Any]]) -> list[str]:
+    choices = list(task.task.doc_to_choice(docs[0]))
+    for i, doc in enumerate(docs):
+        if list(task.task.doc_to_choice(doc)) != choices:
+            raise UserError(
+                f"the task '{task.name}' has other choices for row {i} than for row 0: a classifier needs the same ones "
+                "for every row. Use weak.trainer: lora."
+            )
+    return choices
+
+
+def fit(
+    task: HarnessTask,
+    docs: Sequence[dict[str, Any]],
+    labels: LabelSet,
+    settings: Weak,
+    out: Path,
+    *,
+    pool: ModelPool,  # noqa: ARG001 - one interface for all trainers
+    method: str = "xent",
+    seed: int = 0,
+    title: str = "weak",
+) -> ModelRef:
+    """Fine-tune the encoder of `settings.model`.
+
+    Args:
+        task: renders the prompt where ``settings.text`` is null, and names the choices.
+        docs: the documents of the label set, in its order.
+        labels: what to learn, soft or hard.
+        settings: model and hyperparameters.
+        out: the folder to fill: ``model/`` (safetensors, with tokenizer) and ``curves.json``.
+        pool: unused.
+        method: a loss of `trainers.losses`.
+        seed: of the head, the row order and dropout.
+        title: of the progress bar.
+
+    Raises:
+        UserError: choices that differ between rows, a column that is not there, a model that can't be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+
+    choices = _constant_choices(task, docs)
+    path = resolve(settings.model)
+    set_seed(seed)
+    try:
+        config = AutoConfig.from_pretrained(path)
+        config.num_labels = len(choices)
+        config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
+        setattr(config, CONFIG_KEY, {"text": settings.text})
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, use_safetensors=True, dtype=torch.float32
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except OSError as error:
+        raise UserError(f"could not load '{settings.model}': {str(error).splitlines()[0]}") from error
+    model.to(default_device())
+    prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
+    texts = [document_text(settings.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
+    encoded = encode_texts(tokenizer, texts, settings.max_length or window(tokenizer, config))
+    rows: list[Row] = [
+        {**e, "targets": y, "gold": int(g)} for e, y, g in zip(encoded, labels.soft.tolist(), labels.gold, strict=True)
+    ]
+
+    def collate(batch: Sequence[Row]) -> dict[str, Any]:
+        columns = [{k: row[k] for k in ENCODER_FIELDS if k in row} for row in batch]
+        return {
+            **tokenizer.pad(columns, return_tensors="pt"),
+            "targets": torch.tensor([row["targets"] for row in batch]),
+        }
+
+    def choice_logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        logits: torch.Tensor = model(**batch).logits
+        return logits.float().log_softmax(-1)
+
+    fit_choices(
+        model,
+        rows,
+        collate=collate,
+        choice_logprobs=choice_logprobs,
+        settings=settings,
+        lr=settings.lr,
+        method=method,
+        out=out,
+        seed=seed,
+        title=title,
+    )
+    model.save_pretrained(out / "model")
+    tokenizer.save_pretrained(out / "model")
+    return ModelRef("w2s-classifier", {"pretrained": str(out / "model"), **settings.model_args})

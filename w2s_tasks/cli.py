@@ -1,0 +1,107 @@
+"""Commands that need no trainer: eval, tasks, doctor, fetch. `trainers/cli.py` mounts them under `w2s`."""
+
+from __future__ import annotations
+
+import logging
+import re
+import sys
+from typing import Annotated
+
+import typer
+
+from w2s_tasks import TASK_PATH, assets
+from w2s_tasks.errors import UserError
+
+KEY_ARGUMENT = re.compile(r"(?i)\b(api_?key|token|secret|password)\s*[\"']?\s*[=:]")
+
+
+def evaluate(context: typer.Context) -> None:
+    """Evaluate a model: every flag of `lm_eval run`, with our tasks and models there, and a start of seconds.
+
+    \b
+    w2s eval --model w2s-hf --model_args pretrained=pypi:smollm2-135m-instruct --tasks w2s_sst2 --limit 100
+    w2s eval --model w2s-hf --model_args pretrained=BASE,peft=ADAPTER --tasks w2s_ethics_all --num_fewshot 4
+    w2s eval --model w2s-classifier --model_args pretrained=FOLDER,text=sentence --tasks w2s_sst2
+    w2s eval --help-lm-eval     all flags
+    """
+    arguments = list(context.args)
+    if not arguments:
+        typer.echo(context.get_help())
+        raise typer.Exit(0)
+    if arguments == ["--help-lm-eval"]:
+        arguments = ["--help"]
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        if before in ("--model_args", "-a") and KEY_ARGUMENT.search(argument):
+            raise UserError("keys are read from the environment only: lm_eval writes model_args into its result files.")
+    import lm_eval.tasks
+
+    from w2s_tasks import register
+    from w2s_tasks.manager import W2STaskManager
+
+    register()
+    lm_eval.tasks.TaskManager = W2STaskManager
+    from lm_eval.__main__ import cli_evaluate
+
+    sys.argv = ["lm_eval", "run", *arguments]
+    cli_evaluate()
+
+
+def tasks(
+    path: Annotated[
+        bool, typer.Option("--path", help="Print only the folder for the stock `lm_eval --include_path`.")
+    ] = False,
+) -> None:
+    """List our tasks and groups.
+
+    \b
+    w2s tasks
+    lm_eval run --include_path "$(w2s tasks --path)" --tasks w2s_sst2 --model hf --model_args pretrained=gpt2
+    """
+    if path:
+        typer.echo(str(TASK_PATH))
+        return
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_path=str(TASK_PATH), include_defaults=False)
+    for title, names in (("groups", manager.all_groups), ("tasks", manager.all_subtasks)):
+        typer.echo(f"{title}:")
+        for name in names:
+            typer.echo(f"  {name}")
+
+
+def fetch(
+    names: Annotated[list[str] | None, typer.Argument(help="Which assets; all of them by default.")] = None,
+) -> None:
+    """Download the offline default's models and data from the package index into the cache.
+
+    \b
+    w2s fetch
+    w2s fetch smollm2-135m-instruct
+    """
+    for name in names or list(assets.ASSETS):
+        state = "there already" if assets.is_fetched(name) else "fetched"
+        path = assets.fetch(name)
+        typer.echo(f"{name}: {state}, {path}")
+
+
+def doctor() -> None:
+    """Tell what works on this machine, and what to do about the rest."""
+    from w2s_tasks.doctor import examine
+
+    raise typer.Exit(0 if examine() else 1)
+
+
+def mount(app: typer.Typer) -> None:
+    """Add these commands to an application."""
+    passthrough = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command("eval", context_settings=passthrough)(evaluate)
+    app.command("tasks")(tasks)
+    app.command("fetch")(fetch)
+    app.command("doctor")(doctor)
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Our warnings on standard error, plain; other libraries only where asked for."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("w2s_tasks", "trainers"):
+        logging.getLogger(name).setLevel(logging.INFO if verbose else logging.WARNING)
