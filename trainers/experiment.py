@@ -23,7 +23,7 @@ import numpy as np
 from trainers import harness as hn
 from trainers import lora, splits, weak
 from trainers.config import PLAIN_ARMS, Experiment, Trainable
-from trainers.label_ops import LABEL_OPS
+from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet, gold_labels
 from trainers.progress import Progress
 from trainers.store import Stage, Store, code_version, recipe_key
@@ -132,7 +132,8 @@ class Flow:
             if name not in PLAIN_ARMS:
                 for method in config.methods if name == "student" else ["xent"]:
                     arm = Arm(name, method, seed)
-                    fitted = self._fit_step(arm, config.strong, (labels, split), lambda: self._count(split, "transfer"))
+                    inputs = (split,) if name in WITHOUT_TEACHER else (split, labels)
+                    fitted = self._fit_step(arm, config.strong, inputs, lambda: self._count(split, "transfer"))
                     self._evaluations(arm, fitted)
 
     def _fit_step(self, arm: Arm, settings: Trainable, inputs: tuple[str, ...], rows: Callable[[], int]) -> str:
@@ -285,7 +286,10 @@ class Flow:
     def _arm_labels(self, arm: Arm, inputs: tuple[str, ...]) -> LabelSet:
         if arm.name == "weak":
             return self._gold(self._side(inputs[0], "weak"))
-        labels = LabelSet.load(self.stages[inputs[0]].path / "labels.parquet")
+        if arm.name in WITHOUT_TEACHER:
+            labels = self._gold(self._side(inputs[0], "transfer"))
+        else:
+            labels = LabelSet.load(self.stages[inputs[1]].path / "labels.parquet")
         if arm.name == "self_labels":
             lm = self.pool.load(lora.base_ref(self.config.strong))
             style = lora.style_of(self.config.strong)

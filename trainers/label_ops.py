@@ -14,12 +14,12 @@ from trainers.labels import LabelSet, gold_labels
 LabelOp = Callable[[LabelSet, np.random.Generator], LabelSet]
 
 
-def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:  # noqa: ARG001
+def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The weak labels as they are."""
     return labels
 
 
-def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:  # noqa: ARG001
+def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The gold labels of the same rows."""
     return gold_labels(labels.row_id, labels.gold.tolist(), labels.soft.shape[1])
 
@@ -44,6 +44,9 @@ def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     drawn = np.array([rng.choice(choices, p=rates[g]) for g in labels.gold], dtype=int)
     return labels.with_soft(np.eye(choices)[drawn])
 
+
+WITHOUT_TEACHER = ("ceiling", "random_labels")
+"""Operations that need only the rows: the arms that use them don't depend on the weak supervisor."""
 
 LABEL_OPS: dict[str, LabelOp] = {
     "student": student,

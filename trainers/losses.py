@@ -13,7 +13,7 @@ import torch
 Loss = Callable[[torch.Tensor, torch.Tensor, float], torch.Tensor]
 
 
-def xent(logprobs: torch.Tensor, targets: torch.Tensor, progress: float) -> torch.Tensor:  # noqa: ARG001
+def xent(logprobs: torch.Tensor, targets: torch.Tensor, progress: float) -> torch.Tensor:
     """Cross-entropy with the label, soft or hard: -sum_c y_c log p_c.
 
     Args:

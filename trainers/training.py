@@ -49,34 +49,36 @@ class Bar(TrainerCallback):
         self.title = title
         self.bar: Any = None
 
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar where training goes on from."""
         self.bar = tqdm(
             total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False, disable=None
         )
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Move the bar."""
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(
         self,
-        args: TrainingArguments,  # noqa: ARG002
-        state: TrainerState,  # noqa: ARG002
-        control: TrainerControl,  # noqa: ARG002
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
         logs: Mapping[str, float] | None = None,
         **_: Any,
     ) -> None:
         if self.bar is not None and logs and "loss" in logs:
             self.bar.set_postfix(loss=f"{float(logs['loss']):.3f}")
 
-    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ARG002
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""
         self.bar.close()
 
 
 class ChoiceTrainer(Trainer):
     """transformers' Trainer with a loss over a task's choices."""
+
+    control: TrainerControl
 
     def __init__(self, *args: Any, choice_logprobs: ChoiceLogprobs, loss: Loss, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -44,7 +44,7 @@ def fit(
     settings: Weak,
     out: Path,
     *,
-    pool: ModelPool,  # noqa: ARG001 - one interface for all trainers
+    pool: ModelPool,
     method: str = "xent",
     seed: int = 0,
     title: str = "weak",

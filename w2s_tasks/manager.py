@@ -25,7 +25,7 @@ class W2STaskManager(TaskManager):
 
     def __init__(
         self,
-        verbosity: str | None = None,  # noqa: ARG002 - lm_eval's signature
+        verbosity: str | None = None,
         include_path: str | Path | Sequence[str | Path] | None = None,
         include_defaults: bool = True,
         metadata: dict[str, Any] | None = None,

@@ -126,8 +126,8 @@ class W2SClassifier(LM):
         max_length: int | None = None,
         token_budget: int = 2048,
         untrained_head: bool | int = False,
-        batch_size: int | str | None = None,  # noqa: ARG002 - lm_eval always passes it; batches follow the token budget
-        max_batch_size: int | None = None,  # noqa: ARG002
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
     ) -> None:
         """Load a checkpoint.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
 
@@ -22,7 +23,7 @@ from w2s_tasks.models.ref import resolve
 
 log = logging.getLogger(__name__)
 
-Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
+Encoded = tuple[tuple[str, str] | None, packing.Tokens, packing.Tokens]
 
 
 def default_device() -> str:
@@ -42,6 +43,8 @@ def _refuse_classifier(config: Any, name: str) -> None:
 
 class W2SHF(HFLM):
     """lm_eval's ``hf`` with token-frugal scoring; one loaded base can serve many adapters (`use_adapter`)."""
+
+    _model: Any
 
     def __init__(
         self,
@@ -113,6 +116,13 @@ class W2SHF(HFLM):
         if self.prefix_token_id != tokens[0]:
             return [self.prefix_token_id], tokens
         return tokens[:1], tokens[1:]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation given its context, and whether greedy decoding would give it."""
+        pairs: list[tuple[str, str]] = [request.args for request in requests]
+        encoded = self.encode(pairs)
+        keyed: list[Encoded] = [(pair, c, t) for pair, (c, t) in zip(pairs, encoded, strict=True)]
+        return self._loglikelihood_tokens(keyed, disable_tqdm)
 
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None

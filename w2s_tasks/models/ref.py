@@ -25,7 +25,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @functools.lru_cache(maxsize=256)
-def _file_hash(path: str, size: int, mtime_ns: int) -> str:  # noqa: ARG001 - a changed file is another cache entry
+def _file_hash(path: str, size: int, mtime_ns: int) -> str:
     return assets.sha256_file(Path(path))
 
 

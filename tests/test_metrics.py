@@ -1,0 +1,73 @@
+"""Scores against scikit-learn and against their definitions."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn import metrics as sk
+
+from w2s_tasks import metrics as m
+
+RNG = np.random.default_rng(0)
+PAIRS = list(zip(RNG.integers(2, size=300).tolist(), RNG.integers(2, size=300).tolist(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        (m.precision, sk.precision_score),
+        (m.recall, sk.recall_score),
+        (m.f1, sk.f1_score),
+        (m.balanced_acc, sk.balanced_accuracy_score),
+        (m.mcc, sk.matthews_corrcoef),
+    ],
+)
+def test_scores_equal_scikit_learn(ours, theirs):
+    gold, predicted = zip(*PAIRS, strict=True)
+    assert ours(PAIRS) == pytest.approx(theirs(gold, predicted))
+
+
+def test_scores_of_the_studys_confusion_matrix():
+    pairs = [(0, 0)] * 414 + [(0, 1)] * 14 + [(1, 0)] * 21 + [(1, 1)] * 423
+    assert m.precision(pairs) == pytest.approx(423 / 437)
+    assert m.recall(pairs) == pytest.approx(423 / 444)
+
+
+def test_scores_are_zero_where_nothing_is_called_positive():
+    pairs = [(1, 0), (0, 0)]
+    assert (m.precision(pairs), m.recall(pairs), m.f1(pairs), m.mcc(pairs)) == (0, 0, 0, 0)
+
+
+@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc"])
+def test_standard_error_equals_a_row_bootstrap(score):
+    rows = np.array(PAIRS)
+    rng = np.random.default_rng(5)
+    draws = [getattr(m, score)(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(1500)]
+    assert getattr(m, f"{score}_stderr")(PAIRS) == pytest.approx(np.std(draws, ddof=1), rel=0.1)
+
+
+def test_clustered_error_equals_the_plain_one_for_single_rows_and_grows_with_equal_rows():
+    values = RNG.integers(2, size=200).astype(float)
+    plain = values.std() / np.sqrt(200)
+    assert m.clustered_stderr(values, np.arange(200)) == pytest.approx(plain)
+    doubled = np.repeat(values, 2)
+    assert m.clustered_stderr(doubled, np.repeat(np.arange(200), 2)) == pytest.approx(plain)
+
+
+def test_exact_match_counts_whole_groups_only():
+    items = [(0, 1.0)] * 4 + [(1, 1.0)] * 3 + [(1, 0.0)] + [(2, 1.0)] * 2
+    assert m.exact_match(items) == 0.5
+    assert m.grouped_acc(items) == pytest.approx(0.9)
+
+
+def _rating(pair: int, role: int, best: int) -> tuple[int, int, float]:
+    logliks = [(0.0 if k == best else -50.0, False) for k in range(1, 10)]
+    return m.expected_rating({"pair": pair, "role": role}, logliks)["acc"]
+
+
+def test_ranking_compares_the_two_scenarios_of_a_pair():
+    items = [_rating(0, 1, 8), _rating(0, 0, 3), _rating(1, 0, 7), _rating(1, 1, 2), _rating(2, 1, 5), _rating(2, 0, 5), _rating(3, 1, 9)]
+    assert items[0][2] == pytest.approx(8, abs=1e-6)
+    assert m.ranking_pairs(items) == 3
+    assert m.ranking_acc(items) == pytest.approx(1 / 3)
+    assert m.ranking_ties(items) == pytest.approx(1 / 3)
