@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on more
 
 GOOD = "lovely brave warm clever bright kind honest".split()
 BAD = "dull cruel cold stupid dark mean false".split()
@@ -79,7 +80,9 @@ def causal_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactor
         "llama": lambda: tf.LlamaConfig(**size, num_key_value_heads=2, **window),
         "qwen2": lambda: tf.Qwen2Config(**size, num_key_value_heads=2, **window),
         "gpt_neox": lambda: tf.GPTNeoXConfig(**size, **window),
-        "gpt2": lambda: tf.GPT2Config(vocab_size=600, n_embd=48, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2),
+        "gpt2": lambda: tf.GPT2Config(
+            vocab_size=600, n_embd=48, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2
+        ),
     }
 
     def make(architecture: str = "llama") -> Path:
@@ -105,7 +108,12 @@ def encoder_folder(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFact
 
     torch.manual_seed(1)
     config = tf.BertConfig(
-        vocab_size=600, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, max_position_embeddings=128
+        vocab_size=600,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
     )
     folder = tmp_path_factory.mktemp("encoder")
     tf.BertModel(config).save_pretrained(folder)
@@ -189,8 +197,7 @@ def smollm2() -> str:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> Iterator[None]:
+def _quiet() -> None:
     import logging
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    yield

@@ -66,7 +66,15 @@ def _rating(pair: int, role: int, best: int) -> tuple[int, int, float]:
 
 
 def test_ranking_compares_the_two_scenarios_of_a_pair():
-    items = [_rating(0, 1, 8), _rating(0, 0, 3), _rating(1, 0, 7), _rating(1, 1, 2), _rating(2, 1, 5), _rating(2, 0, 5), _rating(3, 1, 9)]
+    items = [
+        _rating(0, 1, 8),
+        _rating(0, 0, 3),
+        _rating(1, 0, 7),
+        _rating(1, 1, 2),
+        _rating(2, 1, 5),
+        _rating(2, 0, 5),
+        _rating(3, 1, 9),
+    ]
     assert items[0][2] == pytest.approx(8, abs=1e-6)
     assert m.ranking_pairs(items) == 3
     assert m.ranking_acc(items) == pytest.approx(1 / 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -49,6 +51,16 @@ def _main(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
 ) -> None:
     tasks_cli.set_up_logging(verbose)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Turn Ctrl-C into one line and exit code 130; finished stages and checkpoints are on disk by then."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
+        raise SystemExit(130) from None
 
 
 def _prepare(folder: Path, if_exists: IfExists) -> None:
@@ -105,9 +117,10 @@ def run(
     from trainers.report import write_report
     from trainers.tables import show
 
-    flow = open_flow(experiment, runs_dir)
-    flow.run(Progress(quiet))
-    report, path = write_report(flow)
+    with _interruptible():
+        flow = open_flow(experiment, runs_dir)
+        flow.run(Progress(quiet))
+        report, path = write_report(flow)
     show(report)
     typer.echo(f"report: {path}")
 
@@ -193,7 +206,8 @@ def label(
     _quiet_libraries()
     from trainers.stages import label_rows
 
-    labels = label_rows(task, model, _model_arguments(model_args), out, limit, num_fewshot, include_path or [])
+    with _interruptible():
+        labels = label_rows(task, model, _model_arguments(model_args), out, limit, num_fewshot, include_path or [])
     typer.echo(f"{len(labels)} labels, {100 * labels.accuracy:.1f} % as gold: {out}")
 
 
@@ -218,20 +232,18 @@ def finetune(
     _quiet_libraries()
     from trainers.stages import finetune_model
 
-    ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
+    with _interruptible():
+        ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
     typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
 
 
 def main() -> None:
-    """Run `w2s`; a user's mistake is one line on standard error and exit code 2, an interrupt 130."""
+    """Run `w2s`; a user's mistake is one line on standard error and exit code 2."""
     try:
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

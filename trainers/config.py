@@ -56,7 +56,7 @@ class Trainable(Section):
     epochs: float = Field(default=1, gt=0)
     """Passes over the labels."""
     batch_size: int = Field(default=32, ge=1)
-    """Rows an optimizer step."""
+    """Rows an optimizer step, over all processes and gradient_accumulation_steps."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -251,9 +251,10 @@ def write_report(flow: Flow) -> tuple[dict[str, Any], Path]:
     """Write report.json and report.html into the run folder; return the report and the path of report.json."""
     from trainers.page import render
 
-    report = build_report(flow)
     path = flow.folder / "report.json"
-    write_atomic(path, json.dumps(report, indent=2, default=str, allow_nan=False))
+    text = json.dumps(build_report(flow), indent=2, default=str, allow_nan=False)
+    report: dict[str, Any] = json.loads(text)
+    write_atomic(path, text)
     write_atomic(flow.folder / "report.html", render(report))
     return report, path.resolve()
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -169,10 +170,16 @@ def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[
 def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: bool, seed: int) -> TrainingArguments:
     steps = max(1, math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs))
     every = max(1, steps // CURVE_POINTS)
+    parts = int(settings.trainer_args.get("gradient_accumulation_steps", 1)) * int(os.environ.get("WORLD_SIZE", "1"))
+    if settings.batch_size % parts:
+        raise UserError(
+            f"batch_size {settings.batch_size} is the rows of an optimizer step; it can't be cut into {parts} equal parts "
+            "(gradient_accumulation_steps x processes)."
+        )
     values: dict[str, Any] = {
         "output_dir": str(out / CHECKPOINTS),
         "num_train_epochs": settings.epochs,
-        "per_device_train_batch_size": settings.batch_size,
+        "per_device_train_batch_size": settings.batch_size // parts,
         "per_device_eval_batch_size": 64,
         "learning_rate": lr,
         "lr_scheduler_type": settings.schedule,

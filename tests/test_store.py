@@ -1,0 +1,103 @@
+"""Finished work is found by its recipe, checked by its hashes, and never found by a changed recipe."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import time
+from pathlib import Path
+
+import pytest
+
+from trainers import store as st
+from w2s_tasks.errors import UserError
+
+RECIPE = {"kind": "x", "a": 1}
+
+
+def _writer(text: str):
+    def build(out: Path) -> None:
+        (out / "data.txt").write_text(text)
+
+    return build
+
+
+def test_a_stage_is_built_once(tmp_path: Path):
+    store = st.Store(tmp_path)
+    first = store.build("x", RECIPE, _writer("one"))
+    second = store.build("x", RECIPE, _writer("two"))
+    assert (first.reused, second.reused) == (False, True)
+    assert (second.path / "data.txt").read_text() == "one"
+    manifest = json.loads((second.path / "manifest.json").read_text())
+    assert manifest["recipe"] == RECIPE
+    assert set(manifest["versions"]) >= {"torch", "lm_eval"}
+
+
+def test_a_changed_recipe_is_another_stage(tmp_path: Path):
+    store = st.Store(tmp_path)
+    assert store.build("x", RECIPE, _writer("one")).path != store.build("x", RECIPE | {"a": 2}, _writer("two")).path
+
+
+@pytest.mark.parametrize("damage", ["altered", "truncated", "removed", "manifest"])
+def test_an_altered_stage_is_built_anew(tmp_path: Path, damage: str):
+    store = st.Store(tmp_path)
+    stage = store.build("x", RECIPE, _writer("one"))
+    file = stage.path / ("manifest.json" if damage == "manifest" else "data.txt")
+    if damage == "removed":
+        file.unlink()
+    else:
+        file.write_text({"altered": "onE", "truncated": "", "manifest": "{"}[damage])
+    again = store.build("x", RECIPE, _writer("one"))
+    assert not again.reused
+    assert (again.path / "data.txt").read_text() == "one"
+
+
+def test_a_failed_build_leaves_no_stage_but_its_checkpoints(tmp_path: Path):
+    store = st.Store(tmp_path)
+
+    def fail(out: Path) -> None:
+        (out / "half.txt").write_text("half")
+        (out / "checkpoints").mkdir()
+        (out / "checkpoints" / "c").write_text("kept")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.build("x", RECIPE, fail)
+    assert store.find("x", st.recipe_key(RECIPE)) is None
+    seen: list[list[str]] = []
+
+    def succeed(out: Path) -> None:
+        seen.append(sorted(p.name for p in out.rglob("*")))
+        (out / "data.txt").write_text("whole")
+
+    stage = store.build("x", RECIPE, succeed)
+    assert seen == [["c", "checkpoints"]]
+    assert sorted(p.name for p in stage.path.iterdir()) == ["data.txt", "manifest.json"]
+
+
+def _slow(root: str, queue: multiprocessing.Queue) -> None:
+    def build(out: Path) -> None:
+        time.sleep(0.5)
+        (out / "data.txt").write_text("x")
+
+    queue.put(st.Store(Path(root)).build("x", RECIPE, build).reused)
+
+
+def test_two_processes_build_a_stage_once(tmp_path: Path):
+    queue: multiprocessing.Queue = multiprocessing.Queue()
+    workers = [multiprocessing.Process(target=_slow, args=(str(tmp_path), queue)) for _ in range(2)]
+    for w in workers:
+        w.start()
+    for w in workers:
+        w.join(30)
+    assert sorted(queue.get(timeout=5) for _ in workers) == [False, True]
+
+
+def test_the_code_is_part_of_every_key():
+    assert len(st.code_version()) == 16
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="can't be written"):
+        st.Store(tmp_path / "file")

@@ -1,0 +1,223 @@
+"""The trainers learn what they are told, score as lm_eval does, and go on where they were stopped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
+
+from trainers import harness as hn
+from trainers import lora, training, weak
+from trainers.config import Strong, Weak
+from trainers.labels import LabelSet, gold_labels
+from trainers.losses import xent
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.ref import folder_hash
+
+
+def _task(folder: Path) -> hn.HarnessTask:
+    return hn.Harness([str(folder)]).task("own_reviews")
+
+
+def _gold(task: hn.HarnessTask, n: int) -> LabelSet:
+    return gold_labels(task.train_ids[:n], [task.gold(d) for d in task.train_docs[:n]], 2)
+
+
+def test_cross_entropy_by_hand():
+    logprobs = torch.tensor([[0.7, 0.3], [0.2, 0.8]]).log()
+    targets = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    expected = [-np.log(0.7), -0.5 * (np.log(0.2) + np.log(0.8))]
+    assert xent(logprobs, targets, 0.0).tolist() == pytest.approx(expected)
+
+
+CHOICE_SETS = [["negative", "positive"], ["0", "1"], ['"0"', '"1"'], ["1", "10"], ["not wrong at all", "wrong"]]
+
+
+@pytest.mark.parametrize("choices", CHOICE_SETS)
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_trainer_scores_every_choice_as_lm_eval_does(own_task: Path, causal_model, choices: list[str], chat: bool):
+    yaml = own_task / "own_reviews.yaml"
+    yaml.write_text(yaml.read_text().replace('["negative", "positive"]', json.dumps(choices)))
+    task, folder = _task(own_task), str(causal_model("llama"))
+    ours = hn.ModelPool().load(lora.base_ref(Strong(model=folder)))
+    style = hn.PromptStyle(chat_template=chat, system_prompt="Be brief." if chat else None)
+    docs = task.train_docs[:6]
+    requests = [r for doc in docs for r in ours.encode(task.pairs(doc, style, ours))]
+    with torch.no_grad():
+        found = lora.choice_logprobs(ours.language_model, requests, 2, ours.max_length)
+    theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1)
+    logliks = torch.tensor([a[0] for a in theirs.loglikelihood(task.requests(docs, style, theirs), disable_tqdm=True)])
+    assert torch.allclose(found, logliks.view(-1, 2).log_softmax(-1), atol=1e-4)
+
+
+@pytest.mark.pypi
+def test_the_trainer_scores_choices_with_a_common_first_token_as_lm_eval_does(own_task: Path, smollm2: str):
+    yaml = own_task / "own_reviews.yaml"
+    yaml.write_text(yaml.read_text().replace('["negative", "positive"]', '["0", "1"]'))
+    task = _task(own_task)
+    ours = hn.ModelPool().load(lora.base_ref(Strong(model=smollm2)))
+    first = [ours.encode(task.pairs(task.train_docs[0], hn.PromptStyle()))[k][1][0] for k in (0, 1)]
+    assert first[0] == first[1]  # SmolLM2 splits ' 0' and ' 1' after the space
+    requests = [r for doc in task.train_docs[:3] for r in ours.encode(task.pairs(doc, hn.PromptStyle()))]
+    with torch.no_grad():
+        found = lora.choice_logprobs(ours.language_model, requests, 2, ours.max_length)
+    theirs = HFLM(smollm2, device="cpu", dtype="float32")
+    answers = theirs.loglikelihood(task.requests(task.train_docs[:3], hn.PromptStyle(), theirs), disable_tqdm=True)
+    assert torch.allclose(found, torch.tensor([a[0] for a in answers]).view(-1, 2).log_softmax(-1), atol=1e-4)
+
+
+def _lora(folder: Path, **more: object) -> Strong:
+    return Strong(model=str(folder), r=8, lr=1e-2, batch_size=16, epochs=3, **more)
+
+
+def test_lora_learns_leaves_the_base_as_it_was_and_runs_under_lm_evals_hf(own_task: Path, causal_model, tmp_path: Path):
+    task, base = _task(own_task), causal_model("llama")
+    pool, settings = hn.ModelPool(), _lora(base)
+    lm = pool.load(lora.base_ref(settings))
+    before = {k: v.clone() for k, v in lm.language_model.state_dict().items()}
+    labels = _gold(task, 160)
+    ref = lora.fit(task, task.train_docs[:160], labels, settings, tmp_path, pool=pool)
+    after = lm.language_model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    test_docs = list(task.task.eval_docs)
+    tuned = hn.label(pool.load(ref), task, test_docs, [str(i) for i in range(60)], hn.PromptStyle())
+    assert tuned.accuracy > 0.85
+    stock = HFLM(str(base), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32")
+    same = hn.label(stock, task, test_docs, [str(i) for i in range(60)], hn.PromptStyle())
+    assert np.allclose(tuned.soft, same.soft, atol=1e-4)
+    files = {p.suffix for p in (tmp_path / "adapter").iterdir()}
+    assert ".safetensors" in files
+    assert not files & {".bin", ".pt"}
+
+
+def test_curves_hold_loss_and_held_back_accuracy_by_step(own_task: Path, causal_model, tmp_path: Path):
+    task = _task(own_task)
+    lora.fit(
+        task, task.train_docs[:80], _gold(task, 80), _lora(causal_model("gpt2"), holdout=0.2), tmp_path, pool=hn.ModelPool()
+    )
+    curve = json.loads((tmp_path / "curves.json").read_text())
+    losses, held = [p for p in curve if "loss" in p], [p for p in curve if "eval_accuracy" in p]
+    assert [p["step"] for p in losses] == list(range(1, 13))
+    assert len(held) >= 4
+    assert losses[-1]["loss"] < losses[0]["loss"]
+
+
+def test_accumulated_gradients_give_the_loss_of_the_whole_batch(own_task: Path, causal_model, tmp_path: Path):
+    task = _task(own_task)
+    curves = []
+    for name, steps in (("whole", 1), ("parts", 3)):
+        settings = Strong(
+            model=str(causal_model("llama")),
+            r=4,
+            lr=1e-2,
+            batch_size=12,
+            holdout=0,
+            trainer_args={"gradient_accumulation_steps": steps},
+        )
+        out = tmp_path / name
+        out.mkdir()
+        # 44 rows: the last step is a partial one, where a mean of means would differ.
+        lora.fit(task, task.train_docs[:44], _gold(task, 44), settings, out, pool=hn.ModelPool())
+        curves.append([p["loss"] for p in json.loads((out / "curves.json").read_text())])
+    assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_the_encoder_learns_and_its_checkpoint_knows_its_text_and_classes(
+    own_task: Path, encoder_folder: Path, tmp_path: Path
+):
+    task = _task(own_task)
+    settings = Weak(model=str(encoder_folder), text="text", epochs=6, lr=3e-3, batch_size=16)
+    ref = weak.fit(task, task.train_docs[:200], _gold(task, 200), settings, tmp_path, pool=hn.ModelPool())
+    assert ref.model == "w2s-classifier"
+    labels = hn.label(
+        hn.ModelPool().load(ref), task, list(task.task.eval_docs), [str(i) for i in range(60)], hn.PromptStyle()
+    )
+    assert labels.accuracy > 0.85
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    assert config["w2s"] == {"text": "text"}
+    assert config["id2label"] == {"0": "negative", "1": "positive"}
+
+
+class _Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("trainer", ["lora", "classifier"])
+def test_training_goes_on_after_a_kill_with_equal_weights(
+    own_task: Path, causal_model, encoder_folder: Path, tmp_path: Path, trainer: str, monkeypatch: pytest.MonkeyPatch
+):
+    task = _task(own_task)
+    fit = lora.fit if trainer == "lora" else weak.fit
+    settings = (
+        _lora(causal_model("llama"))
+        if trainer == "lora"
+        else Weak(model=str(encoder_folder), text="text", epochs=3, lr=1e-3, batch_size=16)
+    )
+    result = "adapter" if trainer == "lora" else "model"
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    args = (task, task.train_docs[:100], _gold(task, 100), settings)
+    fit(*args, tmp_path / "whole", pool=hn.ModelPool(), seed=3)
+
+    original = training.Bar.on_step_end
+
+    def stop(self, args, state, control, **kwargs):
+        if state.global_step == 11:
+            raise _Stop
+        return original(self, args, state, control, **kwargs)
+
+    monkeypatch.setattr(training.Bar, "on_step_end", stop)
+    with pytest.raises(_Stop):
+        fit(*args, tmp_path / "cut", pool=hn.ModelPool(), seed=3)
+    monkeypatch.undo()
+    assert training.newest_checkpoint(tmp_path / "cut" / "checkpoints") is not None
+    fit(*args, tmp_path / "cut", pool=hn.ModelPool(), seed=3)
+    for name in ("model.safetensors", "adapter_model.safetensors"):
+        if (tmp_path / "whole" / result / name).exists():
+            assert (tmp_path / "whole" / result / name).read_bytes() == (tmp_path / "cut" / result / name).read_bytes()
+    assert (tmp_path / "whole" / "curves.json").read_text() == (tmp_path / "cut" / "curves.json").read_text()
+    assert folder_hash(tmp_path / "whole" / result) == folder_hash(tmp_path / "cut" / result)
+
+
+def test_a_truncated_checkpoint_is_passed_over(own_task: Path, causal_model, tmp_path: Path):
+    task = _task(own_task)
+    lora.fit(task, task.train_docs[:64], _gold(task, 64), _lora(causal_model("llama")), tmp_path, pool=hn.ModelPool())
+    folder = tmp_path / "checkpoints"
+    newest = training.newest_checkpoint(folder)
+    assert newest is not None
+    optimizer = newest / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:100])
+    older = training.newest_checkpoint(folder)
+    assert older is not None
+    assert int(older.name.split("-")[1]) < int(newest.name.split("-")[1])
+
+
+def test_mistakes_in_settings_are_named(own_task: Path, causal_model, tmp_path: Path):
+    task, labels = _task(own_task), None
+    labels = _gold(task, 40)
+    docs, pool = task.train_docs[:40], hn.ModelPool()
+    with pytest.raises(UserError, match=r"no field 'reprot_to'\. Did you mean 'report_to'"):
+        lora.fit(task, docs, labels, _lora(causal_model("llama"), trainer_args={"reprot_to": "none"}), tmp_path, pool=pool)
+    with pytest.raises(UserError, match="target_modules"):
+        lora.fit(task, docs, labels, _lora(causal_model("llama"), target_modules=["nothing"]), tmp_path, pool=pool)
+    with pytest.raises(UserError, match="no column 'txt'"):
+        weak.fit(task, docs, labels, Weak(model=str(causal_model("llama")), text="txt"), tmp_path, pool=pool)
+
+
+def test_a_ranking_task_says_that_it_is_not_trainable():
+    with pytest.raises(UserError, match="scored as a ranking"):
+        hn.Harness().task("w2s_ethics_probe_utilitarianism").check_trainable()
+
+
+def test_a_missing_task_suggests_the_right_one():
+    harness = hn.Harness()
+    harness.manager._can_widen = False  # lm_eval's own 14,683 names take half a minute to read
+    with pytest.raises(UserError, match="Did you mean 'w2s_sst2'"):
+        harness.task("w2s_sst")
+    with pytest.raises(UserError, match="is a group"):
+        harness.task("w2s_ethics_probe")
