@@ -98,14 +98,14 @@ def learning_curves(report: Report) -> str | None:
             left.plot(*zip(*_smooth(loss), strict=True), color=colour, linewidth=1.4, label=label)
             if held:
                 right.plot(*zip(*held, strict=True), color=colour, marker="o", markersize=3, linewidth=1.4, label=label)
-        left.set_ylabel("training loss (running mean of 5 steps)")
-        right.set_ylabel("accuracy on held-back rows (gold)")
+        left.set_ylabel("training loss (mean of 5 steps)")
+        right.set_ylabel("held-back rows: accuracy (gold)")
         for axes in (left, right):
             _clean(axes)
             axes.set_xlabel("optimizer step")
         left.legend(frameon=False, fontsize=8)
 
-    return _svg(draw, 7.2, 3.0) if curves else None
+    return _svg(draw, 7.2, 3.4) if curves else None
 
 
 def _smooth(points: list[tuple[int, float]], width: int = 5) -> list[tuple[int, float]]:

@@ -16,6 +16,7 @@ TASK_PATH = Path(__file__).parent
 MODELS = {
     "w2s-hf": "w2s_tasks.models.packed_hf:W2SHF",
     "w2s-classifier": "w2s_tasks.models.classifier:W2SClassifier",
+    "w2s-recorded": "w2s_tasks.models.recorded:Recorded",
 }
 
 

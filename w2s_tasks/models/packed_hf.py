@@ -33,6 +33,13 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def usable_device(asked: str | None) -> str:
+    """The device that was asked for, or the best one here: lm_eval's config says cuda:0 also where there is none."""
+    if not asked or (asked.startswith("cuda") and not torch.cuda.is_available()):
+        return default_device()
+    return asked
+
+
 def _refuse_classifier(config: Any, name: str) -> None:
     architectures = getattr(config, "architectures", None) or []
     if any(a.endswith("ForSequenceClassification") for a in architectures):
@@ -68,7 +75,7 @@ class W2SHF(HFLM):
         Raises:
             UserError: a model that does not exist, has only pickled weights, or is a classifier.
         """
-        device = device or default_device()
+        device = usable_device(device)
         self.token_budget = token_budget
         self.adapter: str | None = None
         kwargs.setdefault("use_safetensors", True)

@@ -1,0 +1,168 @@
+"""`w2s validate`: load every task, render documents with and without shots, and check what a model would be asked.
+
+lm_eval's own ``validate`` checks names only. With a model's tokenizer it also tells which tasks have choices that share
+their first token: there a score of one token can't tell them apart, and `--mode first_token` refuses them by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+
+from w2s_tasks.errors import UserError
+from w2s_tasks.manager import W2STaskManager
+
+SHOTS = (0, 4)
+
+
+@dataclass
+class Checked:
+    """What was found of one task."""
+
+    name: str
+    sizes: dict[str, int] = field(default_factory=dict)
+    example: str = ""
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    shared_first_token: bool = False
+
+
+def _sizes(task: Any) -> dict[str, int]:
+    splits = {
+        "train": task.config.training_split,
+        "validation": task.config.validation_split,
+        "test": task.config.test_split,
+    }
+    return {kind: len(task.dataset[split]) for kind, split in splits.items() if split}
+
+
+def _document_problems(task: Any, number: int, doc: dict[str, Any]) -> Iterator[str]:
+    """Faults of one document, as `document N: ...`."""
+    where = f"document {number}"
+    delimiter = task.config.target_delimiter
+    for shots in SHOTS:
+        context = task.fewshot_context(doc, shots)
+        for text in context if isinstance(context, list) else [context]:
+            if not text.strip():
+                yield f"{where}: the prompt is empty"
+            if delimiter[:1].isspace() and text != text.rstrip():
+                yield f"{where}, {shots} shots: the prompt ends in white space before the delimiter {delimiter!r}"
+            if "{{" in text and "{{" not in str(doc.values()):
+                yield f"{where}: a template stands unrendered in the prompt"
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return
+    choices, target = task.doc_to_choice(doc), task.doc_to_target(doc)
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c.strip() for c in choices):
+        yield f"{where}: choices must be a list of texts, got {choices!r}"
+    elif len(set(choices)) != len(choices):
+        yield f"{where}: a choice occurs twice: {choices}"
+    elif isinstance(target, int) and not task.multiple_input and not 0 <= target < len(choices):
+        yield f"{where}: the target {target} is none of the {len(choices)} choices"
+    elif isinstance(target, str) and target not in choices:
+        yield f"{where}: the target {target!r} is none of the choices {choices}"
+
+
+def _first_tokens_differ(task: Any, doc: dict[str, Any], tokenizer: Any) -> bool:
+    context, delimiter = task.fewshot_context(doc, 0), task.config.target_delimiter
+    if isinstance(context, list):
+        return True
+    start = len(tokenizer.encode(context))
+    firsts = [tokenizer.encode(f"{context}{delimiter}{choice}")[start : start + 1] for choice in task.doc_to_choice(doc)]
+    return len({tuple(f) for f in firsts}) == len(firsts)
+
+
+def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
+    """Check one loaded task on its first `documents` evaluation documents."""
+    found = Checked(str(task.config.task), _sizes(task))
+    task.set_fewshot_seed(seed=1234)
+    docs = task.eval_docs.select(range(min(documents, len(task.eval_docs))))
+    if not len(docs):
+        found.problems.append("no evaluation documents")
+        return found
+    for number, doc in enumerate(docs):
+        try:
+            found.problems += _document_problems(task, number, doc)
+        except Exception as error:  # noqa: BLE001 - templates and functions of a task can raise anything; it is reported
+            found.problems.append(f"document {number}: {type(error).__name__}: {error}")
+    if found.problems:
+        return found
+    found.example = str(task.fewshot_context(docs[0], 0))
+    if (
+        tokenizer is not None
+        and task.OUTPUT_TYPE == "multiple_choice"
+        and not _first_tokens_differ(task, docs[0], tokenizer)
+    ):
+        found.shared_first_token = True
+        found.notes.append("choices share their first token with this tokenizer: only whole continuations tell them apart")
+    return found
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import AutoTokenizer
+
+    from w2s_tasks.models.ref import resolve
+
+    try:
+        return AutoTokenizer.from_pretrained(resolve(model))
+    except OSError as error:
+        raise UserError(f"no tokenizer for '{model}': {str(error).splitlines()[0]}") from error
+
+
+def _load(manager: W2STaskManager, name: str) -> dict[str, Any] | str:
+    try:
+        tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except Exception as error:  # noqa: BLE001 - a task's YAML, functions and data can raise anything; it is reported
+        return f"{type(error).__name__}: {error}"
+    return tasks
+
+
+def _show(console: Console, found: Checked, examples: bool) -> None:
+    sizes = ", ".join(f"{kind} {n:,}" for kind, n in found.sizes.items())
+    mark = "[red]!![/red]" if found.problems else "[green]ok[/green]"
+    console.print(f"{mark} {found.name}: {sizes}", soft_wrap=True)
+    for line in found.problems[:5] + found.notes:
+        console.print(f"     {escape(line)}", soft_wrap=True)
+    if examples:
+        console.print(escape("\n".join(f"     | {line[:160]}" for line in found.example.splitlines()[:12])), soft_wrap=True)
+
+
+def validate(
+    names: Sequence[str],
+    *,
+    documents: int,
+    model: str | None,
+    mode: str,
+    examples: bool,
+    include_path: Sequence[str],
+    console: Console,
+) -> bool:
+    """Check tasks by name (all of ours by default) and print what was found; return whether all are in order.
+
+    Raises:
+        UserError: in mode first_token, the tasks whose choices share their first token.
+    """
+    manager = W2STaskManager(include_path=list(include_path))
+    tokenizer = _tokenizer(model) if model else None
+    if mode == "first_token" and tokenizer is None:
+        raise UserError("--mode first_token needs --model: which tokens come first depends on the tokenizer.")
+    good, refused, seen = True, [], set()
+    for name in names or manager.all_subtasks:
+        loaded = _load(manager, name)
+        if isinstance(loaded, str):
+            console.print(f"[red]!![/red] {name}: {escape(loaded)}", soft_wrap=True)
+            good = False
+            continue
+        for task_name, task in loaded.items():
+            if task_name not in seen:
+                seen.add(task_name)
+                found = check_task(task, documents, tokenizer)
+                _show(console, found, examples)
+                good = good and not found.problems
+                refused += [found.name] if found.shared_first_token else []
+    if mode == "first_token" and refused:
+        raise UserError(f"can't be scored by one token with the tokenizer of {model}: {', '.join(refused)}.")
+    return good
