@@ -49,15 +49,18 @@ def _score_entry(scores: TaskScores) -> dict[str, Any]:
     }
 
 
+def _mode(flow: Flow, arm: Arm, scores: TaskScores) -> str:
+    return "generated" if scores.generated else MODES.get(flow.model_of(arm).model, "loglikelihood")
+
+
 def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:
-    ref = flow.model_of(arm)
     step = flow.steps[f"evaluate/{arm.title}"]
     return {
         "arm": arm.name,
         "method": arm.method,
         "seed": arm.seed,
         "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
-        "mode": MODES.get(ref.model, "generated"),
+        "mode": _mode(flow, arm, scores),
         "objective": OBJECTIVE if arm.method else None,
         "num_fewshot": step.settings["style"]["num_fewshot"],
         **_score_entry(scores),
@@ -106,6 +109,14 @@ def _share(values: Iterable[int], choices: int) -> list[float]:
     return [float(x) for x in counts / counts.sum()]
 
 
+def _class_share(scores: TaskScores) -> list[float] | None:
+    """Share of the rows for which each class was chosen; what is missing to 1 did not parse."""
+    if scores.predicted is None or scores.gold is None:
+        return None
+    choices = scores.logliks.shape[1] if scores.logliks is not None else 2
+    return [float((scores.predicted == c).mean()) for c in range(choices)]
+
+
 def safety_entries(flow: Flow, evaluations: Evaluations) -> list[dict[str, Any]]:
     """Every arm on every safety task, with its paired difference to the untuned model."""
     reference = next((e for a, e in evaluations.items() if a.name == "zero_shot"), {})
@@ -114,11 +125,6 @@ def safety_entries(flow: Flow, evaluations: Evaluations) -> list[dict[str, Any]]
         differences = {c.task: c.difference for c in changes(evaluations[arm], reference)} if arm.name != "zero_shot" else {}
         for task, scores in evaluations[arm].items():
             entry = _score_entry(scores)
-            shares = (
-                None
-                if scores.predicted is None or scores.logliks is None
-                else _share(scores.predicted, scores.logliks.shape[1])
-            )
             entries.append(
                 {
                     "arm": arm.name,
@@ -127,13 +133,13 @@ def safety_entries(flow: Flow, evaluations: Evaluations) -> list[dict[str, Any]]
                     "task": task,
                     "subtask": subtask_of(task),
                     "split": split_of(task),
-                    "mode": MODES.get(flow.model_of(arm).model, "generated"),
+                    "mode": _mode(flow, arm, scores),
                     "n": scores.n,
                     "acc": entry["metrics"]["acc"],
                     "stderr": scores.stderr.get("acc"),
                     "ci95": entry["ci95"]["acc"],
-                    "unparsed": 0.0,
-                    "class_share": shares,
+                    "unparsed": scores.unparsed,
+                    "class_share": _class_share(scores),
                     "to_zero_shot": asdict(differences[task]) if task in differences else None,
                 }
             )

@@ -1,7 +1,7 @@
 """Tasks and models for lm-evaluation-harness that serve weak-to-strong research.
 
 Usable without the trainers: ``lm_eval run --include_path "$(w2s tasks --path)" --tasks w2s_sst2 ...`` needs only that
-this package is installed. ``register()`` adds the models' names (``w2s-hf``, ``w2s-classifier``) to lm_eval's registry.
+this package is installed. ``register()`` adds the names of the models in `MODELS` to lm_eval's registry.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from w2s_tasks import assets
 from w2s_tasks.errors import UserError
 
 PATH_ARGS = ("pretrained", "peft")
+DATA_ARGS = ("path",)  # a file or folder whose content answers, as of w2s-recorded
 RELATIVE = "./"
 IDENTITY_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -36,6 +37,13 @@ def folder_hash(folder: Path) -> str:
         stat = path.stat()
         digest.update(f"{path.name}:{_file_hash(str(path), stat.st_size, stat.st_mtime_ns)}\n".encode())
     return digest.hexdigest()
+
+
+def data_hash(path: Path) -> str:
+    """Hash of a file, or of the names and contents of all files below a folder."""
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    lines = [f"{p.relative_to(path).as_posix()}:{assets.sha256_file(p)}" for p in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def check_folder(folder: Path, marker: str) -> None:
@@ -118,6 +126,9 @@ class ModelRef:
             if self.args.get(key):
                 revision = str(self.args.get("revision", "main"))
                 parts[key] = identity_of(str(self.args[key]), revision, adapter=key == "peft")
+        for key in DATA_ARGS:
+            if key in parts and Path(str(parts[key])).exists():
+                parts[key] = f"files:{data_hash(Path(str(parts[key])))}"
         return json.dumps([self.model, parts], sort_keys=True, default=str)
 
     def model_args(self) -> str:

@@ -6,13 +6,15 @@ The files stay as lm_eval leaves them; everything that a report shows is formed 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from w2s_tasks import generated
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import pair_margins
 
@@ -23,7 +25,8 @@ Array = npt.NDArray[Any]
 class TaskScores:
     """One model on one task.
 
-    ``units`` are what is counted: documents, or pairs in a ranking task. ``correct`` is 0/1 a unit; ``predicted``,
+    ``units`` are what is counted: documents, or pairs in a ranking task. Where text was generated, ``predicted`` is -1 for a
+    reply that did not parse, and ``unparsed`` the share of those. ``correct`` is 0/1 a unit; ``predicted``,
     ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents; ``cluster`` numbers grouped units.
     """
 
@@ -37,7 +40,8 @@ class TaskScores:
     predicted: Array | None = None
     gold: Array | None = None
     logliks: Array | None = None
-    texts: tuple[str, ...] = field(default=(), repr=False)
+    generated: bool = False
+    unparsed: float = 0.0
 
 
 def _metric_values(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -97,8 +101,40 @@ def _documents(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         predicted,
         gold,
         logliks,
-        tuple(str(row["arguments"]["gen_args_0"]["arg_0"]) for row in rows),
     )
+
+
+def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
+    items = [tuple(row["acc"]) for row in rows]
+    share = values.get("unparsed", 0.0)
+    if "pair" in rows[0]["doc"]:
+        pairs = generated.pair_ratings(items)[0]
+        hashes = {row["acc"][0]: row["doc_hash"][:12] for row in rows}
+        units = tuple(f"{pair}:{hashes[pair]}" for pair in pairs.tolist())
+        return TaskScores(task, len(units), values, errors, units, generated.ranked(items), generated=True, unparsed=share)
+    return TaskScores(
+        task,
+        len(rows),
+        values,
+        errors,
+        tuple(f"{row['doc_id']}:{row['doc_hash'][:12]}" for row in rows),
+        generated.correct(items),
+        generated.groups(items) if "group" in rows[0]["doc"] else None,
+        np.array([item[generated.LENIENT] for item in items]),
+        np.array([item[0] for item in items]),
+        generated=True,
+        unparsed=share,
+    )
+
+
+def _reader(config: dict[str, Any], rows: list[dict[str, Any]]) -> Callable[..., TaskScores]:
+    """How the rows of a task are read: generated text, a ranking of pairs, or a choice a document."""
+    score = rows[0].get("acc")
+    if config.get("output_type") == "generate_until":
+        if not (isinstance(score, list) and len(score) == 4):
+            raise UserError("only this suite's generated-text tasks (..._gen) can be read row by row.")
+        return _generated
+    return _ranking if isinstance(score, list) and len(score) == 3 else _documents
 
 
 def read_evaluation(folder: Path) -> dict[str, TaskScores]:
@@ -113,7 +149,7 @@ def read_evaluation(folder: Path) -> dict[str, TaskScores]:
     data = _read_json(results[-1])
     stamp = results[-1].stem.removeprefix("results_")
     scores = {}
-    for task in data["configs"]:
+    for task, config in data["configs"].items():
         path = results[-1].parent / f"samples_{task}_{stamp}.jsonl"
         if not path.is_file():
             raise UserError(f"{path} is missing: run lm_eval with --log_samples.")
@@ -122,6 +158,5 @@ def read_evaluation(folder: Path) -> dict[str, TaskScores]:
         if len(rows) != expected:
             raise UserError(f"{path}: {len(rows)} rows, the result file counts {expected}; the evaluation is not whole.")
         values, errors = _metric_values(data["results"][task])
-        ranking = isinstance(rows[0].get("acc"), list) and len(rows[0]["acc"]) == 3
-        scores[task] = (_ranking if ranking else _documents)(task, rows, values, errors)
+        scores[task] = _reader(config, rows)(task, rows, values, errors)
     return scores

@@ -16,13 +16,13 @@ HARD = "_hard"
 
 def split_of(task: str) -> str:
     """Which test set a task's name stands for: test or hard."""
-    return "hard" if task.endswith(HARD) else "test"
+    return "hard" if HARD in task else "test"
 
 
 def subtask_of(task: str) -> str:
-    """The subtask's name without pack prefix and split: w2s_ethics_probe_justice_hard -> justice."""
-    name = task.removesuffix(HARD)
-    for prefix in ("w2s_ethics_probe_", "w2s_ethics_"):
+    """The subtask's name without pack prefix, split and twin: w2s_ethics_probe_justice_hard_gen -> justice."""
+    name = task.removesuffix("_gen").removesuffix(HARD)
+    for prefix in ("w2s_ethics_probe_", "w2s_ethics_study_", "w2s_ethics_"):
         name = name.removeprefix(prefix)
     return name
 
