@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
 from trainers import experiment as ex
 from trainers.config import load
@@ -220,3 +221,22 @@ def test_killed_in_each_kind_of_stage_the_run_ends_equal(experiment_file: Path, 
     assert _content(flow) == _content(undisturbed)
     reused = {stage.path.name for stage in flow.stages.values() if stage.reused}
     assert reused == finished
+
+
+@pytest.mark.parametrize("name", ["adapter_hf", "adapter_w2s_hf"])
+def test_the_shipped_eval_configs_measure_an_adapter(experiment_file: Path, own_task: Path, tmp_path: Path, name: str):
+    flow, report = _run(experiment_file, tmp_path / "runs", "arms=[student]")
+    arguments = dict(flow.model_of(next(a for a in flow.arms() if a.name == "student")).args)
+    shipped = Path(__file__).parent.parent / "harness_configs" / "eval" / f"{name}.yaml"
+    config = yaml.safe_load(shipped.read_text())
+    assert set(config["model_args"]) >= {"pretrained", "peft"}
+    config["model_args"] |= {k: arguments[k] for k in ("pretrained", "peft")}
+    config |= {"tasks": ["own_reviews"], "output_path": str(tmp_path / "out"), "include_path": str(own_task)}
+    (tmp_path / "eval.yaml").write_text(yaml.safe_dump(config))
+    command = [sys.executable, "-m", "trainers.cli", "eval", "--config", str(tmp_path / "eval.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    from w2s_tasks.results.read import read_evaluation
+
+    accuracy = read_evaluation(tmp_path / "out")["own_reviews"].metrics["acc"]
+    assert accuracy == pytest.approx(next(a["metrics"]["acc"] for a in report["arms"] if a["arm"] == "student"))

@@ -101,3 +101,29 @@ def test_a_run_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't be written"):
         st.Store(tmp_path / "file")
+
+
+HASHES = """
+from trainers.harness import Harness, PromptStyle
+for task in Harness().load(["w2s_ethics_probe_all"]):
+    print(task.name, task.renderer_hash(PromptStyle(4)), task.eval_hash(None))
+"""
+
+
+def test_hashes_of_tasks_are_the_same_in_every_process():
+    import os
+    import subprocess
+    import sys
+
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", HASHES],
+            capture_output=True,
+            text=True,
+            check=True,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert found[0] == found[1]
+    assert len(set(found[0].splitlines())) == 12

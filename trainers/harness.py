@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import logging
 import os
@@ -64,12 +65,12 @@ class PromptStyle:
 
 
 def _stable(value: Any) -> Any:
-    """A config value as JSON; functions by name and code, never by address."""
-    if callable(value):
-        code = getattr(value, "__code__", None)
-        digest = hashlib.sha256(code.co_code + repr(code.co_consts).encode()).hexdigest()[:12] if code else ""
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', value)}:{digest}"
-    return value
+    """A config value as JSON; a function by its name and the source of its whole module, never by path or address."""
+    if not callable(value):
+        return value
+    source = inspect.getsourcefile(value)
+    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
+    return f"{getattr(value, '__qualname__', type(value).__qualname__)}:{digest}"
 
 
 class HarnessTask:

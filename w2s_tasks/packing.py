@@ -31,6 +31,8 @@ Request = tuple[Tokens, Tokens]
 
 BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 PACK_TOKENS = {"cpu": 384, "cuda": 4096}
+DEEPEST = 200
+"""Levels of the prefix tree that are looked at; real prompts have a few dozen."""
 MIN_SAVING = 0.2
 """A trunk is shared where it saves at least this share of a group's tokens."""
 TOLERANCE = 1e-3
@@ -95,7 +97,7 @@ def _saving(trunk: int, n: int) -> int:
     return trunk * (n - 1)
 
 
-def _best(passes: Sequence[Pass], common: Sequence[int]) -> tuple[int, list[Group]]:
+def _best(passes: Sequence[Pass], common: Sequence[int], depth: int = 0) -> tuple[int, list[Group]]:
     """The grouping of sorted passes that saves most tokens: one trunk for all, or the best of the parts.
 
     ``common[i]`` is what passes i and i+1 share. All of them share the minimum; cutting where it is reached gives the parts.
@@ -106,11 +108,12 @@ def _best(passes: Sequence[Pass], common: Sequence[int]) -> tuple[int, list[Grou
     least = min(common)
     cuts = [i for i, c in enumerate(common) if c == least]
     together = _saving(least, n), [Group(least, tuple(passes))]
-    if len(cuts) == n - 1:
+    if len(cuts) == n - 1 or depth == DEEPEST:
         return together
-    apart, groups, start = 0, [], 0
+    apart, start = 0, 0
+    groups: list[Group] = []
     for end in [*(c + 1 for c in cuts), n]:
-        saved, parts = _best(passes[start:end], common[start : end - 1])
+        saved, parts = _best(passes[start:end], common[start : end - 1], depth + 1)
         apart, groups, start = apart + saved, groups + parts, end
     return (apart, groups) if apart > together[0] else together
 
