@@ -62,8 +62,9 @@ def _load_from(path: str, name: str | None, local: Path | None) -> datasets.Data
     except RuntimeError as error:
         if "script" not in str(error):
             raise
-        # Published with a loading script, which datasets >= 4 refuses; the hub keeps a parquet copy beside it.
-        return datasets.load_dataset(path, name, revision="refs/convert/parquet")
+        # Published with a loading script, which datasets >= 4 refuses; the hub keeps a parquet copy beside it, with one
+        # folder a config and no list of configs.
+        return datasets.load_dataset(path, data_dir=name, revision="refs/convert/parquet")
 
 
 def _warn_if_partial(path: str, name: str | None, loaded: datasets.DatasetDict) -> None:

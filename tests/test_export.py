@@ -1,0 +1,325 @@
+"""The export to lm-evaluation-harness: self-contained, the same tasks under other names, and good by upstream's own test.
+
+Upstream's test needs a checkout, which is cloned and never changed:
+``W2S_UPSTREAM=DIR W2S_DATA=DIR python -m pytest tests/test_export.py``.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import lm_eval
+import pytest
+import yaml
+from lm_eval.api.model import LM
+from lm_eval.tasks import TaskManager
+
+from w2s_tasks import TASK_PATH, export
+from w2s_tasks.errors import UserError
+from w2s_tasks.manager import W2STaskManager
+
+SUBTASKS = ["justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long"]
+CONFIGS = SUBTASKS[:5]
+CHOICES = ["sst2_review", "boolq_passage", *(f"ethics_paper_{s}{h}" for s, h in itertools.product(SUBTASKS, ("", "_hard")))]
+NAMES = [f"{name}{twin}" for name, twin in itertools.product(CHOICES, ("", "_gen"))]
+TAGS = ["ethics_paper", "ethics_paper_gen", "ethics_paper_hard", "ethics_paper_hard_gen"]
+FOLDERS = {family.name: family for family in export.FAMILIES}
+
+
+def home_name(name: str) -> str:
+    """Our name of an exported task."""
+    family = next(f for f in export.FAMILIES if name.startswith(f.name))
+    return name.replace(family.name, family.ours)
+
+
+class HashModel(LM):
+    """Answers that only context and continuation decide: other prompts or choices give other answers."""
+
+    REPLIES = ("yes", "No.", "wrong", "not wrong", "It is reasonable.", "unreasonable", "7", "3.", "positive", "I can't say")
+
+    def _number(self, *parts: str) -> int:
+        return int.from_bytes(hashlib.sha256("\0".join(parts).encode()).digest()[:6], "big")
+
+    def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
+        return [(-self._number(*request.args) / 2**40, False) for request in requests]
+
+    def generate_until(self, requests: list[Any]) -> list[str]:
+        return [self.REPLIES[self._number(request.args[0]) % len(self.REPLIES)] for request in requests]
+
+    def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
+        raise NotImplementedError
+
+
+def evaluate(manager: TaskManager, names: list[str], **settings: Any) -> dict[str, Any]:
+    """lm_eval on a hash model."""
+    found: dict[str, Any] = lm_eval.simple_evaluate(
+        HashModel(), tasks=names, task_manager=manager, bootstrap_iters=0, **settings
+    )
+    return found
+
+
+def scores(manager: TaskManager, names: list[str], **settings: Any) -> dict[str, dict[str, Any]]:
+    """What lm_eval reports for a hash model."""
+    numbers = evaluate(manager, names, **settings)["results"].items()
+    return {task: {k: v for k, v in row.items() if k not in ("alias", "name")} for task, row in numbers}
+
+
+# ---- data: the probe in the layout of the hub, and the real sets ------------------------------------------------------
+
+
+def _write(path: Path, rows: list[dict[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _probe_rows(subtask: str, split: str) -> list[dict[str, Any]]:
+    names = [subtask, f"{subtask}_long"] if subtask == "commonsense" else [subtask]
+    files = [TASK_PATH / "ethics_probe" / "data" / f"{name}_{split}.jsonl" for name in names]
+    return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.fixture(scope="module")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small sets in the layout of the hub's: ETHICS from the probe, SST-2 and BoolQ made up."""
+    root = tmp_path_factory.mktemp("data")
+    ethics, splits = root / "hendrycks" / "ethics", ("train", "validation", "test")
+    for subtask, split in itertools.product(CONFIGS, splits):
+        _write(ethics / subtask / f"{split}.jsonl", _probe_rows(subtask, split))
+    files = {c: [{"split": s, "path": f"{c}/{s}.jsonl"} for s in splits] for c in CONFIGS}
+    configs = [{"config_name": c, "data_files": files[c]} for c in CONFIGS]
+    (ethics / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
+    for split, n in (("train", 40), ("validation", 20)):
+        reviews = [{"idx": i, "sentence": f"film {split} {i} ", "label": i * 7 % 5 % 2} for i in range(n)]
+        _write(root / "stanfordnlp" / "sst2" / f"{split}.jsonl", reviews)
+        asked = [{"question": f"is {i} {split}", "answer": i * 3 % 4 > 1, "passage": f"Passage {i // 2}."} for i in range(n)]
+        _write(root / "google" / "boolq" / f"{split}.jsonl", asked)
+    return root
+
+
+@pytest.fixture(params=["stand_in", pytest.param("real_data", marks=pytest.mark.slow)])
+def data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder that our tasks take by W2S_DATA and the exported ones by the working directory."""
+    root: Path = request.getfixturevalue(request.param)
+    monkeypatch.setenv("W2S_DATA", str(root))
+    monkeypatch.chdir(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "new"
+    export.main([str(folder)])
+    return folder
+
+
+@pytest.fixture
+def exported(out: Path) -> TaskManager:
+    return TaskManager(include_path=[str(out / name) for name in FOLDERS], include_defaults=False)
+
+
+# ---- the folders ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_this_package_is_left_in_a_folder(out: Path):
+    for path in (p for p in out.rglob("*") if p.is_file()):
+        assert not re.search("w2s|trainers", path.read_text(encoding="utf-8")), path
+    for name in FOLDERS:
+        tree = ast.parse((out / name / "utils.py").read_text(encoding="utf-8"))
+        roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+        roots |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
+        assert roots <= set(sys.stdlib_module_names) | {"datasets", "numpy"}
+
+
+def test_all_tasks_are_there_and_have_a_version(exported: TaskManager):
+    assert exported.all_subtasks == sorted(NAMES)
+    assert all(entry.cfg["metadata"]["version"] for entry in exported.task_index.values() if entry.cfg)
+    assert sorted(exported.all_tags) == sorted(TAGS)
+
+
+def test_no_name_is_taken_upstream():
+    taken = re.compile("|".join(FOLDERS))
+    for path in (Path(lm_eval.__file__).parent / "tasks").rglob("*yaml"):
+        assert not taken.search(path.read_text(encoding="utf-8", errors="replace")), path
+        assert not taken.search(str(path))
+
+
+def test_each_readme_follows_upstreams_template_and_names_its_tasks(out: Path):
+    for folder in FOLDERS:
+        readme = (out / folder / "README.md").read_text(encoding="utf-8")
+        sections = ["## Paper", "### Citation", "### Groups, Tags, and Tasks", "### Checklist", "### Changelog"]
+        assert [line for line in readme.splitlines() if line in sections] == sections
+        assert readme.count("* [x]") == 6
+        assert "@" in readme
+        assert "1.0: " in readme
+        for name in (n for n in NAMES if n.startswith(folder) and not n.endswith("_gen")):
+            assert f"`{name}`" in readme
+    rows = (out / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
+    assert [row.count("|") for row in rows] == [4, 4, 4]
+
+
+def test_the_list_of_changed_files_is_what_was_written(out: Path):
+    listed = (out / "changed_files.txt").read_text(encoding="utf-8").split()
+    there = {f"lm_eval/tasks/{p.relative_to(out)}" for name in FOLDERS for p in (out / name).iterdir()}
+    assert set(listed) == there
+
+
+def test_groups_come_afterwards_with_every_task_once(out: Path):
+    groups = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (out / "afterwards").rglob("*.yaml.txt")]
+    assert sorted(g["group"] for g in groups) == sorted(f"{tag}_mean" for tag in TAGS)
+    assert sorted(t for g in groups for t in g["task"]) == sorted(n for n in NAMES if n.startswith("ethics_paper"))
+
+
+def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
+    for out in (tmp_path, tmp_path / "mine.txt"):
+        with pytest.raises(SystemExit) as stop:
+            export.main([str(out)])
+        assert stop.value.code == 2
+        assert "is not an empty folder" in capsys.readouterr().err
+    with pytest.raises(UserError, match="can't be written"):
+        export.export(tmp_path / "mine.txt" / "below")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_what_only_this_package_needs_is_told_when_it_changes(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(export, "EDITS", (("w2s_tasks.metrics", "no such text", ""),))
+    with pytest.raises(ValueError, match="no longer holds 'no such text'"):
+        export._text_of("w2s_tasks.metrics")
+
+
+# ---- the same tasks ---------------------------------------------------------------------------------------------------
+
+
+def test_documents_prompts_choices_and_targets_are_ours(exported: TaskManager, data: Path):
+    manager = W2STaskManager()
+    for name in NAMES:
+        theirs, ours = exported.load([name])["tasks"][name], manager.load([home_name(name)])["tasks"][home_name(name)]
+        rows, known = list(theirs.eval_docs), list(ours.eval_docs)
+        assert rows == known, name
+        for task in (theirs, ours):
+            task.set_fewshot_seed(1234)  # lm_eval's default; the exported shots are fixed in its order
+        for row, shots in itertools.product((rows[0], rows[1], rows[-1]), (0, 1, 4, 8)):
+            assert theirs.fewshot_context(row, num_fewshot=shots) == ours.fewshot_context(row, num_fewshot=shots)
+            assert theirs.doc_to_choice(row) == ours.doc_to_choice(row)
+            assert theirs.doc_to_target(row) == ours.doc_to_target(row)
+
+
+@pytest.mark.parametrize("shots", [0, 4])
+def test_scores_of_a_models_answers_are_ours(exported: TaskManager, data: Path, shots: int):
+    theirs = scores(exported, NAMES, num_fewshot=shots, limit=40)
+    ours = scores(W2STaskManager(), [home_name(name) for name in NAMES], num_fewshot=shots, limit=40)
+    for name in NAMES:
+        assert repr(theirs[name]) == repr(ours[home_name(name)]), name
+    assert len({repr(row) for row in theirs.values()}) > 20
+
+
+# ---- lm_eval's own hendrycks_ethics -----------------------------------------------------------------------------------
+
+STOCK = Path(lm_eval.__file__).parent / "tasks" / "hendrycks_ethics"
+
+
+@pytest.fixture
+def stock(data: Path, tmp_path: Path) -> W2STaskManager:
+    """lm_eval's tasks on our rows (``stock_...``), and ours with its words (``w2s_stock_...``), through temporary YAMLs."""
+    for name in ("justice", "deontology", "commonsense"):
+        words = yaml.safe_load((STOCK / f"{name}.yaml").read_text(encoding="utf-8"))
+        own = {"include": str(STOCK / f"{name}.yaml"), "task": f"stock_{name}", "test_split": "validation"}
+        own["dataset_path"] = str(data / "hendrycks" / "ethics")
+        (tmp_path / f"{own['task']}.yaml").write_text(yaml.safe_dump(own), encoding="utf-8")
+        for kind in ("", "_long") if name == "commonsense" else ("",):
+            same = {"include": str(TASK_PATH / "ethics" / f"{name}{kind}.yaml"), "task": f"w2s_stock_{name}{kind}"}
+            same |= {key: words[key] for key in ("doc_to_text", "doc_to_choice") if key in words}
+            (tmp_path / f"{same['task']}.yaml").write_text(yaml.safe_dump(same), encoding="utf-8")
+    return W2STaskManager(include_path=[tmp_path])
+
+
+def test_justice_is_asked_in_the_stock_tasks_words_and_answered_alike(stock: W2STaskManager):
+    samples = evaluate(stock, ["stock_justice", "w2s_ethics_justice"])["samples"]
+    pairs = list(zip(samples["stock_justice"], samples["w2s_ethics_justice"], strict=True))
+    same = [(a, b) for a, b in pairs if a["arguments"] == b["arguments"]]
+    assert (
+        len(pairs) - len(same) <= 3
+    )  # of the real rows, three end or begin with a space: we strip it, the stock task doesn't
+    for theirs, ours in same:
+        assert theirs["target"] == ours["target"]
+        gold, answer = ours["precision"]
+        assert (theirs["doc"]["label"], theirs["acc"]) == (gold, float(gold == answer))
+
+
+@pytest.mark.parametrize("name", ["justice", "deontology"])
+def test_with_the_stock_tasks_words_the_number_is_the_same(stock: W2STaskManager, name: str):
+    found = scores(stock, [f"stock_{name}", f"w2s_stock_{name}"])
+    assert found[f"stock_{name}"]["acc,none"] == pytest.approx(found[f"w2s_stock_{name}"]["acc,none"], abs=1e-12)
+    assert found[f"stock_{name}"]["sample_len"] == found[f"w2s_stock_{name}"]["sample_len"]
+
+
+def test_stock_commonsense_is_our_short_and_long_together(stock: W2STaskManager):
+    found = scores(stock, ["stock_commonsense", "w2s_stock_commonsense", "w2s_stock_commonsense_long"])
+    rows = {name: row["sample_len"] for name, row in found.items()}
+    right = {name: round(row["acc,none"] * rows[name]) for name, row in found.items()}
+    for counts in (rows, right):
+        assert counts["stock_commonsense"] == counts["w2s_stock_commonsense"] + counts["w2s_stock_commonsense_long"]
+
+
+# ---- upstream's own test ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, out: Path, real_data: Path) -> Path:
+    """A clone of the checkout in W2S_UPSTREAM with the export in it, and the hub ids as folders."""
+    upstream = os.environ.get("W2S_UPSTREAM")
+    if not upstream:
+        pytest.skip("needs a checkout of EleutherAI/lm-evaluation-harness: set W2S_UPSTREAM to its folder")
+    clone = tmp_path / "upstream"
+    subprocess.run(["git", "clone", "--quiet", "--shared", upstream, str(clone)], check=True)
+    for name in FOLDERS:
+        shutil.copytree(out / name, clone / "lm_eval" / "tasks" / name)
+    for organisation in ("stanfordnlp", "google", "hendrycks"):
+        (clone / organisation).symlink_to(real_data / organisation)
+    return clone
+
+
+def run_upstreams_test(checkout: Path, changed: list[str]) -> list[ET.Element]:
+    """Run ``tests/test_tasks.py`` there, unchanged, on the changed files; return its cases."""
+    unchanged = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=checkout, check=False)
+    assert unchanged.returncode == 0
+    listed = checkout / ".github" / "outputs" / "tasks_all_changed_and_modified_files.txt"
+    listed.parent.mkdir(exist_ok=True)
+    listed.write_text(" ".join(changed), encoding="utf-8")
+    # The rest of the file asks the hub for three sets that have nothing to do with the changed files.
+    command = [sys.executable, "-m", "pytest", "-q", "tests/test_tasks.py::TestNewTasksElseDefault", "--junitxml=cases.xml"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(checkout)}
+    done = subprocess.run(command, cwd=checkout, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
+    return list(ET.parse(checkout / "cases.xml").iter("testcase"))  # noqa: S314 - written just now
+
+
+def passed_tasks(cases: list[ET.Element]) -> set[str]:
+    """The names of the tasks of these cases, every one passed."""
+    assert not [case for case in cases if len(case)]  # failure, error or skipped
+    return {str(case.get("name")).partition("[")[2].rstrip("]") for case in cases}
+
+
+def test_upstreams_own_test_passes_and_tests_every_task(checkout: Path, out: Path):
+    cases = run_upstreams_test(checkout, (out / "changed_files.txt").read_text(encoding="utf-8").split())
+    assert passed_tasks(cases) == set(NAMES)
+    assert len(cases) == 13 * len(NAMES)
+
+
+def test_upstreams_own_test_passes_for_the_groups_afterwards(checkout: Path, out: Path):
+    added = []
+    for path in (out / "afterwards").rglob("*.yaml.txt"):
+        added.append(f"lm_eval/tasks/{path.relative_to(out / 'afterwards')}".removesuffix(".txt"))
+        shutil.copy(path, checkout / added[-1])
+    assert passed_tasks(run_upstreams_test(checkout, added)) == {n for n in NAMES if n.startswith("ethics_paper")}
