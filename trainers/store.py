@@ -40,6 +40,10 @@ PRESENTATION = {
     "doctor.py",
     "validate.py",
     "plan.py",
+    "export.py",
+    "documents.py",
+    "rescore.py",
+    "seed_study.py",
 }
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
 
