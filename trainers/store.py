@@ -126,10 +126,6 @@ class Store:
         """Where a stage is being built; its checkpoints outlive a kill."""
         return self.root / f".work-{kind}-{key}"
 
-    def exists(self, kind: str, key: str) -> bool:
-        """Whether a stage is there, without checking its files."""
-        return (self._folder(kind, key) / MANIFEST).is_file()
-
     def find(self, kind: str, key: str) -> Stage | None:
         """The finished stage, if it is there and every file is as its manifest says."""
         folder = self._folder(kind, key)

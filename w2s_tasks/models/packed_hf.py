@@ -77,7 +77,6 @@ class W2SHF(HFLM):
         """
         device = usable_device(device)
         self.token_budget = token_budget
-        self.adapter: str | None = None
         kwargs.setdefault("use_safetensors", True)
         if str(kwargs.pop("trust_remote_code", False)).lower() == "true":
             raise UserError("trust_remote_code is off in this suite: a model's own code is never run.")
@@ -106,7 +105,6 @@ class W2SHF(HFLM):
         model: Any = self._model
         if isinstance(model, PeftModel):
             model = model.unload()
-        self.adapter = str(folder) if folder else None
         self._model = model if folder is None else PeftModel.from_pretrained(model, str(folder))
         self.language_model.eval()
 

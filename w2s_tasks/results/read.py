@@ -78,10 +78,20 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     return sorted(rows, key=lambda row: row["doc_id"])
 
 
+def _document_units(rows: list[dict[str, Any]]) -> tuple[str, ...]:
+    """What tells a document apart in a paired comparison: its number and its content."""
+    return tuple(f"{row['doc_id']}:{row['doc_hash'][:12]}" for row in rows)
+
+
+def _pair_units(rows: list[dict[str, Any]], pairs: Array) -> tuple[str, ...]:
+    """The same for the pairs of a ranking task, which begin their items."""
+    hashes = {row["acc"][0]: row["doc_hash"][:12] for row in rows}
+    return tuple(f"{pair}:{hashes[pair]}" for pair in pairs.tolist())
+
+
 def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
     pairs, margins = pair_margins([row["acc"] for row in rows])
-    hashes = {row["acc"][0]: row["doc_hash"][:12] for row in rows}
-    units = tuple(f"{pair}:{hashes[pair]}" for pair in pairs.tolist())
+    units = _pair_units(rows, pairs)
     return TaskScores(task, len(units), values, errors, units, (margins > 0).astype(float))
 
 
@@ -95,7 +105,7 @@ def _documents(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         len(rows),
         values,
         errors,
-        tuple(f"{row['doc_id']}:{row['doc_hash'][:12]}" for row in rows),
+        _document_units(rows),
         (predicted == gold).astype(float),
         np.array([row["doc"]["group"] for row in rows]) if grouped else None,
         predicted,
@@ -108,16 +118,14 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
     items = [tuple(row["acc"]) for row in rows]
     share = values.get("unparsed", 0.0)
     if "pair" in rows[0]["doc"]:
-        pairs = generated.pair_ratings(items)[0]
-        hashes = {row["acc"][0]: row["doc_hash"][:12] for row in rows}
-        units = tuple(f"{pair}:{hashes[pair]}" for pair in pairs.tolist())
+        units = _pair_units(rows, generated.pair_ratings(items)[0])
         return TaskScores(task, len(units), values, errors, units, generated.ranked(items), generated=True, unparsed=share)
     return TaskScores(
         task,
         len(rows),
         values,
         errors,
-        tuple(f"{row['doc_id']}:{row['doc_hash'][:12]}" for row in rows),
+        _document_units(rows),
         generated.correct(items),
         generated.groups(items) if "group" in rows[0]["doc"] else None,
         np.array([item[generated.LENIENT] for item in items]),

@@ -9,7 +9,7 @@ import numpy as np
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.stats import Difference, paired_difference
+from w2s_tasks.results.stats import Z95, Difference, paired_difference
 
 HARD = "_hard"
 
@@ -62,5 +62,5 @@ def mean_change(changed: list[Change]) -> Difference | None:
     values = np.array([c.difference.value for c in changed])
     errors = np.array([c.difference.stderr for c in changed])
     value, stderr = float(values.mean()), float(np.sqrt((errors**2).sum()) / len(errors))
-    half = 1.959964 * stderr
+    half = Z95 * stderr
     return Difference(value, stderr, value - half, value + half, float("nan"), sum(c.difference.n for c in changed))
