@@ -40,6 +40,7 @@ PRESENTATION = {
     "doctor.py",
     "validate.py",
     "plan.py",
+    "sweep.py",
     "export.py",
     "documents.py",
     "rescore.py",

@@ -13,8 +13,8 @@ falls as T0 / (1 + beta log n). What is different here, and why:
   between rows (two claims that can't both be true), which a classification task like SST-2 does not have. Here every
   prediction is divided by its mean over the rows asked in the same context (batch calibration, Zhou et al. 2309.17249): if
   a context makes one label likely whatever the row, that cancels. It assumes classes of about equal size.
-- **The sign.** Flipped labels predict each other as well as right ones do; what breaks the tie is the meaning of the answer's
-  words ("positive") for the model. Small models hardly read flipped labels from a context, so the tie is broken well; with
+- **The sign.** Flipped labels predict each other as well as right ones do; what breaks the tie is what the answers' words
+  ("positive") mean to the model. Small models hardly read flipped labels from a context, so the tie is broken well; with
   answers that mean nothing ("A", "B") nothing would break it, and the labels could come out flipped.
 
 Rows beyond the searched ones are labelled by the same rule, from the searched groups as contexts. All labels are hard.
