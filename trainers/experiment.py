@@ -452,6 +452,10 @@ class Flow:
         """
         store = store or Store(self.folder)
         for number, (name, step) in enumerate(self.steps.items(), start=1):
+            there = store.find(step.kind, self.key(name)) if progress.new_only else None
+            if there:
+                self.stages[name] = there
+                continue
             with progress.step(number, len(self.steps), step.title) as shown:
                 stage = store.build(step.kind, self.recipe(name), step.build)
                 self.stages[name] = stage

@@ -13,15 +13,17 @@ falls as T0 / (1 + beta log n). What is different here, and why:
   between rows (two claims that can't both be true), which a classification task like SST-2 does not have. Here every
   prediction is divided by its mean over the rows asked in the same context (batch calibration, Zhou et al. 2309.17249): if
   a context makes one label likely whatever the row, that cancels. It assumes classes of about equal size.
-- **The sign.** Flipped labels predict each other as well as right ones do; what breaks the tie is what the answers' words
-  ("positive") mean to the model. Small models hardly read flipped labels from a context, so the tie is broken well; with
-  answers that mean nothing ("A", "B") nothing would break it, and the labels could come out flipped.
+- **The sign.** Flipped labels predict each other nearly as well as right ones do; what breaks the tie is what the answers'
+  words ("positive") mean to the model. A search that began with unlucky random labels can end flipped, and single changes
+  don't lead out. So at its end the labels are scored under every other naming of the classes too, and the best naming is
+  kept. With answers that mean nothing ("A", "B") nothing breaks the tie, and the labels can come out flipped.
 
 Rows beyond the searched ones are labelled by the same rule, from the searched groups as contexts. All labels are hard.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -44,6 +46,7 @@ Predict = Callable[[Sequence[tuple[int, int]], Sequence[int]], Array]
 """(rows with labels as context, rows asked) -> log-probabilities of the choices, shape [rows asked, choices]."""
 
 NONE = -1
+MOST_RENAMED = 4
 
 
 class InContext:
@@ -155,6 +158,20 @@ class Search:
             self.trace.append((self.step, self.score(self.labels, self.logprobs), int((self.labels != NONE).sum())))
         return True
 
+    def rename(self) -> None:
+        """Keep the naming of the classes under which the labels score best: a flipped labelling is a local maximum.
+
+        Not tried for more than four choices, whose namings are too many.
+        """
+        choices = self.logprobs.shape[1]
+        for names in itertools.permutations(range(choices)) if choices <= MOST_RENAMED else ():
+            labels = np.where(self.labels == NONE, NONE, np.array(names)[self.labels])
+            logprobs = np.empty_like(self.logprobs)
+            for group in range(self.settings.groups):
+                logprobs[self.members(group)] = self.asked(group, labels)
+            if self.score(labels, logprobs) > self.score(self.labels, self.logprobs):
+                self.labels, self.logprobs = labels, logprobs
+
     def finished(self) -> Array:
         """The labels, rows that were never labelled with their most likely one; shape [rows]."""
         return np.where(self.labels == NONE, self.logprobs.argmax(axis=1), self.labels)
@@ -211,6 +228,7 @@ def find_labels(
             bar.update()
             if asked:
                 search.save(saved)
+    search.rename()
     labels = np.full(rows, NONE)
     labels[: settings.rows] = search.finished()
     for group in range(settings.groups):
