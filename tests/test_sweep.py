@@ -185,7 +185,8 @@ def test_a_dry_run_shows_the_cells_and_touches_nothing(experiment_file: Path, tm
 def test_two_shards_at_once_build_each_stage_once_and_a_killed_one_is_taken_over(experiment_file: Path, tmp_path: Path):
     runs = tmp_path / "runs"
     command = [sys.executable, "-m", "trainers.cli", "sweep", str(experiment_file), "--runs-dir", str(runs)]
-    command += [x for g in GRID for x in ("--grid", g)] + [x for s in SETS for x in ("--set", s)]
+    grid = ["method=xent,logconf"]
+    command += ["--grid", *grid] + [x for s in SETS for x in ("--set", s)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
 
     def start(shard: str) -> subprocess.Popen[str]:
@@ -205,10 +206,10 @@ def test_two_shards_at_once_build_each_stage_once_and_a_killed_one_is_taken_over
     _, err = again.communicate(timeout=300)
     assert again.returncode == 0, err
     data = json.loads((runs / "small/sweep.json").read_text())
-    assert [c["status"] for c in data["cells"]] == ["done"] * 4
+    assert [c["status"] for c in data["cells"]] == ["done"] * 2
     assert "sweep: " in out
     # Equal to what one process makes, stage for stage.
-    _sweep(experiment_file, tmp_path / "alone")
+    _sweep(experiment_file, tmp_path / "alone", grid)
     names = [{p.name for p in (folder / "small/stages").glob("[a-z]*")} for folder in (runs, tmp_path / "alone")]
     assert names[0] == names[1]
 
