@@ -337,6 +337,20 @@ def test_packed_decoding_replies_as_lm_evals_hf(causal_model, architecture: str)
     assert len(set(ours)) > 1
 
 
+def test_prompts_of_one_pack_are_decoded_together_and_single_ones_too(causal_model):
+    folder = str(causal_model("llama"))
+    lm, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=1)
+    single = prompts(1, limit=6)
+    assert lm.generate_until(single) == theirs.generate_until(single)
+    assert scoring._packable[lm.language_model] == {False: True}
+    texts = ["a story", "dull", "Review: the film", "the plot was cold and the actor false", "Sentiment:"]
+    wanted = {"until": ["\n\n"], "max_gen_toks": 6}
+    apart = [Instance("generate_until", {}, (t, dict(wanted)), i, metadata=("t", i, 1)) for i, t in enumerate(texts)]
+    seen = shapes_of(lm.language_model, lambda: lm.generate_until(apart))
+    assert len(seen) <= 6, "prompts that share nothing still step together"
+    assert lm.generate_until(apart) == theirs.generate_until(apart)
+
+
 def test_a_reply_ends_at_the_stop_string_and_at_the_end_of_the_window(causal_model):
     folder = str(causal_model("llama"))
     lm, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=1)

@@ -149,7 +149,7 @@ def _by_request(parts: Iterator[Part]) -> dict[int, float]:
 def _try_packing(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
     """Whether packed scores of a model are its plain ones, tried on two passes of the first group it meets."""
     passes = [p for pack in group.packs for p in pack]
-    some = (passes[0], passes[-1])
+    some = tuple(dict.fromkeys((passes[0], passes[-1])))
     name = type(inner(model)).__name__
     try:
         packed = _by_request(part for _, part in _score_group(model, Group(group.trunk, (some,)), device))
