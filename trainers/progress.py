@@ -23,7 +23,14 @@ class Shown:
 class Progress:
     """Writes to standard error, so that standard output holds only results."""
 
-    def __init__(self, quiet: bool = False) -> None:
+    def __init__(self, quiet: bool = False, *, new_only: bool = False) -> None:
+        """Set up.
+
+        Args:
+            quiet: write nothing.
+            new_only: write no line for a step that was there already.
+        """
+        self.new_only = new_only
         self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.start = time.monotonic()
 

@@ -40,6 +40,7 @@ PRESENTATION = {
     "doctor.py",
     "validate.py",
     "plan.py",
+    "sweep.py",
     "export.py",
     "documents.py",
     "rescore.py",
@@ -49,13 +50,17 @@ LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate
 
 
 @functools.cache
-def code_version() -> str:
-    """Hash of the source of both packages, without what only presents: a changed program finds no old artefact."""
+def code_version(*, everything: bool = False) -> str:
+    """Hash of the source of both packages: a changed program finds no old artefact.
+
+    Args:
+        everything: with what only presents, which no stage depends on, but a report does.
+    """
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for package in ("trainers", "w2s_tasks"):
         for path in sorted((root / package).rglob("*.py")):
-            if path.name not in PRESENTATION:
+            if everything or path.name not in PRESENTATION:
                 digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -110,8 +115,15 @@ class Stage:
 class Store:
     """The stages of a run folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, remember: bool = False) -> None:
+        """Open or make the store.
+
+        Args:
+            root: the run folder.
+            remember: check a stage's files once in this process, not each time it is found; for sweeps.
+        """
         self.root = root / "stages"
+        self._checked: dict[Path, Stage] | None = {} if remember else None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -131,6 +143,8 @@ class Store:
         folder = self._folder(kind, key)
         if not (folder / MANIFEST).is_file():
             return None
+        if self._checked and folder in self._checked:
+            return self._checked[folder]
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             altered = [n for n, digest in manifest["files"].items() if sha256_file(folder / n) != digest]
@@ -139,7 +153,10 @@ class Store:
         if altered:
             log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered[0])
             return None
-        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+        stage = Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+        if self._checked is not None:
+            self._checked[folder] = stage
+        return stage
 
     def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         """Return the stage of this recipe, building it where it is not there whole.
