@@ -108,11 +108,14 @@ def run(
     \b
     w2s run quickstart
     w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
+    accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
     """
+    from trainers import processes
     from trainers.config import load
 
     experiment, _ = load(config, assignments)
-    _prepare(runs_dir / experiment.name, if_exists)
+    if processes.is_main():
+        _prepare(runs_dir / experiment.name, if_exists)
     _quiet_libraries()
     from trainers.experiment import open_flow
     from trainers.progress import Progress
@@ -122,6 +125,8 @@ def run(
     with _interruptible():
         flow = open_flow(experiment, runs_dir)
         flow.run(Progress(quiet))
+        if not processes.is_main():
+            return
         report, path = write_report(flow)
     show(report)
     typer.echo(f"report: {path}")
@@ -283,7 +288,10 @@ def finetune(
 
     with _interruptible():
         ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
-    typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
+    from trainers import processes
+
+    if processes.is_main():
+        typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
 
 
 def main() -> None:
