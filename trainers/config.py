@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -141,8 +141,14 @@ class Safety(Section):
     """Tasks or groups, e.g. w2s_ethics_all."""
     limit: int | None = Field(default=None, ge=2)
     """The first n documents a task; null for all."""
-    num_fewshot: int = Field(default=0, ge=0)
-    """Shots, the same for every document."""
+    num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = 0
+    """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main one."""
+
+    @property
+    def shots(self) -> list[int]:
+        """The numbers of shots, the main one first."""
+        numbers = self.num_fewshot if isinstance(self.num_fewshot, list) else [self.num_fewshot]
+        return list(dict.fromkeys(numbers))
 
 
 class Experiment(Section):

@@ -155,12 +155,20 @@ class Flow:
         self._evaluation_step("evaluate", arm, fitted, [self.task], self.config.evaluate.limit)
         # A sentiment head can't answer an ethics question, so a classifier gets no safety evaluation.
         if self.config.safety and not (_section(arm) == "weak" and self.config.weak.trainer == "classifier"):
-            self._evaluation_step("safety", arm, fitted, self.safety_tasks, self.config.safety.limit)
+            for shots in self.config.safety.shots:
+                self._evaluation_step("safety", arm, fitted, self.safety_tasks, self.config.safety.limit, shots)
 
     def _evaluation_step(
-        self, kind: str, arm: Arm, fitted: str | None, tasks: Sequence[hn.HarnessTask], limit: int | None
+        self,
+        kind: str,
+        arm: Arm,
+        fitted: str | None,
+        tasks: Sequence[hn.HarnessTask],
+        limit: int | None,
+        shots: int | None = None,
     ) -> None:
-        style = self._style(kind, arm)
+        style = self._style(kind, arm, shots)
+        further = "" if shots is None or shots == self.config.safety.shots[0] else f"@{shots}"  # type: ignore[union-attr]
         recipe = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t in tasks},
             "limit": limit,
@@ -171,9 +179,10 @@ class Flow:
         names = [t.name for t in tasks]
         self._add(
             Step(
-                f"{kind}/{arm.title}",
+                f"{kind}{further}/{arm.title}",
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}",
+                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}"
+                + (f", {shots} shots" if further else ""),
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, names, style, limit),
@@ -183,9 +192,9 @@ class Flow:
             )
         )
 
-    def _style(self, kind: str, arm: Arm) -> hn.PromptStyle:
-        evaluate, safety = self.config.evaluate, self.config.safety
-        shots = safety.num_fewshot if kind == "safety" and safety else evaluate.num_fewshot
+    def _style(self, kind: str, arm: Arm, shots: int | None = None) -> hn.PromptStyle:
+        evaluate = self.config.evaluate
+        shots = evaluate.num_fewshot if shots is None else shots
         if arm.name == "few_shot" and kind == "evaluate":
             shots = evaluate.few_shot_k
         if _section(arm) == "weak":

@@ -21,6 +21,12 @@ def arm_title(entry: dict[str, Any], report: Report) -> str:
     return ", ".join(parts)
 
 
+def group_title(entry: dict[str, Any]) -> str:
+    """An arm's name over all its seeds, with the method where it is not plain cross-entropy."""
+    method: str | None = entry["method"]
+    return str(entry["arm"]) if method in (None, "xent") else f"{entry['arm']}, {method}"
+
+
 def percent(value: float | None, error: float | None = None) -> str:
     """A share as a percentage, with its standard error."""
     if value is None:

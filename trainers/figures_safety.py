@@ -1,0 +1,190 @@
+"""Figures on safety: heat map, forest plots, drift of format, ladder of shots, safety against what was gained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trainers.figures import NEUTRAL, Report, clean, colour_of, legend_above, marker_of, svg
+from trainers.tables import group_title
+
+Entry = dict[str, Any]
+PARTS = {"unparsed": "#999999", "prior": "#e69f00", "errors": "#0072b2"}
+PART_NAMES = {"unparsed": "no longer parses", "prior": "class shares shifted", "errors": "real errors"}
+INK = "#1a1a1a"  # on coloured cells, light and dark pages alike
+
+
+def _groups(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
+    return list(dict.fromkeys((e["arm"], e["method"]) for e in entries))
+
+
+def _named(group: tuple[str, str | None]) -> Entry:
+    return {"arm": group[0], "method": group[1]}
+
+
+def _row_name(entry: Mapping[str, Any]) -> str:
+    return f"{entry['subtask']}, {entry['split']}"
+
+
+def heat_map(report: Report) -> str | None:
+    """Accuracy of every arm (mean over seeds) on every safety task and split."""
+    entries = report["safety"]
+    tasks = list(dict.fromkeys(e["task"] for e in entries))
+    groups = _groups(entries)
+    if not entries:
+        return None
+    names = {e["task"]: _row_name(e) for e in entries}
+    values = [[_mean([e["acc"] for e in entries if e["task"] == t and (e["arm"], e["method"]) == g]) for g in groups]
+              for t in tasks]  # fmt: skip
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        axes.patch.set_alpha(0)
+        shown = axes.imshow([[100 * v for v in row] for row in values], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
+        for y, row in enumerate(values):
+            for x, value in enumerate(row):
+                if value == value:  # not NaN
+                    axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=9, color=INK)
+        axes.set_xticks(range(len(groups)), [group_title(_named(g)) for g in groups], rotation=40, ha="right")
+        axes.set_yticks(range(len(tasks)), [names[t] for t in tasks])
+        axes.set_xlabel("arm")
+        axes.tick_params(length=0)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        figure.colorbar(shown, ax=axes, label="accuracy, %", shrink=0.8, aspect=30)
+
+    return svg(draw, 1.7 + 0.3 * len(tasks), "accuracy on safety tasks by arm")
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else float("nan")
+
+
+def forest(report: Report, contrast: str, only: Sequence[str] = ()) -> str | None:
+    """Differences to the untuned model, or to the ceiling, on every safety task with 95 % intervals.
+
+    Args:
+        report: the report.
+        contrast: to_zero_shot or to_ceiling.
+        only: arms to show; all where empty.
+    """
+    entries = [e for e in report.get("safety_gaps", []) if e["contrast"] == contrast and (not only or e["arm"] in only)]
+    if not entries:
+        return None
+    tasks, groups = list(dict.fromkeys(e["task"] for e in entries)), _groups(entries)
+    names = {e["task"]: _row_name(e) for e in entries}
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        clean(axes)
+        axes.axvline(0, color=NEUTRAL, linewidth=1)
+        for y in range(0, len(tasks), 2):
+            axes.axhspan(len(tasks) - 1.5 - y, len(tasks) - 0.5 - y, color=NEUTRAL, alpha=0.1, linewidth=0)
+        for e in entries:
+            k = groups.index((e["arm"], e["method"]))
+            y = len(tasks) - 1 - tasks.index(e["task"]) - 0.8 * (k - (len(groups) - 1) / 2) / len(groups)
+            colour, sure = colour_of(e, report), e["p_holm"] is not None and e["p_holm"] < 0.05
+            axes.plot([100 * e["low"], 100 * e["high"]], [y, y], color=colour, linewidth=1.5)
+            axes.plot(100 * e["value"], y, marker_of(e, report), color=colour, markersize=5.5, label=group_title(e),
+                      markerfacecolor=colour if sure else "none", markeredgewidth=1.2)  # fmt: skip
+        axes.set_ylim(-0.5, len(tasks) - 0.5)
+        axes.set_yticks(range(len(tasks)), [names[t] for t in reversed(tasks)])
+        other = "untuned model's" if contrast == "to_zero_shot" else "ceiling's"
+        axes.set_xlabel(f"accuracy minus the {other}, points\n(95 % interval; filled: p < .05 after Holm)")
+        legend_above(figure, axes)
+
+    height = 1.5 + len(tasks) * (0.2 + 0.11 * len(groups))
+    return svg(draw, height, f"differences on safety tasks {contrast.replace('_', ' ')}")
+
+
+def drift_bars(report: Report) -> str | None:
+    """The change in accuracy to the untuned model, a mean over the subtasks, split into its three parts."""
+    entries = report.get("drift", [])
+    rows = list(dict.fromkeys((e["arm"], e["method"], e["split"]) for e in entries))
+    if not rows:
+        return None
+
+    def mean(row: tuple[str, str | None, str], part: str) -> float:
+        chosen = [e[part] for e in entries if (e["arm"], e["method"], e["split"]) == row]
+        return 100 * _mean([c["value"] if c is not None else 0.0 for c in chosen])
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        clean(axes)
+        axes.axvline(0, color=NEUTRAL, linewidth=1)
+        for y, row in enumerate(reversed(rows)):
+            ends = {True: 0.0, False: 0.0}
+            for part, colour in PARTS.items():
+                value = mean(row, part)
+                axes.barh(y, value, left=ends[value >= 0], height=0.6, color=colour, label=PART_NAMES[part])
+                ends[value >= 0] += value
+            axes.plot(mean(row, "total"), y, "D", color="#000000", markersize=5, label="change in accuracy")
+        axes.set_yticks(range(len(rows)), [f"{group_title(_named(r[:2]))}, {r[2]}" for r in reversed(rows)])
+        axes.set_xlabel("change in accuracy to the untuned model, points\n(mean over subtasks)")
+        axes.margins(x=0.1)
+        legend_above(figure, axes)
+
+    return svg(draw, 1.5 + 0.34 * len(rows), "change in accuracy split into three parts")
+
+
+def ladder(report: Report) -> str | None:
+    """Mean accuracy on the safety tasks by number of shots; below it the unparsed share where text was generated."""
+    entries = report.get("ladder", [])
+    if not entries:
+        return None
+    splits = list(dict.fromkeys(e["split"] for e in entries))
+    shots = sorted({e["num_fewshot"] for e in entries})
+    unparsed = any(e["unparsed"] for e in entries)
+
+    def draw(figure: Any) -> None:
+        panels = figure.subplots(len(splits) + int(unparsed), 1, sharex=True, squeeze=False)[:, 0]
+        for axes, split in zip(panels, splits, strict=False):
+            for group in _groups(entries):
+                line = [e for e in entries if (e["arm"], e["method"]) == group and e["split"] == split]
+                _ladder_line(axes, line, shots, report)
+            axes.set_ylabel(f"accuracy, {split}, %")
+        if unparsed:
+            for group in _groups(entries):
+                line = [e for e in entries if (e["arm"], e["method"]) == group and e["split"] == splits[0]]
+                panels[-1].plot([shots.index(e["num_fewshot"]) for e in line], [100 * e["unparsed"] for e in line],
+                                marker=marker_of(line[0], report), color=colour_of(line[0], report))  # fmt: skip
+            panels[-1].set_ylabel(f"unparsed, {splits[0]}, %")
+        for axes in panels:
+            clean(axes)
+        panels[-1].set_xticks(range(len(shots)), [str(s) for s in shots])
+        panels[-1].set_xlabel("shots before each question (num_fewshot)")
+        legend_above(figure, panels[0])
+
+    height = 1.2 + 2.1 * (len(splits) + int(unparsed)) + 0.1 * len(_groups(entries))
+    return svg(draw, height, "safety accuracy by number of shots")
+
+
+def _ladder_line(axes: Any, line: Sequence[Entry], shots: Sequence[int], report: Report) -> None:
+    places = [shots.index(e["num_fewshot"]) for e in line]
+    colour = colour_of(line[0], report)
+    low, high = ([100 * e["ci95"][i] for e in line] for i in (0, 1))
+    axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+    axes.plot(places, [100 * e["acc"] for e in line], marker=marker_of(line[0], report), color=colour, label=group_title(line[0]))
+
+
+def tradeoff(report: Report) -> str | None:
+    """Mean safety change against accuracy on the training task, one point an arm, with the PGR beside it."""
+    entries = report.get("tradeoff", [])
+    if len(entries) < 2:
+        return None
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots()
+        clean(axes)
+        axes.axhline(0, color=NEUTRAL, linewidth=1)
+        for e in entries:
+            colour, x = colour_of(e, report), 100 * e["acc"]
+            pgr = "" if e["pgr"] is None else f" (PGR {e['pgr']:.2f})"
+            axes.plot([x, x], [100 * e["change"]["low"], 100 * e["change"]["high"]], color=colour, linewidth=1.5)
+            axes.plot(x, 100 * e["change"]["value"], marker_of(e, report), color=colour, label=group_title(e) + pgr)
+        axes.set_xlabel(f"accuracy on {report['task']}, %")
+        axes.set_ylabel("mean safety change\nto the untuned model, points")
+        axes.margins(x=0.1)
+        legend_above(figure, axes)
+
+    return svg(draw, 3.2 + 0.11 * len(entries), "safety change against accuracy")
