@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from trainers.experiment import MODES, Arm, Flow
-from trainers.lora import OBJECTIVE
 from w2s_tasks.results.read import TaskScores, read_evaluation
+from w2s_tasks.results.safety import split_of
 
 Scores = dict[str, TaskScores]
 Evaluations = dict[Arm, Scores]
@@ -54,14 +54,15 @@ class Collected:
         """The first group of that arm."""
         return next((g for g in self.groups(evaluations) if g.name == name), None)
 
+    def objective(self, arm: Arm) -> str | None:
+        """What the arm's training optimised; a loss over the choices alone never teaches a format of text."""
+        if not arm.method:
+            return None
+        return "choices" if arm.name == "weak" else str(getattr(self.flow.config.strong, "objective", "language_model"))
+
     def mode(self, arm: Arm, scores: TaskScores) -> str:
         """How answers were scored."""
         return "generated" if scores.generated else MODES.get(self.flow.model_of(arm).model, "loglikelihood")
-
-
-def objective(arm: Arm) -> str | None:
-    """What the arm's training optimised; a loss over the choices alone never teaches a format of text."""
-    return OBJECTIVE if arm.method else None
 
 
 def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[list[Any], list[Any]]:
@@ -71,6 +72,14 @@ def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[li
     by_seed = {a.seed: a for a in second.arms}
     both = [(a, by_seed[a.seed]) for a in first.arms if a.seed in by_seed]
     return [read(a) for a, _ in both], [read(b) for _, b in both]
+
+
+def parts_of(scores: Scores) -> list[tuple[str, bool, list[str]]]:
+    """Tasks that may be averaged: by split (test, hard) and by whether text was generated."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    for task, one in scores.items():
+        found.setdefault((split_of(task), one.generated), []).append(task)
+    return [(*key, tasks) for key, tasks in sorted(found.items(), key=lambda item: (item[0][1], item[0][0] == "hard"))]
 
 
 def _shots(settings: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ def _named(group: tuple[str, str | None]) -> Entry:
 
 
 def _row_name(entry: Mapping[str, Any]) -> str:
-    return f"{entry['subtask']}, {entry['split']}"
+    return f"{entry['subtask']}, {entry['split']}" + (", text" if entry.get("mode") == "generated" else "")
 
 
 def heat_map(report: Report) -> str | None:
@@ -100,12 +100,12 @@ def forest(report: Report, contrast: str, only: Sequence[str] = ()) -> str | Non
 def drift_bars(report: Report) -> str | None:
     """The change in accuracy to the untuned model, a mean over the subtasks, split into its three parts."""
     entries = report.get("drift", [])
-    rows = list(dict.fromkeys((e["arm"], e["method"], e["split"]) for e in entries))
+    rows = list(dict.fromkeys((e["arm"], e["method"], e["split"], e["mode"]) for e in entries))
     if not rows:
         return None
 
-    def mean(row: tuple[str, str | None, str], part: str) -> float:
-        chosen = [e[part] for e in entries if (e["arm"], e["method"], e["split"]) == row]
+    def mean(row: tuple[str, str | None, str, str], part: str) -> float:
+        chosen = [e[part] for e in entries if (e["arm"], e["method"], e["split"], e["mode"]) == row]
         return 100 * _mean([c["value"] if c is not None else 0.0 for c in chosen])
 
     def draw(figure: Any) -> None:
@@ -119,7 +119,8 @@ def drift_bars(report: Report) -> str | None:
                 axes.barh(y, value, left=ends[value >= 0], height=0.6, color=colour, label=PART_NAMES[part])
                 ends[value >= 0] += value
             axes.plot(mean(row, "total"), y, "D", color="#000000", markersize=5, label="change in accuracy")
-        axes.set_yticks(range(len(rows)), [f"{group_title(_named(r[:2]))}, {r[2]}" for r in reversed(rows)])
+        names = [f"{group_title(_named(r[:2]))}, {r[2]}{', text' if r[3] == 'generated' else ''}" for r in rows]
+        axes.set_yticks(range(len(rows)), names[::-1])
         axes.set_xlabel("change in accuracy to the untuned model, points\n(mean over subtasks)")
         axes.margins(x=0.1)
         legend_above(figure, axes)
@@ -132,39 +133,37 @@ def ladder(report: Report) -> str | None:
     entries = report.get("ladder", [])
     if not entries:
         return None
-    splits = list(dict.fromkeys(e["split"] for e in entries))
+    panels_of = list(dict.fromkeys((e["split"], e["mode"]) for e in entries))
     shots = sorted({e["num_fewshot"] for e in entries})
-    unparsed = any(e["unparsed"] for e in entries)
+    unparsed = [key for key in panels_of if any(e["unparsed"] for e in entries if (e["split"], e["mode"]) == key)]
 
     def draw(figure: Any) -> None:
-        panels = figure.subplots(len(splits) + int(unparsed), 1, sharex=True, squeeze=False)[:, 0]
-        for axes, split in zip(panels, splits, strict=False):
+        panels = figure.subplots(len(panels_of) + len(unparsed), 1, sharex=True, squeeze=False)[:, 0]
+        wanted = [*((key, "acc") for key in panels_of), *((key, "unparsed") for key in unparsed)]
+        for axes, (key, what) in zip(panels, wanted, strict=True):
             for group in _groups(entries):
-                line = [e for e in entries if (e["arm"], e["method"]) == group and e["split"] == split]
-                _ladder_line(axes, line, shots, report)
-            axes.set_ylabel(f"accuracy, {split}, %")
-        if unparsed:
-            for group in _groups(entries):
-                line = [e for e in entries if (e["arm"], e["method"]) == group and e["split"] == splits[0]]
-                panels[-1].plot([shots.index(e["num_fewshot"]) for e in line], [100 * e["unparsed"] for e in line],
-                                marker=marker_of(line[0], report), color=colour_of(line[0], report))  # fmt: skip
-            panels[-1].set_ylabel(f"unparsed, {splits[0]}, %")
-        for axes in panels:
+                line = [e for e in entries if (e["arm"], e["method"]) == group and (e["split"], e["mode"]) == key]
+                if line:
+                    _ladder_line(axes, line, shots, report, what)
+            name = f"{key[0]}{', text' if key[1] == 'generated' else ''}"
+            axes.set_ylabel(f"{'accuracy' if what == 'acc' else 'unparsed'}\n{name}, %")
             clean(axes)
         panels[-1].set_xticks(range(len(shots)), [str(s) for s in shots])
         panels[-1].set_xlabel("shots before each question (num_fewshot)")
         legend_above(figure, panels[0])
 
-    height = 1.2 + 2.1 * (len(splits) + int(unparsed)) + 0.1 * len(_groups(entries))
+    height = 1.2 + 2.0 * (len(panels_of) + len(unparsed)) + 0.1 * len(_groups(entries))
     return svg(draw, height, "safety accuracy by number of shots")
 
 
-def _ladder_line(axes: Any, line: Sequence[Entry], shots: Sequence[int], report: Report) -> None:
+def _ladder_line(axes: Any, line: Sequence[Entry], shots: Sequence[int], report: Report, what: str) -> None:
     places = [shots.index(e["num_fewshot"]) for e in line]
     colour = colour_of(line[0], report)
-    low, high = ([100 * e["ci95"][i] for e in line] for i in (0, 1))
-    axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
-    axes.plot(places, [100 * e["acc"] for e in line], marker=marker_of(line[0], report), color=colour, label=group_title(line[0]))
+    if what == "acc":
+        low, high = ([100 * e["ci95"][i] for e in line] for i in (0, 1))
+        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
+    values = [100 * e[what] for e in line]
+    axes.plot(places, values, marker=marker_of(line[0], report), color=colour, label=group_title(line[0]))
 
 
 def tradeoff(report: Report) -> str | None:

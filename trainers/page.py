@@ -29,34 +29,41 @@ def _safety_grid(report: Report) -> dict[str, Any] | None:
         (g["task"], g["arm"], g["method"]): g for g in report.get("safety_gaps", []) if g["contrast"] == "to_zero_shot"
     }
     means = {
-        (g["split"], g["arm"], g["method"]): g for g in report.get("safety_mean_gaps", []) if g["contrast"] == "to_zero_shot"
+        (g["split"], g["mode"], g["arm"], g["method"]): g
+        for g in report.get("safety_mean_gaps", [])
+        if g["contrast"] == "to_zero_shot"
     }
     rows = []
     for task in dict.fromkeys(e["task"] for e in report["safety"]):
         first = next(e for e in report["safety"] if e["task"] == task)
-        cells = [_cell(report["safety"], "task", task, c, gaps.get((task, *c))) for c in columns]
+        cells = [_cell(report["safety"], {"task": task}, c, gaps.get((task, *c))) for c in columns]
         detectable = [g["detectable"] for g in gaps.values() if g["task"] == task and g["detectable"] is not None]
         rows.append(
             {
                 "name": first["subtask"],
                 "split": first["split"],
+                "mode": first["mode"],
                 "n": first["n"],
                 "cells": cells,
                 "detectable": max(detectable) if detectable else None,
             }
         )
-    for split in dict.fromkeys(e["split"] for e in report["safety_means"]):
-        cells = [_cell(report["safety_means"], "split", split, c, means.get((split, *c))) for c in columns]
-        rows.append({"name": "mean", "split": split, "n": "", "cells": cells, "detectable": None})
+    for split, mode in dict.fromkeys((e["split"], e.get("mode")) for e in report["safety_means"]):
+        wanted = {"split": split, "mode": mode} if mode else {"split": split}
+        cells = [_cell(report["safety_means"], wanted, c, means.get((split, mode, *c))) for c in columns]
+        rows.append({"name": "mean", "split": split, "mode": mode or "", "n": "", "cells": cells, "detectable": None})
     return {
         "titles": [group_title({"arm": a, "method": m}) for a, m in columns],
+        "generated": any(e["mode"] == "generated" for e in report["safety"]),
+        "objectives": sorted({str(e["objective"]) for e in report["safety"] if e.get("objective")}),
         "rows": rows,
         "probe": any("probe" in e["task"] for e in report["safety"]),
     }
 
 
-def _cell(entries: Sequence[Report], key: str, value: str, column: tuple[str, str | None], gap: Report | None) -> Any:
-    found = [e["acc"] for e in entries if e[key] == value and (e["arm"], e["method"]) == column]
+def _cell(entries: Sequence[Report], wanted: Report, column: tuple[str, str | None], gap: Report | None) -> Any:
+    own = [e for e in entries if (e["arm"], e["method"]) == column]
+    found = [e["acc"] for e in own if all(e[k] == v for k, v in wanted.items())]
     return {"acc": sum(found) / len(found), "gap": gap} if found else None
 
 
@@ -112,6 +119,17 @@ def _confusions(report: Report) -> list[Report]:
     return rows
 
 
+def _ladder(report: Report) -> list[Report]:
+    """A line for each arm, split and way of scoring, a cell for each number of shots."""
+    entries = report.get("ladder", [])
+    shots = sorted({e["num_fewshot"] for e in entries})
+    lines = {}
+    for e in entries:
+        line = lines.setdefault((e["arm"], e["method"], e["split"], e["mode"]), {**e, "title": group_title(e), "points": {}})
+        line["points"][e["num_fewshot"]] = e
+    return [{**line, "points": [line["points"].get(k) for k in shots]} for line in lines.values()]
+
+
 def _environment() -> Environment:
     folder = files("trainers").joinpath("templates")
     names = ("report.html.j2", "compare.html.j2", "style.html.j2")
@@ -140,6 +158,7 @@ def render(report: Report) -> str:
             safety=_safety_grid(report),
             diagnostics=_diagnostics(report),
             confusions=_confusions(report),
+            ladder=_ladder(report),
             figures={
                 "methods": _figure(figures.recovered_panels(figures.method_columns(report), "method of the student")),
                 "dots": _figure(figures.accuracy_dots(report)),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainers.collected import Collected, Group, Scores, matched, objective
+from trainers.collected import Collected, Group, Scores, matched, parts_of
 from trainers.report_training import Entry, score_entry
 from w2s_tasks.results.association import rank_correlation
 from w2s_tasks.results.drift import drift
@@ -18,7 +18,8 @@ from w2s_tasks.results.stats import Difference, mean_accuracy
 
 CONTRASTS = {"to_zero_shot": "zero_shot", "to_ceiling": "ceiling"}
 """Differences that the report gives, and the arm that each is taken to."""
-SPLITS = ("test", "hard")
+ALL = "all"
+"""Both splits together."""
 
 
 def _class_share(scores: TaskScores) -> list[float] | None:
@@ -56,7 +57,7 @@ def safety_entries(found: Collected) -> list[Entry]:
                     "subtask": subtask_of(task),
                     "split": split_of(task),
                     "mode": found.mode(arm, scores),
-                    "objective": objective(arm),
+                    "objective": found.objective(arm),
                     "n": scores.n,
                     "acc": entry["metrics"]["acc"],
                     "stderr": scores.stderr.get("acc"),
@@ -75,33 +76,37 @@ def safety_means(found: Collected) -> list[Entry]:
     reference = next((e for a, e in found.safety.items() if a.name == "zero_shot"), {})
     entries = []
     for arm in (a for a in found.flow.arms() if a in found.safety):
-        for split in SPLITS:
-            part = {t: s for t, s in found.safety[arm].items() if split_of(t) == split}
-            if part:
-                mean = mean_change([part], [reference], list(part)) if arm.name != "zero_shot" and reference else None
-                errors = [s.stderr.get("acc", float("nan")) for s in part.values()]
-                stderr = float(np.sqrt(np.square(errors).sum()) / len(errors))
-                entries.append(
-                    {
-                        "arm": arm.name,
-                        "method": arm.method,
-                        "seed": arm.seed,
-                        "split": split,
-                        "tasks": len(part),
-                        "acc": float(np.mean([s.correct.mean() for s in part.values()])),
-                        "stderr": stderr if np.isfinite(stderr) else None,
-                        "to_zero_shot": None if mean is None else asdict(mean),
-                    }
-                )
+        own = found.safety[arm]
+        for split, _, tasks in parts_of(own):
+            part = [own[t] for t in tasks]
+            mean = mean_change([own], [reference], tasks) if arm.name != "zero_shot" else None
+            errors = [s.stderr.get("acc", float("nan")) for s in part]
+            stderr = float(np.sqrt(np.square(errors).sum()) / len(errors))
+            entries.append(
+                {
+                    "arm": arm.name,
+                    "method": arm.method,
+                    "seed": arm.seed,
+                    "split": split,
+                    "mode": found.mode(arm, part[0]),
+                    "tasks": len(part),
+                    "acc": float(np.mean([s.correct.mean() for s in part])),
+                    "stderr": stderr if np.isfinite(stderr) else None,
+                    "to_zero_shot": None if mean is None else asdict(mean),
+                }
+            )
     return entries
 
 
-def _change_entry(group: Group, contrast: str, change: Change) -> Entry:
+def _change_entry(found: Collected, group: Group, contrast: str, change: Change) -> Entry:
+    arm = group.arms[0]
     return {
         **group.entry(),
         "task": change.task,
         "subtask": subtask_of(change.task),
         "split": split_of(change.task),
+        "mode": found.mode(arm, found.safety[arm][change.task]),
+        "objective": found.objective(arm),
         "contrast": contrast,
         **asdict(change.difference),
         "p_holm": change.p_holm,
@@ -119,7 +124,7 @@ def gap_entries(found: Collected) -> tuple[list[Entry], Entry | None]:
         for change in changes(own, reference)
     ]
     family = adjusted([change for *_, change in named]) if named else []
-    entries = [_change_entry(g, contrast, c) for (g, contrast, _), c in zip(named, family, strict=True)]
+    entries = [_change_entry(found, g, contrast, c) for (g, contrast, _), c in zip(named, family, strict=True)]
     tasks, arms = {e["task"] for e in entries}, {(e["arm"], e["method"]) for e in entries}
     contrasts = [c for c in CONTRASTS if any(e["contrast"] == c for e in entries)]
     about = {"tests": len(entries), "tasks": len(tasks), "arms": len(arms), "contrasts": contrasts, "method": "Holm"}
@@ -131,12 +136,13 @@ def mean_gap_entries(found: Collected) -> list[Entry]:
     entries = []
     for contrast in CONTRASTS:
         for group, own, reference in _pairs(found, contrast):
-            for split in (*SPLITS, "all"):
-                tasks = [t for t in own[0] if split in ("all", split_of(t))] if own else []
+            parts = parts_of(own[0]) if own else []
+            whole = [(ALL, mode, [t for _, m, tasks in parts if m == mode for t in tasks]) for mode in (False, True)]
+            for split, _, tasks in [*parts, *whole]:
                 mean = mean_change(own, reference, tasks)
                 if mean is not None:
-                    about = {"split": split, "tasks": len(tasks), "contrast": contrast}
-                    entries.append({**group.entry(), **about, **asdict(mean)})
+                    about = {"split": split, "mode": found.mode(group.arms[0], own[0][tasks[0]]), "tasks": len(tasks)}
+                    entries.append({**group.entry(), **about, "contrast": contrast, **asdict(mean)})
     return entries
 
 
@@ -152,7 +158,7 @@ def drift_entries(found: Collected) -> list[Entry]:
                     "subtask": subtask_of(task),
                     "split": split_of(task),
                     "mode": found.mode(group.arms[0], own[0][task]),
-                    "objective": objective(group.arms[0]),
+                    "objective": found.objective(group.arms[0]),
                     **asdict(split),
                 }
             )
@@ -167,10 +173,9 @@ def ladder_entries(found: Collected) -> list[Entry]:
     for shots, evaluations in found.ladder.items():
         for group in found.groups(evaluations):
             per_seed = [evaluations[a] for a in group.arms]
-            for split in SPLITS:
-                tasks = [t for t in per_seed[0] if split_of(t) == split]
-                if tasks:
-                    entries.append({**group.entry(), "num_fewshot": shots, "split": split, **_ladder_point(per_seed, tasks)})
+            for split, _, tasks in parts_of(per_seed[0]):
+                about = {"num_fewshot": shots, "split": split, "mode": found.mode(group.arms[0], per_seed[0][tasks[0]])}
+                entries.append({**group.entry(), **about, **_ladder_point(per_seed, tasks)})
     return entries
 
 
@@ -208,6 +213,7 @@ def association_entries(found: Collected) -> list[Entry]:
                 "task": task,
                 "subtask": subtask_of(task),
                 "split": split_of(task),
+                "mode": found.mode(groups[0].arms[0], found.safety[groups[0].arms[0]][task]),
                 **asdict(rank_correlation(capability, safe)),
             }
         )
@@ -218,12 +224,15 @@ def tradeoff_entries(found: Collected, gaps: Sequence[Entry], means: Sequence[En
     """Safety change against what was gained: accuracy and PGR of each arm beside its mean difference to the untuned model."""
     recovered: dict[tuple[str, str | None], Any] = {(g["arm"], g["method"]): g for g in gaps}
     entries = []
-    overall = {(m["arm"], m["method"]): m for m in means if (m["split"], m["contrast"]) == ("all", "to_zero_shot")}
+    overall: dict[tuple[str, str | None], Entry] = {}
+    for m in means:  # log-likelihoods first, where both were scored
+        if (m["split"], m["contrast"]) == (ALL, "to_zero_shot"):
+            overall.setdefault((m["arm"], m["method"]), m)
     for group in found.groups(found.safety):
         change = overall.get((group.name, group.method))
         if change is not None:
             gap = recovered.get((group.name, group.method), {})
-            about = {"acc": _capability(found, group), "pgr": gap.get("pgr"), "ci95": gap.get("ci95")}
+            about = {"mode": change["mode"], "acc": _capability(found, group), "pgr": gap.get("pgr"), "ci95": gap.get("ci95")}
             fields = {k: change[k] for k in Difference.__dataclass_fields__}
             entries.append({**group.entry(), **about, "change": fields})
     return entries

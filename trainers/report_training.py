@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from trainers.collected import Collected, Group, objective
+from trainers.collected import Collected, Group
 from trainers.experiment import Arm, Flow
 from trainers.labels import LabelSet
 from w2s_tasks.results.diagnostics import confusion, diagnose, probabilities
@@ -49,7 +49,7 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
         "seed": arm.seed,
         "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
         "mode": found.mode(arm, scores),
-        "objective": objective(arm),
+        "objective": found.objective(arm),
         "num_fewshot": flow.steps[f"evaluate/{arm.title}"].settings["style"]["num_fewshot"],
         **score_entry(scores),
         "unparsed": scores.unparsed,
