@@ -150,7 +150,9 @@ def report(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Form the numbers anew from the run's stages (needs its data).")
     ] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Write the page that compares several runs to this file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the page that compares several runs to this file.")
+    ] = None,
 ) -> None:
     """Show one run's report again, or several runs side by side.
 

@@ -145,7 +145,8 @@ class Safety(Section):
     limit: int | None = Field(default=None, ge=2)
     """The first n documents a task; null for all."""
     num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = 0
-    """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main one."""
+    """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
+    one."""
 
     @property
     def shots(self) -> list[int]:

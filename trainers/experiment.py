@@ -181,8 +181,7 @@ class Flow:
             Step(
                 f"{kind}{further}/{arm.title}",
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}"
-                + (f", {shots} shots" if further else ""),
+                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}" + (f", {shots} shots" if further else ""),
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, names, style, limit),

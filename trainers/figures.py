@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trainers.tables import arm_title, group_title
+from trainers.tables import group_title
 
 Report = dict[str, Any]
 WIDTH = 5.4  # inches
@@ -125,19 +125,19 @@ def accuracy_dots(report: Report) -> str | None:
             axes.plot([low, high], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot(100 * arm["acc"], y, marker_of(arm, report), color=colour, markersize=7)
             if len(arm["per_seed"]) > 1:
-                seeds = [100 * x for x in arm["per_seed"]]
-                axes.plot(seeds, [y - 0.28] * len(seeds), "|", color=colour, markersize=6)
+                ticks = [100 * x for x in arm["per_seed"]]
+                axes.plot(ticks, [y - 0.28] * len(ticks), "|", color=colour, markersize=6)
         axes.set_yticks(range(len(arms)), [group_title(a) for a in reversed(arms)])
-        seeds = max(len(a["per_seed"]) for a in arms)
-        axes.set_xlabel(f"accuracy on {report['task']}, %\n(bars: 95 % interval; ticks: seeds; n = {arms[0]['n']})"
-                        if seeds > 1 else f"accuracy on {report['task']}, %\n(bars: 95 % interval; n = {arms[0]['n']})")  # fmt: skip
+        several = max(len(a["per_seed"]) for a in arms) > 1
+        marks = f"bars: 95 % interval{'; ticks: seeds' if several else ''}; n = {arms[0]['n']}"
+        axes.set_xlabel(f"accuracy on {report['task']}, %\n({marks})")
         axes.margins(y=0.12)
 
     return svg(draw, 1.0 + 0.36 * len(arms), f"accuracy of {len(arms)} arms with intervals")
 
 
 Column = dict[str, Any]
-"""One place on the x axis: ``label``, ``size`` (parameters or None), ``levels`` (accuracy by guide), ``points`` (students)."""
+"""A place on the x axis: ``label``, ``size`` (parameters or None), ``levels`` (accuracy by guide), ``points`` (students)."""
 
 
 def method_columns(report: Report) -> list[Column]:
@@ -273,8 +273,3 @@ def _smooth(points: list[tuple[int, float]], width: int = 5) -> list[tuple[int, 
         sum(values[max(0, i - width + 1) : i + 1]) / len(values[max(0, i - width + 1) : i + 1]) for i in range(len(values))
     ]
     return [(step, mean) for (step, _), mean in zip(points, means, strict=True)]
-
-
-def curve_title(curve: dict[str, Any], report: Report) -> str:
-    """An arm with its seed, for a curve of its own."""
-    return arm_title(curve, report)

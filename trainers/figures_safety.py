@@ -82,10 +82,10 @@ def forest(report: Report, contrast: str, only: Sequence[str] = ()) -> str | Non
             axes.axhspan(len(tasks) - 1.5 - y, len(tasks) - 0.5 - y, color=NEUTRAL, alpha=0.1, linewidth=0)
         for e in entries:
             k = groups.index((e["arm"], e["method"]))
-            y = len(tasks) - 1 - tasks.index(e["task"]) - 0.8 * (k - (len(groups) - 1) / 2) / len(groups)
+            place = len(tasks) - 1 - tasks.index(e["task"]) - 0.8 * (k - (len(groups) - 1) / 2) / len(groups)
             colour, sure = colour_of(e, report), e["p_holm"] is not None and e["p_holm"] < 0.05
-            axes.plot([100 * e["low"], 100 * e["high"]], [y, y], color=colour, linewidth=1.5)
-            axes.plot(100 * e["value"], y, marker_of(e, report), color=colour, markersize=5.5, label=group_title(e),
+            axes.plot([100 * e["low"], 100 * e["high"]], [place, place], color=colour, linewidth=1.5)
+            axes.plot(100 * e["value"], place, marker_of(e, report), color=colour, markersize=5.5, label=group_title(e),
                       markerfacecolor=colour if sure else "none", markeredgewidth=1.2)  # fmt: skip
         axes.set_ylim(-0.5, len(tasks) - 0.5)
         axes.set_yticks(range(len(tasks)), [names[t] for t in reversed(tasks)])
@@ -113,7 +113,7 @@ def drift_bars(report: Report) -> str | None:
         clean(axes)
         axes.axvline(0, color=NEUTRAL, linewidth=1)
         for y, row in enumerate(reversed(rows)):
-            ends = {True: 0.0, False: 0.0}
+            ends: dict[bool, float] = {True: 0.0, False: 0.0}
             for part, colour in PARTS.items():
                 value = mean(row, part)
                 axes.barh(y, value, left=ends[value >= 0], height=0.6, color=colour, label=PART_NAMES[part])

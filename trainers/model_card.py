@@ -53,7 +53,18 @@ def _labels(arm: Entry, report: Entry) -> str:
 
 def _settings(arm: Entry, report: Entry) -> dict[str, Any]:
     section = report["config"]["weak" if arm["arm"] == "weak" else "strong"]
-    names = ("trainer", "lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "r", "alpha", "target_modules")
+    names: tuple[str, ...] = (
+        "trainer",
+        "lr",
+        "epochs",
+        "batch_size",
+        "schedule",
+        "warmup",
+        "weight_decay",
+        "r",
+        "alpha",
+        "target_modules",
+    )
     if section.get("trainer") == "classifier":
         names = names[:7]
     return {k: section[k] for k in names if k in section}
@@ -83,7 +94,7 @@ def card(arm: Entry, report: Entry) -> str:
         pgr_text=pgr_text,
         mean=next((m for m in report.get("arm_means", []) if (m["arm"], m["method"]) == key), None),
         safety=[e for e in report.get("safety_gaps", []) if (e["arm"], e["method"]) == key],
-        safety_mean=[e for e in report.get("safety_mean_gaps", []) if (e["arm"], e["method"]) == key and e["split"] == "all"],
+        safety_mean=[e for e in report.get("safety_mean_gaps", []) if (e["arm"], e["method"], e["split"]) == (*key, "all")],
         command=commands.get(_title(arm)),
     )
 

@@ -25,9 +25,7 @@ def _safety_grid(report: Report) -> dict[str, Any] | None:
     if not report["safety"]:
         return None
     columns = list(dict.fromkeys((e["arm"], e["method"]) for e in report["safety"]))
-    gaps = {
-        (g["task"], g["arm"], g["method"]): g for g in report.get("safety_gaps", []) if g["contrast"] == "to_zero_shot"
-    }
+    gaps = {(g["task"], g["arm"], g["method"]): g for g in report.get("safety_gaps", []) if g["contrast"] == "to_zero_shot"}
     means = {
         (g["split"], g["mode"], g["arm"], g["method"]): g
         for g in report.get("safety_mean_gaps", [])
@@ -123,7 +121,7 @@ def _ladder(report: Report) -> list[Report]:
     """A line for each arm, split and way of scoring, a cell for each number of shots."""
     entries = report.get("ladder", [])
     shots = sorted({e["num_fewshot"] for e in entries})
-    lines = {}
+    lines: dict[tuple[Any, ...], Report] = {}
     for e in entries:
         line = lines.setdefault((e["arm"], e["method"], e["split"], e["mode"]), {**e, "title": group_title(e), "points": {}})
         line["points"][e["num_fewshot"]] = e

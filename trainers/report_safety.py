@@ -221,7 +221,7 @@ def association_entries(found: Collected) -> list[Entry]:
 
 
 def tradeoff_entries(found: Collected, gaps: Sequence[Entry], means: Sequence[Entry]) -> list[Entry]:
-    """Safety change against what was gained: accuracy and PGR of each arm beside its mean difference to the untuned model."""
+    """Safety change against what was gained: accuracy and PGR of each arm and its mean difference to the untuned one."""
     recovered: dict[tuple[str, str | None], Any] = {(g["arm"], g["method"]): g for g in gaps}
     entries = []
     overall: dict[tuple[str, str | None], Entry] = {}
@@ -232,7 +232,12 @@ def tradeoff_entries(found: Collected, gaps: Sequence[Entry], means: Sequence[En
         change = overall.get((group.name, group.method))
         if change is not None:
             gap = recovered.get((group.name, group.method), {})
-            about = {"mode": change["mode"], "acc": _capability(found, group), "pgr": gap.get("pgr"), "ci95": gap.get("ci95")}
+            about = {
+                "mode": change["mode"],
+                "acc": _capability(found, group),
+                "pgr": gap.get("pgr"),
+                "ci95": gap.get("ci95"),
+            }
             fields = {k: change[k] for k in Difference.__dataclass_fields__}
             entries.append({**group.entry(), **about, "change": fields})
     return entries

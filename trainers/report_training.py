@@ -128,18 +128,14 @@ def curve_entries(flow: Flow) -> list[Entry]:
 def diagnostic_entries(found: Collected) -> list[Entry]:
     """Every arm of the strong model against the weak supervisor of its seed, on the evaluation rows."""
     task = found.flow.task.name
-    weak, ceiling = (
-        {a.seed: s[task] for a, s in found.training.items() if a.name == name} for name in ("weak", "ceiling")
-    )
+    weak, ceiling = ({a.seed: s[task] for a, s in found.training.items() if a.name == name} for name in ("weak", "ceiling"))
     first = found.flow.config.seeds[0]
     entries = []
     for arm in found.flow.arms():
         if arm.name.startswith("weak"):
             continue
         seed = first if arm.seed is None else arm.seed
-        diagnosis = diagnose(
-            found.training[arm][task], weak[seed], None if arm.name == "ceiling" else ceiling.get(seed)
-        )
+        diagnosis = diagnose(found.training[arm][task], weak[seed], None if arm.name == "ceiling" else ceiling.get(seed))
         if diagnosis is not None:
             entries.append({"arm": arm.name, "method": arm.method, "seed": arm.seed, **asdict(diagnosis)})
     return entries

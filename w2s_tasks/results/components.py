@@ -20,8 +20,8 @@ Satterthwaite's degrees of freedom cover as little as 92 % at 3 seeds and 87 % a
 97 % for this one.
 
 Two pseudo-rows, one right under the first model only and one under the second only, are added to every comparison (Bonett &
-Price 2012, Statistics in Medicine 31), so that no interval shrinks to nothing where two models happen to agree everywhere. With
-several seeds each seed's pair falls on other questions.
+Price 2012, Statistics in Medicine 31), so that no interval shrinks to nothing where two models happen to agree everywhere.
+With several seeds each seed's pair falls on other questions.
 """
 
 from __future__ import annotations

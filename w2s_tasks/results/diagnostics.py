@@ -41,7 +41,7 @@ def share(chosen: Array) -> Share:
 
 
 def probabilities(scores: TaskScores) -> Array | None:
-    """Probabilities over the choices, [n, choices], from the log-likelihoods; None where text was generated or pairs ranked."""
+    """Probabilities over the choices, [n, choices], from the log-likelihoods; None for generated text and ranked pairs."""
     if scores.logliks is None:
         return None
     weights = np.exp(scores.logliks - scores.logliks.max(axis=1, keepdims=True))

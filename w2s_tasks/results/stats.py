@@ -80,7 +80,7 @@ def sign_flip_p(sums: Array) -> float:
     """Exact two-sided p of the sign-flip test on whole-numbered sums (of +1, 0, -1 over the rows of a cluster).
 
     Under the null hypothesis each cluster's sum is as likely with the other sign. The distribution of the total over all
-    sign patterns is built by convolution, so that no pattern is sampled; with clusters of one row it is McNemar's exact test.
+    sign patterns is built by convolution, so that no pattern is sampled; with clusters of one row it is McNemar's test.
 
     Args:
         sums: one sum a cluster, integers, shape [G].
