@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from trainers.tables import group_title
+from trainers.tables import group_title, means_of
 
 Report = dict[str, Any]
 WIDTH = 5.4  # inches
@@ -97,16 +97,6 @@ def legend_above(figure: Any, axes: Any, columns: int = 2) -> None:
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     figure.legend(unique.values(), unique, loc="outside upper left", ncols=columns, frameon=False, fontsize=9)
-
-
-def means_of(report: Report) -> list[dict[str, Any]]:
-    """Arms over their seeds; from the single models where a report of an older version has no means."""
-    if report.get("arm_means"):
-        return list(report["arm_means"])
-    return [
-        {**a, "acc": a["metrics"]["acc"], "ci95": a["ci95"]["acc"], "per_seed": [a["metrics"]["acc"]]}
-        for a in report["arms"]
-    ]
 
 
 def accuracy_dots(report: Report) -> str | None:

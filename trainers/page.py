@@ -10,7 +10,7 @@ from jinja2 import DictLoader, Environment, select_autoescape
 from markupsafe import Markup
 
 from trainers import figures, figures_safety
-from trainers.tables import arm_title, group_title, percent, pgr_text, verdict
+from trainers.tables import arm_title, group_title, means_of, percent, pgr_text, safety_grid, verdict
 
 Report = dict[str, Any]
 
@@ -18,51 +18,6 @@ Report = dict[str, Any]
 def _figure(svg: str | None) -> Markup | None:
     # The SVG is our own, and matplotlib escapes the text in it; everything else on the page is autoescaped.
     return None if svg is None else Markup(svg)  # noqa: S704
-
-
-def _safety_grid(report: Report) -> dict[str, Any] | None:
-    """Accuracies over seeds by task (rows) and arm (columns), with the difference to the untuned model."""
-    if not report["safety"]:
-        return None
-    columns = list(dict.fromkeys((e["arm"], e["method"]) for e in report["safety"]))
-    gaps = {(g["task"], g["arm"], g["method"]): g for g in report.get("safety_gaps", []) if g["contrast"] == "to_zero_shot"}
-    means = {
-        (g["split"], g["mode"], g["arm"], g["method"]): g
-        for g in report.get("safety_mean_gaps", [])
-        if g["contrast"] == "to_zero_shot"
-    }
-    rows = []
-    for task in dict.fromkeys(e["task"] for e in report["safety"]):
-        first = next(e for e in report["safety"] if e["task"] == task)
-        cells = [_cell(report["safety"], {"task": task}, c, gaps.get((task, *c))) for c in columns]
-        detectable = [g["detectable"] for g in gaps.values() if g["task"] == task and g["detectable"] is not None]
-        rows.append(
-            {
-                "name": first["subtask"],
-                "split": first["split"],
-                "mode": first["mode"],
-                "n": first["n"],
-                "cells": cells,
-                "detectable": max(detectable) if detectable else None,
-            }
-        )
-    for split, mode in dict.fromkeys((e["split"], e.get("mode")) for e in report["safety_means"]):
-        wanted = {"split": split, "mode": mode} if mode else {"split": split}
-        cells = [_cell(report["safety_means"], wanted, c, means.get((split, mode, *c))) for c in columns]
-        rows.append({"name": "mean", "split": split, "mode": mode or "", "n": "", "cells": cells, "detectable": None})
-    return {
-        "titles": [group_title({"arm": a, "method": m}) for a, m in columns],
-        "generated": any(e["mode"] == "generated" for e in report["safety"]),
-        "objectives": sorted({str(e["objective"]) for e in report["safety"] if e.get("objective")}),
-        "rows": rows,
-        "probe": any("probe" in e["task"] for e in report["safety"]),
-    }
-
-
-def _cell(entries: Sequence[Report], wanted: Report, column: tuple[str, str | None], gap: Report | None) -> Any:
-    own = [e for e in entries if (e["arm"], e["method"]) == column]
-    found = [e["acc"] for e in own if all(e[k] == v for k, v in wanted.items())]
-    return {"acc": sum(found) / len(found), "gap": gap} if found else None
 
 
 def _diagnostics(report: Report) -> list[Report]:
@@ -153,7 +108,7 @@ def render(report: Report) -> str:
             report=report,
             title_of=lambda entry: arm_title(entry, report),
             gaps={(g["arm"], g["method"]): g for g in report["gaps"]},
-            safety=_safety_grid(report),
+            safety=safety_grid(report),
             diagnostics=_diagnostics(report),
             confusions=_confusions(report),
             ladder=_ladder(report),
@@ -174,11 +129,11 @@ def render(report: Report) -> str:
 
 def render_comparison(reports: Sequence[Report]) -> str:
     """Several runs on one page: accuracy and PGR by size of the strong model, or by run."""
-    arms = list(dict.fromkeys((m["arm"], m["method"]) for r in reports for m in figures.means_of(r)))
+    arms = list(dict.fromkeys((m["arm"], m["method"]) for r in reports for m in means_of(r)))
     rows = [
         {
             "title": group_title({"arm": a, "method": m}),
-            "cells": [next((e for e in figures.means_of(r) if (e["arm"], e["method"]) == (a, m)), None) for r in reports],
+            "cells": [next((e for e in means_of(r) if (e["arm"], e["method"]) == (a, m)), None) for r in reports],
             "gaps": [next((g for g in r["gaps"] if (g["arm"], g["method"]) == (a, m)), None) for r in reports],
         }
         for a, m in arms

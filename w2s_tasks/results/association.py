@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import rankdata
 from scipy.stats import t as student_t
 
@@ -28,6 +31,12 @@ class Association:
     n: int
     defined: bool
     reason: str
+
+
+@functools.cache
+def _orders(n: int) -> npt.NDArray[Any]:
+    """All orders of n points, [n!, n]."""
+    return np.array(list(permutations(range(n))))
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Association:
@@ -53,7 +62,7 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Associa
     half = Z95 * math.sqrt((1 + drawn_in**2 / 2) / (n - 3))
     low, high = (math.tanh(math.atanh(drawn_in) + side * half) for side in (-1, 1))
     if n <= EXACT:
-        others = np.array(list(permutations(b))) @ a / norm
+        others = b[_orders(n)] @ a / norm
         p = float((np.abs(others) >= abs(rho) - 1e-12).mean())
     else:
         statistic = rho * math.sqrt((n - 2) / max(1 - rho**2, 1e-300))
