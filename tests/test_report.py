@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
 from conftest import EXPERIMENT, OWN_TASK, rows
+
 from trainers.config import load
 from trainers.exports import write_tables
 from trainers.figures import recovered_panels, run_columns

@@ -14,7 +14,7 @@ from typing import Any
 from trainers.tables import group_title, means_of
 
 Report = dict[str, Any]
-WIDTH = 5.4  # inches
+WIDTH = 5.0  # inches
 
 # Okabe-Ito: told apart by colour-blind readers and in grey.
 COLOURS = {
@@ -232,20 +232,19 @@ def _draw_point(upper: Any, lower: Any, x: float, point: dict[str, Any]) -> None
 
 
 def learning_curves(report: Report) -> str | None:
-    """Training loss, and accuracy on held-back rows, by optimizer step; one line an arm, thin lines for its seeds."""
+    """Training loss, and accuracy on held-back rows, by optimizer step: each arm's mean over seeds, its seeds behind it."""
     curves = report["curves"]
+    groups = list(dict.fromkeys((c["arm"], c["method"]) for c in curves))
 
     def draw(figure: Any) -> None:
         upper, lower = figure.subplots(2, 1)
-        for curve in curves:
-            points = curve["points"]
-            loss = [(p["step"], p["loss"]) for p in points if "loss" in p]
-            held = [(p["step"], 100 * p["eval_accuracy"]) for p in points if "eval_accuracy" in p]
-            look = {"color": colour_of(curve, report), "label": group_title(curve), "linewidth": 1.3, "alpha": 0.8}
-            if loss:
-                upper.plot(*zip(*_smooth(loss), strict=True), **look)
-            if held:
-                lower.plot(*zip(*held, strict=True), marker=marker_of(curve, report), markersize=4, **look)
+        for group in groups:
+            own = [c for c in curves if (c["arm"], c["method"]) == group]
+            look = {"color": colour_of(own[0], report), "label": group_title(own[0])}
+            losses = [_smooth([(p["step"], p["loss"]) for p in c["points"] if "loss" in p]) for c in own]
+            held = [[(p["step"], 100 * p["eval_accuracy"]) for p in c["points"] if "eval_accuracy" in p] for c in own]
+            _lines(upper, losses, look)
+            _lines(lower, held, {**look, "marker": marker_of(own[0], report), "markersize": 4})
         upper.set_ylabel("training loss, nats\n(mean of 5 steps)")
         lower.set_ylabel("accuracy on held-back\nrows (gold), %")
         for axes in (upper, lower):
@@ -253,8 +252,19 @@ def learning_curves(report: Report) -> str | None:
             axes.set_xlabel("optimizer step")
         legend_above(figure, upper)
 
-    height = 4.6 + 0.11 * len({group_title(c) for c in curves})
-    return svg(draw, height, "training loss and held-back accuracy by step") if curves else None
+    return svg(draw, 4.6 + 0.11 * len(groups), "training loss and held-back accuracy by step") if curves else None
+
+
+def _lines(axes: Any, lines: Sequence[Sequence[tuple[int, float]]], look: Mapping[str, Any]) -> None:
+    """The mean of several lines where they share steps, and the lines themselves thin behind it."""
+    known = [dict(line) for line in lines if line]
+    if not known:
+        return
+    if len(known) > 1:
+        for line in known:
+            axes.plot(list(line), list(line.values()), color=look["color"], linewidth=0.7, alpha=0.3)
+    steps = sorted(set.intersection(*(set(line) for line in known)))
+    axes.plot(steps, [sum(line[s] for line in known) / len(known) for s in steps], linewidth=1.6, **look)
 
 
 def _smooth(points: list[tuple[int, float]], width: int = 5) -> list[tuple[int, float]]:

@@ -12,10 +12,16 @@ Entry = dict[str, Any]
 PARTS = {"unparsed": "#999999", "prior": "#e69f00", "errors": "#0072b2"}
 PART_NAMES = {"unparsed": "no longer parses", "prior": "class shares shifted", "errors": "real errors"}
 INK = "#1a1a1a"  # on coloured cells, light and dark pages alike
+SCALE = ("#e58a6b", "#fbe7c6", "#fffdf0", "#cfe3ee", "#7fb2d6")  # light enough for dark figures at both ends
 
 
 def _groups(entries: Sequence[Mapping[str, Any]]) -> list[tuple[str, str | None]]:
     return list(dict.fromkeys((e["arm"], e["method"]) for e in entries))
+
+
+def _tasks(entries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tasks in their order, those of generated text last."""
+    return list(dict.fromkeys(e["task"] for e in sorted(entries, key=lambda e: e.get("mode") == "generated")))
 
 
 def _named(group: tuple[str, str | None]) -> Entry:
@@ -29,8 +35,7 @@ def _row_name(entry: Mapping[str, Any]) -> str:
 def heat_map(report: Report) -> str | None:
     """Accuracy of every arm (mean over seeds) on every safety task and split."""
     entries = report["safety"]
-    tasks = list(dict.fromkeys(e["task"] for e in entries))
-    groups = _groups(entries)
+    tasks, groups = _tasks(entries), _groups(entries)
     if not entries:
         return None
     names = {e["task"]: _row_name(e) for e in entries}
@@ -38,9 +43,12 @@ def heat_map(report: Report) -> str | None:
               for t in tasks]  # fmt: skip
 
     def draw(figure: Any) -> None:
+        from matplotlib.colors import LinearSegmentedColormap
+
+        colours = LinearSegmentedColormap.from_list("accuracy", SCALE)
         axes = figure.subplots()
         axes.patch.set_alpha(0)
-        shown = axes.imshow([[100 * v for v in row] for row in values], cmap="RdYlBu", vmin=0, vmax=100, aspect="auto")
+        shown = axes.imshow([[100 * v for v in row] for row in values], cmap=colours, vmin=0, vmax=100, aspect="auto")
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 if value == value:  # not NaN
@@ -71,7 +79,7 @@ def forest(report: Report, contrast: str, only: Sequence[str] = ()) -> str | Non
     entries = [e for e in report.get("safety_gaps", []) if e["contrast"] == contrast and (not only or e["arm"] in only)]
     if not entries:
         return None
-    tasks, groups = list(dict.fromkeys(e["task"] for e in entries)), _groups(entries)
+    tasks, groups = _tasks(entries), _groups(entries)
     names = {e["task"]: _row_name(e) for e in entries}
 
     def draw(figure: Any) -> None:
@@ -84,8 +92,8 @@ def forest(report: Report, contrast: str, only: Sequence[str] = ()) -> str | Non
             k = groups.index((e["arm"], e["method"]))
             place = len(tasks) - 1 - tasks.index(e["task"]) - 0.8 * (k - (len(groups) - 1) / 2) / len(groups)
             colour, sure = colour_of(e, report), e["p_holm"] is not None and e["p_holm"] < 0.05
-            axes.plot([100 * e["low"], 100 * e["high"]], [place, place], color=colour, linewidth=1.5)
-            axes.plot(100 * e["value"], place, marker_of(e, report), color=colour, markersize=5.5, label=group_title(e),
+            axes.plot([100 * e["low"], 100 * e["high"]], [place, place], color=colour, linewidth=1.3)
+            axes.plot(100 * e["value"], place, marker_of(e, report), color=colour, markersize=5, label=group_title(e),
                       markerfacecolor=colour if sure else "none", markeredgewidth=1.2)  # fmt: skip
         axes.set_ylim(-0.5, len(tasks) - 0.5)
         axes.set_yticks(range(len(tasks)), [names[t] for t in reversed(tasks)])
@@ -93,7 +101,7 @@ def forest(report: Report, contrast: str, only: Sequence[str] = ()) -> str | Non
         axes.set_xlabel(f"accuracy minus the {other}, points\n(95 % interval; filled: p < .05 after Holm)")
         legend_above(figure, axes)
 
-    height = 1.5 + len(tasks) * (0.2 + 0.11 * len(groups))
+    height = 1.5 + len(tasks) * (0.16 + 0.08 * len(groups))
     return svg(draw, height, f"differences on safety tasks {contrast.replace('_', ' ')}")
 
 
@@ -134,17 +142,18 @@ def ladder(report: Report) -> str | None:
     if not entries:
         return None
     panels_of = list(dict.fromkeys((e["split"], e["mode"]) for e in entries))
-    shots = sorted({e["num_fewshot"] for e in entries})
+    shots, groups = sorted({e["num_fewshot"] for e in entries}), _groups(entries)
     unparsed = [key for key in panels_of if any(e["unparsed"] for e in entries if (e["split"], e["mode"]) == key)]
 
     def draw(figure: Any) -> None:
         panels = figure.subplots(len(panels_of) + len(unparsed), 1, sharex=True, squeeze=False)[:, 0]
         wanted = [*((key, "acc") for key in panels_of), *((key, "unparsed") for key in unparsed)]
         for axes, (key, what) in zip(panels, wanted, strict=True):
-            for group in _groups(entries):
+            for k, group in enumerate(groups):
                 line = [e for e in entries if (e["arm"], e["method"]) == group and (e["split"], e["mode"]) == key]
-                if line:
-                    _ladder_line(axes, line, shots, report, what)
+                if line:  # a little apart, so that the bars of all arms are seen
+                    shift = 0.5 * (k - (len(groups) - 1) / 2) / len(groups)
+                    _ladder_line(axes, line, [shots.index(e["num_fewshot"]) + shift for e in line], report, what)
             name = f"{key[0]}{', text' if key[1] == 'generated' else ''}"
             axes.set_ylabel(f"{'accuracy' if what == 'acc' else 'unparsed'}\n{name}, %")
             clean(axes)
@@ -152,18 +161,19 @@ def ladder(report: Report) -> str | None:
         panels[-1].set_xlabel("shots before each question (num_fewshot)")
         legend_above(figure, panels[0])
 
-    height = 1.2 + 2.0 * (len(panels_of) + len(unparsed)) + 0.1 * len(_groups(entries))
+    height = 1.2 + 2.0 * (len(panels_of) + len(unparsed)) + 0.1 * len(groups)
     return svg(draw, height, "safety accuracy by number of shots")
 
 
-def _ladder_line(axes: Any, line: Sequence[Entry], shots: Sequence[int], report: Report, what: str) -> None:
-    places = [shots.index(e["num_fewshot"]) for e in line]
-    colour = colour_of(line[0], report)
+def _ladder_line(axes: Any, line: Sequence[Entry], places: Sequence[float], report: Report, what: str) -> None:
+    values, colour = [100 * e[what] for e in line], colour_of(line[0], report)
+    look = {"marker": marker_of(line[0], report), "markersize": 5, "color": colour, "linewidth": 1.3}
     if what == "acc":
-        low, high = ([100 * e["ci95"][i] for e in line] for i in (0, 1))
-        axes.fill_between(places, low, high, color=colour, alpha=0.12, linewidth=0)
-    values = [100 * e[what] for e in line]
-    axes.plot(places, values, marker=marker_of(line[0], report), color=colour, label=group_title(line[0]))
+        ends = [[v - 100 * e["ci95"][0] for e, v in zip(line, values, strict=True)],
+                [100 * e["ci95"][1] - v for e, v in zip(line, values, strict=True)]]  # fmt: skip
+        axes.errorbar(places, values, yerr=ends, elinewidth=0.8, label=group_title(line[0]), **look)
+    else:
+        axes.plot(places, values, label=group_title(line[0]), **look)
 
 
 def tradeoff(report: Report) -> str | None:

@@ -10,7 +10,7 @@ from jinja2 import DictLoader, Environment, select_autoescape
 from markupsafe import Markup
 
 from trainers import figures, figures_safety
-from trainers.tables import arm_title, group_title, means_of, percent, pgr_text, safety_grid, verdict
+from trainers.tables import arm_title, group_title, means_of, percent, pgr_text, safety_grid, several_seeds, verdict
 
 Report = dict[str, Any]
 
@@ -108,6 +108,8 @@ def render(report: Report) -> str:
             report=report,
             title_of=lambda entry: arm_title(entry, report),
             gaps={(g["arm"], g["method"]): g for g in report["gaps"]},
+            means=means_of(report),
+            several=several_seeds(report),
             safety=safety_grid(report),
             diagnostics=_diagnostics(report),
             confusions=_confusions(report),

@@ -191,7 +191,7 @@ def _ladder_point(per_seed: Sequence[Scores], tasks: Sequence[str]) -> Entry:
     by_task = [
         {"task": t, "subtask": subtask_of(t), "acc": a, "half": h} for t, a, h in zip(tasks, accuracies, halves, strict=True)
     ]
-    return {"acc": acc, "ci95": [acc - half, acc + half], "unparsed": unparsed, "tasks": by_task}
+    return {"acc": acc, "ci95": [max(0.0, acc - half), min(1.0, acc + half)], "unparsed": unparsed, "tasks": by_task}
 
 
 def _capability(found: Collected, group: Group) -> float:

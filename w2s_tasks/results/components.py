@@ -11,7 +11,8 @@ and the variance of its mean is estimated from the analysis of variance of the t
     B = var(row means) / n - var(rest) / (S n)       rows; G - 1 degrees of freedom (G clusters of rows, or n rows)
     variance of the mean = A + B
 
-(the third term keeps the rest from being counted twice, as in two-way clustering: Cameron, Gelbach & Miller 2011). With one
+(the last term of B keeps the rest from being counted twice, as in two-way clustering: Cameron, Gelbach & Miller 2011). A is
+never taken for less than the rest that it holds, so that no interval is shorter than that of the questions alone. With one
 seed A is unknown and left out: the result then holds *given these weights*.
 
 The critical value goes from the rows' quantile to Student's t of S - 1 with the share w = A / (A + B) of the seeds,
@@ -47,21 +48,30 @@ PSEUDO = 2
 class Components:
     """The mean of k contrasts, and its covariance by source. Leading dimensions are free: simulations stack repetitions.
 
-    ``mean``: [..., k]; ``seeds`` and ``rows``: covariance of the mean, [..., k, k]; ``seed_means``: [..., k, S];
+    ``mean``: [..., k]; ``seeds``, ``rows`` and ``rest``: covariances of the mean, [..., k, k]; ``seed_means``: [..., k, S];
     ``seed_df``: S - 1, 0 with one seed; ``row_df``: clusters of rows minus 1.
     """
 
     mean: Array
     seeds: Array
     rows: Array
+    rest: Array
     seed_means: Array
     seed_df: int
     row_df: int
 
     def variance(self, direction: Array) -> tuple[Array, Array]:
         """Variances (seeds, rows) of the linear combination with these weights, [..., k] -> [...]; never negative."""
-        seeds, rows = (np.einsum("...i,...ij,...j->...", direction, m, direction) for m in (self.seeds, self.rows))
-        return np.maximum(seeds, 0), np.maximum(rows, 0)
+        seeds, rows, rest = (
+            np.einsum("...i,...ij,...j->...", direction, m, direction) for m in (self.seeds, self.rows, self.rest)
+        )
+        return np.maximum(seeds, np.maximum(rest, 0)), np.maximum(rows, 0)
+
+    def half_width(self, direction: Array, level: float = 0.95) -> Array:
+        """Half-width of the interval of that linear combination."""
+        seeds, rows = self.variance(direction)
+        width: Array = critical(seeds, rows, self.seed_df, self.row_df, level) * np.sqrt(seeds + rows)
+        return width
 
 
 def crossed(contrasts: Array, cluster: Array | None = None, pseudo: Array | None = None) -> Components:
@@ -89,12 +99,13 @@ def crossed(contrasts: Array, cluster: Array | None = None, pseudo: Array | None
         squares *= clusters / (clusters - 1)
     if pseudo is not None:
         squares = squares + pseudo / seeds + PSEUDO * mean[..., :, None] * mean[..., None, :]
-    rows = squares / size**2 - rest * shrink**2
+    rest = rest * shrink**2
+    rows = squares / size**2 - rest
     deviations = (over_rows - plain[..., None]) * shrink
     between = np.zeros_like(rows)
     if seeds > 1:
         between = np.einsum("...is,...js->...ij", deviations, deviations) / (seeds - 1) / seeds
-    return Components(mean, between, rows, over_rows, seeds - 1, clusters - 1)
+    return Components(mean, between, rows, rest, over_rows, seeds - 1, clusters - 1)
 
 
 def _cluster_sums(values: Array, cluster: Array) -> Array:
@@ -166,6 +177,6 @@ def average(parts: Sequence[Components]) -> Components:
     seeds = seed_means.shape[-1]
     deviations = seed_means - seed_means.mean(axis=-1, keepdims=True)
     between = deviations @ deviations.T / (seeds - 1) / seeds if seeds > 1 else np.zeros_like(parts[0].seeds)
-    rows = np.sum([p.rows for p in parts], axis=0) / len(parts) ** 2
+    rows, rest = (np.sum(each, axis=0) / len(parts) ** 2 for each in ([p.rows for p in parts], [p.rest for p in parts]))
     mean = np.mean([p.mean for p in parts], axis=0)
-    return Components(mean, between, rows, seed_means, parts[0].seed_df, sum(p.row_df for p in parts))
+    return Components(mean, between, rows, rest, seed_means, parts[0].seed_df, sum(p.row_df for p in parts))

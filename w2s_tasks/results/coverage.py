@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks.results.components import Components, critical, crossed
+from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.stats import PAIR
 
@@ -106,10 +106,8 @@ def _chunks(repetitions: int, numbers: int) -> Iterator[int]:
 
 def holds(parts: Components, truth: Array, contrast: int = 0) -> Array:
     """Whether the 95 % interval of one contrast holds the truth, for every leading element."""
-    seeds = np.maximum(parts.seeds[..., contrast, contrast], 0)
-    rows = np.maximum(parts.rows[..., contrast, contrast], 0)
-    half = critical(seeds, rows, parts.seed_df, parts.row_df)
-    inside: Array = (parts.mean[..., contrast] - truth) ** 2 <= half**2 * (seeds + rows)
+    half = parts.half_width(np.eye(parts.mean.shape[-1])[contrast])
+    inside: Array = np.abs(parts.mean[..., contrast] - truth) <= half
     return inside
 
 
@@ -149,15 +147,13 @@ def _ratio_inside(parts: Components, truth: Array) -> Array:
     """Whether each repetition's Fieller set holds its own true ratio: the contrast at that ratio is not significant."""
     ratio = (truth[:, 1] - truth[:, 0]) / (truth[:, 2] - truth[:, 0])
     direction = np.stack([np.ones_like(ratio), -ratio], axis=-1)
-    seeds, rows = parts.variance(direction)
-    value = np.einsum("ri,ri->r", direction, parts.mean)
-    half = critical(seeds, rows, parts.seed_df, parts.row_df)
-    inside: Array = value**2 <= half**2 * (seeds + rows)
+    inside: Array = np.abs(np.einsum("ri,ri->r", direction, parts.mean)) <= parts.half_width(direction)
     return inside
 
 
 def _rows_only(parts: Components) -> Components:
-    return Components(parts.mean, np.zeros_like(parts.seeds), parts.rows, parts.seed_means, 0, parts.row_df)
+    nothing = np.zeros_like(parts.seeds)
+    return Components(parts.mean, nothing, parts.rows + parts.rest, nothing, parts.seed_means, 0, parts.row_df)
 
 
 # ---- differences with one seed: few rows, little discordance, clusters ----------------------------------------------------

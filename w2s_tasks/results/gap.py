@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks.results.components import Components, critical, crossed
+from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.stats import bootstrap_means
 
 Array = npt.NDArray[Any]
@@ -67,11 +67,8 @@ def in_fieller_set(parts: Components, ratio: Array, level: float = 0.95) -> Arra
 
 def _inside(parts: Components, directions: Array, level: float) -> Array:
     """The same for directions (x, y) of the contrast x (student - weak) + y (ceiling - weak), shape [m, 2]."""
-    value = parts.mean @ directions.T
-    seeds = np.maximum(np.einsum("mi,...ij,mj->...m", directions, parts.seeds, directions), 0)
-    rows = np.maximum(np.einsum("mi,...ij,mj->...m", directions, parts.rows, directions), 0)
-    half = critical(seeds, rows, parts.seed_df, parts.row_df, level)
-    inside: Array = value**2 <= half**2 * (seeds + rows)
+    half = np.stack([parts.half_width(direction, level) for direction in directions], axis=-1)
+    inside: Array = np.abs(parts.mean @ directions.T) <= half
     return inside
 
 
@@ -96,7 +93,7 @@ def _edge(parts: Components, start: float, end: float, level: float) -> float:
     def inside(angles: Array) -> Array:
         return _inside(parts, np.stack([np.cos(angles), -np.sin(angles)], axis=-1), level)
 
-    # The contrast is x N - r D with r = tan(angle): direction (cos, -sin).
+    # The contrast N - r D with r = tan(angle) has the direction (cos, -sin).
     grid = np.linspace(start, end, 513)
     last = int(np.flatnonzero(inside(grid))[-1]) if inside(grid).any() else 0
     low, high = grid[last], grid[min(last + 1, len(grid) - 1)]
@@ -145,8 +142,7 @@ def recovered(weak: Array, student: Array, ceiling: Array, *, draws: int = DRAWS
     means = by_seed.mean(axis=1)
     parts = gap_components(*scores)
     gap = float(means[2] - means[0])
-    spread = float(parts.seeds[1, 1]), max(float(parts.rows[1, 1]), 0.0)
-    half = float(critical(np.array(spread[0]), np.array(spread[1]), parts.seed_df, parts.row_df)) * math.sqrt(sum(spread))
+    half = float(parts.half_width(np.array([0.0, 1.0])))
     gap_ci95 = float(parts.mean[1]) - half, float(parts.mean[1]) + half
     if gap_ci95[0] <= 0:
         reason = (

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.stats import binom, binomtest, norm
 
 from w2s_tasks.metrics import clustered_stderr
-from w2s_tasks.results.components import Components, critical, crossed, p_value
+from w2s_tasks.results.components import Components, crossed, p_value
 
 Array = npt.NDArray[Any]
 Z95 = float(norm.ppf(0.975))
@@ -114,9 +114,9 @@ def difference_of(parts: Components, n: int, *, p: float | None = None, discorda
         p: of an exact test where there is one; by default from the interval's own distribution.
         discordance: share of questions on which the models differ.
     """
-    seeds, rows = float(parts.seeds[0, 0]), max(float(parts.rows[0, 0]), 0.0)
-    stderr = math.sqrt(seeds + rows)
-    half = float(critical(np.array(seeds), np.array(rows), parts.seed_df, parts.row_df)) * stderr
+    first = np.eye(len(parts.mean))[0]
+    seeds, rows = (float(v) for v in parts.variance(first))
+    stderr, half = math.sqrt(seeds + rows), float(parts.half_width(first))
     value, centre = float(parts.seed_means[0].mean()), float(parts.mean[0])
     if p is None:
         p = p_value(centre / stderr, seeds, rows, parts.seed_df, parts.row_df) if stderr > 0 else float(value == 0)
