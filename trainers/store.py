@@ -47,6 +47,21 @@ PRESENTATION = {
     "documents.py",
     "rescore.py",
     "seed_study.py",
+    "collected.py",
+    "exports.py",
+    "model_card.py",
+    "report_safety.py",
+    "report_training.py",
+    "figures_safety.py",
+    "association.py",
+    "components.py",
+    "coverage.py",
+    "diagnostics.py",
+    "drift.py",
+    "gap.py",
+    "power.py",
+    "safety.py",
+    "stats.py",
 }
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
 
