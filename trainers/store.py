@@ -46,6 +46,7 @@ PRESENTATION = {
     "export.py",
     "documents.py",
     "rescore.py",
+    "reference.py",
     "seed_study.py",
     "collected.py",
     "exports.py",
