@@ -112,6 +112,9 @@ class Strong(Trainable):
 
     trainer: Literal["lora"] = "lora"
     """lora: PEFT LoRA on a causal language model."""
+    objective: Literal["choices", "language_model"] = "choices"
+    """choices: a distribution over the task's choices; language_model: the target's tokens and the end of the reply, as
+    fine-tuning services train. Only the second teaches the format of a reply."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     r: int = Field(default=16, ge=1)
@@ -148,8 +151,15 @@ class Safety(Section):
     """The first n documents a task; null for all."""
     limits: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     """Other limits for some of the tasks, e.g. {w2s_ethics_commonsense_long: 25}."""
-    num_fewshot: int = Field(default=0, ge=0)
-    """Shots, the same for every document."""
+    num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = 0
+    """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
+    one."""
+
+    @property
+    def shots(self) -> list[int]:
+        """The numbers of shots, the main one first."""
+        numbers = self.num_fewshot if isinstance(self.num_fewshot, list) else [self.num_fewshot]
+        return list(dict.fromkeys(numbers))
 
 
 class Experiment(Section):
@@ -205,6 +215,8 @@ class Experiment(Section):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
+        if self.strong.objective == "language_model" and self.methods != ["xent"]:
+            raise ValueError("strong.objective: language_model learns tokens, not a distribution; it takes methods: [xent]")
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self

@@ -240,13 +240,22 @@ class Flow:
         # untuned model again.
         if safety and not self._is_classifier(arm) and not self.config.few_shot_k(arm.name):
             limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
-            self._evaluation_step("safety", arm, fitted, limits)
+            for shots in safety.shots:
+                self._evaluation_step("safety", arm, fitted, limits, shots)
 
     def _is_classifier(self, arm: Arm) -> bool:
         return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
 
-    def _evaluation_step(self, kind: str, arm: Arm, fitted: str | None, limits: Mapping[hn.HarnessTask, int | None]) -> None:
-        style = self._style(kind, arm)
+    def _evaluation_step(
+        self,
+        kind: str,
+        arm: Arm,
+        fitted: str | None,
+        limits: Mapping[hn.HarnessTask, int | None],
+        shots: int | None = None,
+    ) -> None:
+        style = self._style(kind, arm, shots)
+        further = "" if shots is None or shots == self.config.safety.shots[0] else f"@{shots}"  # type: ignore[union-attr]
         recipe: dict[str, Any] = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
@@ -255,9 +264,9 @@ class Flow:
         named = {t.name: limit for t, limit in limits.items()}
         self.add(
             Step(
-                f"{kind}/{arm.title}",
+                f"{kind}{further}/{arm.title}",
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}",
+                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}" + (f", {shots} shots" if further else ""),
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, named, style),
@@ -267,9 +276,8 @@ class Flow:
             )
         )
 
-    def _style(self, kind: str, arm: Arm) -> hn.PromptStyle:
-        evaluate, safety = self.config.evaluate, self.config.safety
-        shots = safety.num_fewshot if kind == "safety" and safety else evaluate.num_fewshot
+    def _style(self, kind: str, arm: Arm, shots: int | None = None) -> hn.PromptStyle:
+        shots = self.config.evaluate.num_fewshot if shots is None else shots
         if kind == "evaluate":
             shots = self.config.few_shot_k(arm.name) or shots
         if _section(arm) == "weak":

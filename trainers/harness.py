@@ -31,6 +31,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 
+from trainers import processes
 from trainers.labels import LabelSet, row_ids
 from w2s_tasks import register
 from w2s_tasks.errors import UserError
@@ -349,6 +350,8 @@ def evaluate(
             fewshot_as_multiturn=style.chat_template,
             task_manager=harness.manager,
         )
+        if not processes.is_main():
+            return  # the main process gathered the answers
         results["config"]["model"] = ref.model
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples)
@@ -367,8 +370,10 @@ def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Seq
         ids: their row ids.
         style: how to prompt.
     """
-    requests = task.requests(docs, style, lm)
-    logliks: npt.NDArray[Any] = np.array([a[0] for a in lm.loglikelihood(requests)]).reshape(len(docs), -1)
+    share = -(-len(docs) // processes.count())  # each process labels a stretch
+    own = docs[processes.index() * share : (processes.index() + 1) * share]
+    answers = lm.loglikelihood(task.requests(own, style, lm)) if len(own) else []
+    logliks: npt.NDArray[Any] = np.array(processes.gather([float(a[0]) for a in answers])).reshape(len(docs), -1)
     weights = np.exp(logliks - logliks.max(axis=1, keepdims=True))
     soft = weights / weights.sum(axis=1, keepdims=True)
     return LabelSet(tuple(ids), soft, np.array([task.gold(doc) for doc in docs], dtype=int))

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from trainers import processes
+
 
 class Shown:
     """Takes a step's outcome for its line."""
@@ -31,7 +33,7 @@ class Progress:
             new_only: write no line for a step that was there already.
         """
         self.new_only = new_only
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+        self.console = Console(stderr=True, quiet=quiet or not processes.is_main(), highlight=False)
         self.start = time.monotonic()
 
     @contextmanager

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from trainers import processes
 from w2s_tasks.assets import sha256_file
 from w2s_tasks.errors import UserError
 
@@ -44,7 +46,23 @@ PRESENTATION = {
     "export.py",
     "documents.py",
     "rescore.py",
+    "reference.py",
     "seed_study.py",
+    "collected.py",
+    "exports.py",
+    "model_card.py",
+    "report_safety.py",
+    "report_training.py",
+    "figures_safety.py",
+    "association.py",
+    "components.py",
+    "coverage.py",
+    "diagnostics.py",
+    "drift.py",
+    "gap.py",
+    "power.py",
+    "safety.py",
+    "stats.py",
 }
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
 
@@ -167,9 +185,11 @@ class Store:
             builder: fills an empty folder (which may hold checkpoints of a killed build).
         """
         key = recipe_key(recipe)
-        found = self.find(kind, key)
-        if found:
-            return found
+        if processes.count() > 1:
+            return self._build_together(kind, key, recipe, builder)
+        return self.find(kind, key) or self._build_locked(kind, key, recipe, builder)
+
+    def _build_locked(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         lock = FileLock(self.root / f".lock-{kind}-{key}")
         try:
             lock.acquire(timeout=0)
@@ -177,16 +197,44 @@ class Store:
             log.warning("%s-%s is being built by another process; waiting for it", kind, key)
             lock.acquire()
         try:
-            return self.find(kind, key) or self._build(kind, key, recipe, builder)
+            found = self.find(kind, key)
+            processes.agree(found is None)
+            return found or self._build(kind, key, recipe, builder)
         finally:
             lock.release()
 
+    def _build_together(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        """The same in several processes: the main one builds the stage, the others take part in a folder of their own."""
+        stage = self.find(kind, key) if processes.is_main() else None
+        if not processes.agree(stage is not None):
+            if processes.is_main():
+                stage = self._build_locked(kind, key, recipe, builder)
+            else:
+                self._take_part(kind, key, builder)
+        processes.wait()
+        return stage or self._finished(kind, key)
+
+    def _take_part(self, kind: str, key: str, builder: Callable[[Path], None]) -> None:
+        # Another run may finish the stage while this one waits for its lock; then nothing is built here either.
+        if not processes.agree(False):
+            return
+        processes.wait()
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=f".part{processes.index()}-") as folder:
+            (Path(folder) / CHECKPOINTS).symlink_to(self.work_folder(kind, key) / CHECKPOINTS, target_is_directory=True)
+            builder(Path(folder))
+
+    def _finished(self, kind: str, key: str) -> Stage:
+        folder = self._folder(kind, key)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+
     def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         work = self.work_folder(kind, key)
-        work.mkdir(exist_ok=True)
+        (work / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for leftover in work.iterdir():
             if leftover.name != CHECKPOINTS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        processes.wait()  # the others' folders point into this one
         start = time.monotonic()
         builder(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object  # type: ignore[import-untyped]
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import (
@@ -32,6 +32,7 @@ from transformers import (
     TrainingArguments,
 )
 
+from trainers import processes
 from trainers.config import Trainable
 from trainers.losses import LOSSES, WHOLE_STEP, Loss, State
 from trainers.store import CHECKPOINTS, write_atomic
@@ -43,6 +44,10 @@ Row = dict[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
 CURVE_POINTS = 5
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
+)
+"""The setting that recomputes activations instead of keeping them; transformers 5 renamed it."""
 CHOSEN_BY = {"holdout_loss": "eval_loss", "holdout_agreement": "eval_agreement"}
 
 
@@ -56,7 +61,12 @@ class Bar(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar where training goes on from."""
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False, disable=None
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.title,
+            unit="step",
+            leave=False,
+            disable=None if processes.is_main() else True,
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -95,7 +105,7 @@ class ChoiceTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def _score(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        return self._choice_logprobs(model, {k: v for k, v in batch.items() if k != "targets"})
+        return self._choice_logprobs(model, {k: v for k, v in batch.items() if k not in ("targets", "real")})
 
     def _probs_of_step(self, parts: list[dict[str, Any]]) -> torch.Tensor | None:
         """The student's probabilities of all rows of a step, before it: None where one micro-batch is the whole step.
@@ -115,11 +125,22 @@ class ChoiceTrainer(Trainer):
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         # Called once an optimizer step, with all its micro-batches.
         self._step_probs = self._probs_of_step(batch_samples)
-        rows = torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
+        self._mark_copies(batch_samples[-1])
+        rows = torch.stack([batch.get("real", torch.ones(len(batch["targets"]))).sum() for batch in batch_samples])
+        rows = rows.sum().to(device)
         if self.args.world_size > 1:
             # Gradients are averaged over processes, so the divisor is the mean number of rows a process.
-            rows = self.accelerator.gather(rows).float().mean()
+            rows = self.accelerator.gather(rows).mean()
         return rows
+
+    def _mark_copies(self, batch: dict[str, Any]) -> None:
+        """Mark rows that accelerate copied so that every process has as many in the last step; they must not count."""
+        left = self.accelerator.gradient_state.remainder
+        if self.args.world_size == 1 or not self.accelerator.gradient_state.end_of_dataloader or left <= 0:
+            return
+        rows = len(batch["targets"])
+        place = self.args.process_index * rows + torch.arange(rows)
+        batch["real"] = (place < left).float()
 
     def compute_loss(
         self,
@@ -133,6 +154,8 @@ class ChoiceTrainer(Trainer):
         logprobs = self._score(model, inputs)
         progress = self.state.global_step / max(1, self.state.max_steps)
         losses = self._loss(logprobs, targets.to(logprobs), State(progress, self._prior.to(logprobs), self._step_probs))
+        if "real" in inputs:
+            losses = losses * inputs["real"].to(losses)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
         return (loss, {"logprobs": logprobs}) if return_outputs else loss
 
@@ -168,7 +191,10 @@ class ChoiceTrainer(Trainer):
 
 def _whole(checkpoint: Path) -> bool:
     """Whether every file that a resume needs is there and readable."""
-    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+    random_states = list(checkpoint.glob("rng_state*.pth"))  # one a process
+    if not random_states or not all(p.stat().st_size for p in random_states):
+        return False
     if not all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in needed):
         return False
     weights = list(checkpoint.glob("*.safetensors"))
@@ -233,6 +259,9 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "restore_callback_states_from_checkpoint": False,
+        # A step runs as many forward passes as its packs need, not the same number in every process.
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
     }
     if settings.checkpoint != "last":
         values |= {
@@ -245,6 +274,29 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
         if key not in known:
             raise UserError(f"trainer_args: transformers' TrainingArguments has no field '{key}'.{nearest(key, known)}")
     return TrainingArguments(**{**values, **settings.trainer_args})
+
+
+def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
+    """Train from the newest whole checkpoint; where memory does not do, again with gradient checkpointing.
+
+    Raises:
+        UserError: out of memory all the same.
+    """
+    checkpoint = processes.agree(newest_checkpoint(checkpoints) if processes.is_main() else None)
+    if checkpoint:
+        log.info("%s: going on from %s", title, checkpoint.name)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        untouched = trainer.state.global_step == 0 or newest_checkpoint(checkpoints) is not None
+        if getattr(trainer.args, CHECKPOINTING) or not untouched or processes.count() > 1:
+            raise UserError(
+                f"{title}: out of memory. Cut the step with trainer_args: {{gradient_accumulation_steps: 4}}, or set "
+                "trainer_args: {gradient_checkpointing: true}."
+            ) from error
+        log.warning("%s: out of memory; going on with gradient checkpointing, which gives the same numbers slower", title)
+        setattr(trainer.args, CHECKPOINTING, True)
+        _train(trainer, checkpoints, title)
 
 
 def fit_choices(
@@ -299,10 +351,7 @@ def fit_choices(
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    checkpoint = newest_checkpoint(out / CHECKPOINTS)
-    if checkpoint:
-        log.info("%s: going on from %s", title, checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _train(trainer, out / CHECKPOINTS, title)
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
     keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
