@@ -19,6 +19,7 @@ from trainers.cli import app, main
 from trainers.config import load
 from trainers.experiment import open_flow
 from trainers.progress import Progress
+from trainers.report import recomputed
 from trainers.store import Store
 from w2s_tasks.errors import UserError
 
@@ -236,3 +237,13 @@ def test_many_finished_cells_are_looked_through_without_hashing_stages_or_loadin
     assert not hashed
     assert len(asked) == 2  # weak and strong, once for all cells
     assert loaded == ["own_reviews"]
+
+
+def test_a_cells_report_can_be_formed_anew_from_the_shared_stages(experiment_file: Path, tmp_path: Path):
+    sweep, _ = _sweep(experiment_file, tmp_path / "runs", ["seed=3"])
+    folder = sweep.folder_of(sweep.cells[0])
+    before = json.loads((folder / "report.json").read_text())
+    (folder / "report.html").unlink()
+    again, _ = recomputed(folder)
+    assert again["arms"] == before["arms"]
+    assert (folder / "report.html").is_file()

@@ -215,8 +215,12 @@ class Experiment(Section):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
-        if self.strong.objective == "language_model" and self.methods != ["xent"]:
-            raise ValueError("strong.objective: language_model learns tokens, not a distribution; it takes methods: [xent]")
+        losses = {parse_method(m).loss for m in self.methods}
+        if self.strong.objective == "language_model" and losses != {"xent"}:
+            raise ValueError(
+                "strong.objective: language_model learns tokens, not a distribution; methods may change the labels, but the "
+                f"loss has to be xent, not {', '.join(sorted(losses - {'xent'}))}"
+            )
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from trainers import harness as hn
-from trainers import lora, splits, teachers, unsupervised, weak
+from trainers import lora, processes, splits, teachers, unsupervised, weak
 from trainers.config import Experiment, Strong, Trainable, Weak, is_plain
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet, gold_labels
@@ -388,6 +388,8 @@ class Flow:
         labels.save(out / "labels.parquet")
 
     def _build_search(self, split: str, seed: int, out: Path) -> None:
+        if not processes.is_main():
+            return  # a search is one chain of small questions: nothing to share out
         gold = self._gold(self._side(split, "transfer"))
         lm = self.pool.load(lora.base_ref(self.config.strong))
         docs, settings = self._docs(gold.row_id), self.config.unsupervised

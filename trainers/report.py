@@ -190,8 +190,10 @@ def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
     except ValueError as error:
         raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
     flow = Flow(config, folder)
+    # A sweep's cell shares the stages of its sweep's folder.
+    stages = (folder.parent.parent if folder.parent.name == "cells" else folder) / "stages"
     for name in flow.steps:
-        stage = folder / "stages" / str(report["stages"].get(name, ""))
+        stage = stages / str(report["stages"].get(name, ""))
         if name not in report["stages"] or not (stage / MANIFEST).is_file():
             raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
         manifest = json.loads((stage / MANIFEST).read_text(encoding="utf-8"))
