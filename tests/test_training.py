@@ -14,7 +14,7 @@ from trainers import harness as hn
 from trainers import lora, training, weak
 from trainers.config import Strong, Weak
 from trainers.labels import LabelSet, gold_labels
-from trainers.losses import xent
+from trainers.losses import State, xent
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import folder_hash
 
@@ -31,7 +31,7 @@ def test_cross_entropy_by_hand():
     logprobs = torch.tensor([[0.7, 0.3], [0.2, 0.8]]).log()
     targets = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     expected = [-np.log(0.7), -0.5 * (np.log(0.2) + np.log(0.8))]
-    assert xent(logprobs, targets, 0.0).tolist() == pytest.approx(expected)
+    assert xent(logprobs, targets, State()).tolist() == pytest.approx(expected)
 
 
 CHOICE_SETS = [["negative", "positive"], ["0", "1"], ['"0"', '"1"'], ["1", "10"], ["not wrong at all", "wrong"]]
@@ -205,6 +205,42 @@ def test_the_encoder_learns_and_its_checkpoint_knows_its_text_and_classes(
 
 class _Stop(Exception):
     pass
+
+
+def test_out_of_memory_in_training_goes_on_with_gradient_checkpointing(
+    own_task: Path, causal_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    task, settings = _task(own_task), Strong(model=str(causal_model("llama")), batch_size=8, holdout=0.0)
+    plain = _fit(task, settings, 32, tmp_path / "plain")
+    original = lora.choice_logprobs
+
+    def short(model: torch.nn.Module, *arguments: object) -> torch.Tensor:
+        if not any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+            raise torch.OutOfMemoryError("no room")
+        return original(model, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lora, "choice_logprobs", short)
+    assert _fit(task, settings, 32, tmp_path / "short") == pytest.approx(plain, abs=1e-4)
+    assert "going on with gradient checkpointing" in caplog.text
+    monkeypatch.setattr(lora, "choice_logprobs", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(UserError, match="gradient_accumulation_steps"):
+        _fit(task, settings, 32, tmp_path / "never")
+
+
+def test_length_sorted_parts_give_every_rows_logits(encoder_folder: Path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(encoder_folder).eval()
+    lengths = torch.tensor([3, 9, 2, 9, 5, 7, 1])
+    mask = (torch.arange(9)[None, :] < lengths[:, None]).long()
+    columns = {"input_ids": torch.randint(5, 600, (7, 9)) * mask, "attention_mask": mask}
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda m, a, kw: seen.append(kw["input_ids"].numel()), with_kwargs=True)
+    with torch.no_grad():
+        whole = model(**columns).logits
+        parts = weak.logits_by_length(model, columns, rows_together=2)
+    assert torch.allclose(parts, whole, atol=1e-5)
+    assert sum(seen[1:]) == 2 * 9 + 2 * 7 + 2 * 3 + 1
 
 
 @pytest.mark.parametrize("trainer", ["lora", "classifier"])
