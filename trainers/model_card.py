@@ -84,7 +84,7 @@ def card(arm: Entry, report: Entry) -> str:
     commands = {c["arm"]: c["command"] for c in report["commands"]}
     return template.render(
         arm=arm,
-        report=report,
+        report={"stages_folder": "stages", **report},
         title=_title(arm),
         adapter=report["config"]["weak" if arm["arm"] == "weak" else "strong"].get("trainer") == "lora",
         labels=_labels(arm, report),
