@@ -75,7 +75,7 @@ def test_safety_differences_are_over_seeds_and_a_family(report):
     student = [e for e in found if e["arm"] == "student"]
     assert len(student) == 6
     assert all(e["seeds"] == 2 for e in student)
-    assert report["safety_family"]["tests"] == len(found)
+    assert report["safety_family"]["tests"] == len(student)
     assert all(e["p_holm"] >= e["p"] and 0 < e["detectable"] <= 1 for e in found)
     by_hand = [
         e["to_zero_shot"]["value"]

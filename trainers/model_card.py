@@ -67,7 +67,7 @@ def _settings(arm: Entry, report: Entry) -> dict[str, Any]:
     )
     if section.get("trainer") == "classifier":
         names = names[:7]
-    return {k: section[k] for k in names if k in section}
+    return {k: section[k] for k in names if section.get(k) is not None}
 
 
 def card(arm: Entry, report: Entry) -> str:
