@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import yaml
 
 from trainers import report_safety as safe
 from trainers import report_training as trained
-from trainers.collected import collect
+from trainers.collected import Collected, collect
 from trainers.config import Experiment
 from trainers.experiment import Flow
 from trainers.store import MANIFEST, Stage, write_atomic
@@ -42,17 +43,20 @@ def _stages_folder(flow: Flow) -> str:
     return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
 
 
-def _commands(flow: Flow) -> list[dict[str, str]]:
-    """For every model the stock lm_eval command that evaluates it."""
-    out = []
+def _commands(found: Collected) -> list[dict[str, str]]:
+    """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
+    flow, out = found.flow, []
     for arm in flow.arms():
         ref = flow.model_of(arm)
         if arm.name == "weak_untrained":
             continue
         stock = "hf" if ref.model == "w2s-hf" else ref.model
-        tool = "w2s eval" if ref.model == "w2s-classifier" else 'lm_eval run --include_path "$(w2s tasks --path)"'
-        device = " --device cpu" if stock == "hf" else ""
-        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.task.name}{device}"
+        tool = 'lm_eval run --include_path "$(w2s tasks --path)"' if stock == "hf" else "w2s eval"
+        more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
+        if stock == "w2s-chat" and flow.config.strong.system_prompt:
+            more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
+        asked = found.training[arm][flow.task.name].task
+        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {asked}{more}"
         out.append({"arm": arm.title, "command": command})
     return out
 
@@ -78,6 +82,12 @@ def parameters(model: str) -> int | None:
                 sizes[i] *= side
         total += sum(sizes)
     return total or None
+
+
+def _costs(flow: Flow) -> dict[str, float | None]:
+    """USD of every stage that a service was paid for; None where its price is not known."""
+    files = {name: stage.path / "cost.json" for name, stage in flow.stages.items()}
+    return {n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()}
 
 
 def _software(flow: Flow) -> dict[str, Any]:
@@ -136,7 +146,8 @@ def build_report(flow: Flow) -> dict[str, Any]:
         "stages_folder": _stages_folder(flow),
         "stages": {name: stage.path.name for name, stage in flow.stages.items()},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in flow.stages.items()},
-        "commands": _commands(flow),
+        "commands": _commands(found),
+        "costs_usd": _costs(flow),
         "command": f"w2s run {flow.folder / CONFIG}",
         "config": config.model_dump(),
         "software": _software(flow),
