@@ -258,6 +258,14 @@ def test_without_matplotlib_the_page_has_its_tables_and_says_why(report, monkeyp
     assert "pip install 'w2s-harness[report]'" in page
 
 
+def test_costs_of_services_are_summed_and_unknown_prices_said(report):
+    assert "no service was paid" in render(report)
+    report["costs_usd"] = {"fit/student, seed 0": 1.5, "fit/ceiling, seed 0": None}
+    page = render(report)
+    assert page.count("<td>1.50</td>") == 2
+    assert "price unknown" in page
+
+
 def test_runs_are_compared_by_the_size_of_the_strong_model(report):
     large = json.loads(json.dumps(report))
     large["models"]["strong"]["parameters"] = 10 * report["models"]["strong"]["parameters"]
