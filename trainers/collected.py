@@ -62,7 +62,9 @@ class Collected:
 
     def mode(self, arm: Arm, scores: TaskScores) -> str:
         """How answers were scored."""
-        return "generated" if scores.generated else MODES.get(self.flow.model_of(arm).model, "loglikelihood")
+        if scores.generated:
+            return "generated"
+        return getattr(scores, "mode", None) or MODES.get(self.flow.model_of(arm).model, "loglikelihood")
 
 
 def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[list[Any], list[Any]]:
@@ -100,7 +102,8 @@ def collect(flow: Flow) -> Collected:
             continue
         scores = read_evaluation(flow.stages[name].path)
         if step.kind == "evaluate":
-            training[step.arm] = scores
+            # A task that asks the training task's documents another way stands in for it.
+            training[step.arm] = {flow.task.name: next(iter(scores.values()))}
         else:
             main = _shots(step.settings) if main is None else main
             ladder.setdefault(_shots(step.settings), {})[step.arm] = scores

@@ -241,7 +241,7 @@ class Flow:
         if safety and not self._is_classifier(arm) and not self.config.few_shot_k(arm.name):
             limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
             for shots in safety.shots:
-                self._evaluation_step("safety", arm, fitted, limits, shots)
+                self._evaluation_step("safety", arm, fitted, limits, None if shots == safety.shots[0] else shots)
 
     def _is_classifier(self, arm: Arm) -> bool:
         return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
@@ -252,10 +252,16 @@ class Flow:
         arm: Arm,
         fitted: str | None,
         limits: Mapping[hn.HarnessTask, int | None],
-        shots: int | None = None,
+        further_shots: int | None = None,
     ) -> None:
-        style = self._style(kind, arm, shots)
-        further = "" if shots is None or shots == self.config.safety.shots[0] else f"@{shots}"  # type: ignore[union-attr]
+        """An evaluation; with `further_shots` one more of the safety tasks, with another number of shots."""
+        style = self._style(kind, arm)
+        if further_shots is not None:
+            style = replace(style, num_fewshot=further_shots)
+        what = "evaluate" if kind == "evaluate" else "safety of"
+        name, title = f"{kind}/{arm.title}", f"{what} {arm.title}"
+        if further_shots is not None:
+            name, title = f"{kind}@{further_shots}/{arm.title}", f"{title}, {further_shots} shots"
         recipe: dict[str, Any] = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
@@ -264,9 +270,9 @@ class Flow:
         named = {t.name: limit for t, limit in limits.items()}
         self.add(
             Step(
-                f"{kind}{further}/{arm.title}",
+                name,
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}" + (f", {shots} shots" if further else ""),
+                title,
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, named, style),
@@ -276,8 +282,9 @@ class Flow:
             )
         )
 
-    def _style(self, kind: str, arm: Arm, shots: int | None = None) -> hn.PromptStyle:
-        shots = self.config.evaluate.num_fewshot if shots is None else shots
+    def _style(self, kind: str, arm: Arm) -> hn.PromptStyle:
+        evaluate, safety = self.config.evaluate, self.config.safety
+        shots = safety.shots[0] if kind == "safety" and safety else evaluate.num_fewshot
         if kind == "evaluate":
             shots = self.config.few_shot_k(arm.name) or shots
         if _section(arm) == "weak":

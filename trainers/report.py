@@ -7,7 +7,9 @@ sections are formed in `report_training` and `report_safety`, shown by `tables` 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ import yaml
 
 from trainers import report_safety as safe
 from trainers import report_training as trained
-from trainers.collected import collect
+from trainers.collected import Collected, collect
 from trainers.config import Experiment
 from trainers.experiment import Flow
 from trainers.store import MANIFEST, Stage, write_atomic
@@ -35,17 +37,26 @@ def _seconds(flow: Flow) -> dict[str, float]:
     return {k: round(v, 1) for k, v in kinds.items()} | {"total": round(sum(kinds.values()), 1)}
 
 
-def _commands(flow: Flow) -> list[dict[str, str]]:
-    """For every model the stock lm_eval command that evaluates it."""
-    out = []
+def _stages_folder(flow: Flow) -> str:
+    """Where the stages are, seen from the report: the cells of a sweep share theirs."""
+    stage = next(iter(flow.stages.values()))
+    return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
+
+
+def _commands(found: Collected) -> list[dict[str, str]]:
+    """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
+    flow, out = found.flow, []
     for arm in flow.arms():
         ref = flow.model_of(arm)
         if arm.name == "weak_untrained":
             continue
         stock = "hf" if ref.model == "w2s-hf" else ref.model
-        tool = "w2s eval" if ref.model == "w2s-classifier" else 'lm_eval run --include_path "$(w2s tasks --path)"'
-        device = " --device cpu" if stock == "hf" else ""
-        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.task.name}{device}"
+        tool = 'lm_eval run --include_path "$(w2s tasks --path)"' if stock == "hf" else "w2s eval"
+        more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
+        if stock == "w2s-chat" and flow.config.strong.system_prompt:
+            more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
+        asked = found.training[arm][flow.task.name].task
+        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {asked}{more}"
         out.append({"arm": arm.title, "command": command})
     return out
 
@@ -71,6 +82,12 @@ def parameters(model: str) -> int | None:
                 sizes[i] *= side
         total += sum(sizes)
     return total or None
+
+
+def _costs(flow: Flow) -> dict[str, float | None]:
+    """USD of every stage that a service was paid for; None where its price is not known."""
+    files = {name: stage.path / "cost.json" for name, stage in flow.stages.items()}
+    return {n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()}
 
 
 def _software(flow: Flow) -> dict[str, Any]:
@@ -126,9 +143,11 @@ def build_report(flow: Flow) -> dict[str, Any]:
             part: {"model": section.model, "parameters": parameters(section.model)}
             for part, section in (("weak", config.weak), ("strong", config.strong))
         },
+        "stages_folder": _stages_folder(flow),
         "stages": {name: stage.path.name for name, stage in flow.stages.items()},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in flow.stages.items()},
-        "commands": _commands(flow),
+        "commands": _commands(found),
+        "costs_usd": _costs(flow),
         "command": f"w2s run {flow.folder / CONFIG}",
         "config": config.model_dump(),
         "software": _software(flow),
@@ -178,6 +197,15 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that are meant: a sweep's folder stands for its cells."""
+    out: list[Path] = []
+    for path in paths:
+        cells = sorted(p.parent for p in path.glob("cells/*/report.json")) if (path / "sweep.json").is_file() else []
+        out += cells if cells and not (path / "report.json").is_file() else [path]
+    return out
+
+
 def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
     """Form a run's report anew from the stages that its report.json names: new statistics over old weights.
 
@@ -190,10 +218,8 @@ def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
     except ValueError as error:
         raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
     flow = Flow(config, folder)
-    # A sweep's cell shares the stages of its sweep's folder.
-    stages = (folder.parent.parent if folder.parent.name == "cells" else folder) / "stages"
     for name in flow.steps:
-        stage = stages / str(report["stages"].get(name, ""))
+        stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
         if name not in report["stages"] or not (stage / MANIFEST).is_file():
             raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
         manifest = json.loads((stage / MANIFEST).read_text(encoding="utf-8"))

@@ -50,6 +50,7 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
         "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
         "mode": found.mode(arm, scores),
         "objective": found.objective(arm),
+        "asked": scores.task,
         "num_fewshot": flow.steps[f"evaluate/{arm.title}"].settings["style"]["num_fewshot"],
         **score_entry(scores),
         "unparsed": scores.unparsed,
@@ -163,7 +164,7 @@ def disagreements(found: Collected) -> list[Entry]:
         return []
     own, other = probabilities(mine), probabilities(theirs)
     certainty = own.max(axis=1) if own is not None else np.zeros(mine.n)
-    documents = read_documents(flow.stages[f"evaluate/{arm.title}"].path, task)
+    documents = read_documents(flow.stages[f"evaluate/{arm.title}"].path, mine.task)
     entries = []
     for right in (True, False):
         # In a task of several choices an override may go from one wrong choice to another: it is wrong.
