@@ -15,7 +15,6 @@ import numpy as np
 
 from trainers.experiment import MODES, Arm, Flow
 from trainers.labels import LabelSet
-from trainers.lora import OBJECTIVE
 from trainers.store import write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.results.gap import Gap, recovered
@@ -53,6 +52,13 @@ def _mode(flow: Flow, arm: Arm, scores: TaskScores) -> str:
     return "generated" if scores.generated else MODES.get(flow.model_of(arm).model, "loglikelihood")
 
 
+def _objective(flow: Flow, arm: Arm) -> str | None:
+    """What a trained model learnt: a distribution over the choices, or the tokens of a reply."""
+    if not arm.method:
+        return None
+    return "choices" if arm.name == "weak" else flow.config.strong.objective
+
+
 def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:
     step = flow.steps[f"evaluate/{arm.title}"]
     return {
@@ -61,7 +67,7 @@ def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:
         "seed": arm.seed,
         "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
         "mode": _mode(flow, arm, scores),
-        "objective": OBJECTIVE if arm.method else None,
+        "objective": _objective(flow, arm),
         "num_fewshot": step.settings["style"]["num_fewshot"],
         **_score_entry(scores),
     }
