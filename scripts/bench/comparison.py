@@ -15,6 +15,7 @@ import typer
 from w2s_tasks.errors import UserError
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 def say(text: str) -> None:
@@ -22,13 +23,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def alternate(ours: Callable[[], T], peer: Callable[[], T], repeats: int) -> tuple[list[T], list[T]]:
-    """Run ours, peer, ours, peer, ...: slow changes of the machine's speed meet both."""
+def alternate(ours: Callable[[int], T], peer: Callable[[int], U], repeats: int) -> tuple[list[T], list[U]]:
+    """Run ours, peer, ours, peer, ...: slow changes of the machine's speed meet both. Each gets the number of its run."""
     mine: list[T] = []
-    theirs: list[T] = []
-    for _ in range(repeats):
-        mine.append(ours())
-        theirs.append(peer())
+    theirs: list[U] = []
+    for i in range(repeats):
+        mine.append(ours(i))
+        theirs.append(peer(i))
     return mine, theirs
 
 

@@ -8,6 +8,7 @@ the time that our tokens alone need at the speed of one long forward pass.
 from __future__ import annotations
 
 import random
+import statistics
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,9 +51,9 @@ def search_batch(peer: Side, documents: Sequence[int], batches: Sequence[int]) -
         if batch > 1 and batch * peer.call("logits_mb", some).value > memory_for_logits_mb():
             found[batch] = None
             continue
-        found[batch] = peer.call("score", some, batch).seconds / len(some)
-        say(f"peer, batch {batch}: {found[batch]:.3f} s a document")
-        if found[batch] > 1.2 * fastest(found)[1]:
+        found[batch] = seconds = peer.call("score", some, batch).seconds / len(some)
+        say(f"peer, batch {batch}: {seconds:.3f} s a document")
+        if seconds > 1.2 * fastest(found)[1]:
             break
     return found
 
@@ -119,7 +120,7 @@ def result(
     sampled = sorted(peer.answers)
     worst, agreement = compare([ours.value[i] for i in sampled], [peer.answers[i] for i in sampled])
     floor = ours.tokens * seconds_a_token
-    seconds = sorted(reply.seconds for reply in mine)[len(mine) // 2]
+    seconds = statistics.median(reply.seconds for reply in mine)
     measured = {
         "agreement": agreement,
         "compared_docs": len(sampled),
@@ -189,7 +190,7 @@ def main(
     with Side("ours", Scorer, engine="w2s-hf", **common) as ours, Side("peer", Scorer, engine="hf", **common) as peer:
         fits = fitting(peer, sample, best)
         mine, theirs = alternate(
-            lambda: run_ours(ours, range(len(names))), lambda: run_peer(peer, sample, Counter(names), fits), repeats
+            lambda _: run_ours(ours, range(len(names))), lambda _: run_peer(peer, sample, Counter(names), fits), repeats
         )
         seconds_a_token = ours.call("seconds_a_token", FLOOR_TOKENS, 5).value
     settings = {

@@ -8,6 +8,7 @@ import re
 import signal
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -88,10 +89,21 @@ def _answer(worker: Worker, method: str, args: Sequence[Any]) -> Reply:
     return Reply(value, seconds, worker.meter.tokens - before, peak_memory_mb())
 
 
+def _quiet_libraries() -> None:
+    import datasets
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    warnings.filterwarnings("ignore", module=r"torch|transformers|peft|accelerate|trl|lm_eval")
+
+
 def _serve(pipe: Connection, make: Callable[..., Worker], arguments: dict[str, Any], threads: int) -> None:
     """The child's life: make the worker, answer calls, end when the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
     os.dup2(2, 1)  # standard output belongs to the parent's one line
+    _quiet_libraries()
     import torch
 
     torch.set_num_threads(threads)
