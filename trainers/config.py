@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from trainers.label_ops import LABEL_OPS
-from trainers.losses import LOSSES
+from trainers.label_ops import ARM_OPS
+from trainers.method_args import MethodArgs, Unsupervised
+from trainers.methods import NEEDS_CONFIDENCE, parse_method
+from trainers.schema import Section, changed
 from w2s_tasks.errors import UserError, nearest
 
 KEY_LIKE = re.compile(r"(api_?key|token|secret|password|credential)s?$", re.IGNORECASE)
 
-TRAINED_ARMS = (*tuple(LABEL_OPS), "self_labels")
-PLAIN_ARMS = ("zero_shot", "few_shot", "weak", "weak_untrained")
+TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
+PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
 ARMS = PLAIN_ARMS + TRAINED_ARMS
+SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 
 
-class Section(BaseModel):
-    """Unknown keys are errors; values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def is_plain(arm: str) -> bool:
+    """Whether an arm is a model that no label of this experiment trains: untuned, prompted, or the supervisor itself."""
+    return arm in PLAIN_ARMS or SHOTS.fullmatch(arm) is not None
 
 
 class Limit(Section):
@@ -64,10 +66,13 @@ class Trainable(Section):
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """How the learning rate falls."""
     holdout: float = Field(default=0.05, ge=0, lt=0.5)
-    """Share of the labels held back for the evaluation curve; no choice is made by it."""
-    model_args: dict[str, Any] = {}
+    """Share of the labels held back (at most 200 rows) for the evaluation curve, and for `checkpoint`."""
+    checkpoint: Literal["last", "holdout_loss", "holdout_agreement"] = "last"
+    """Which of about five checkpoints is taken: the last; or, without gold labels, that with the lowest cross-entropy to
+    (holdout_loss), or the highest agreement with (holdout_agreement), the held-back rows of the labels trained on."""
+    model_args: dict[str, Any] = Field(default={})
     """More arguments for the lm_eval model, e.g. device or dtype."""
-    trainer_args: dict[str, Any] = {}
+    trainer_args: dict[str, Any] = Field(default={})
     """More fields of transformers' TrainingArguments, e.g. report_to."""
 
     @field_validator("model_args", "trainer_args")
@@ -134,7 +139,7 @@ class Evaluate(Section):
     num_fewshot: int = Field(default=0, ge=0)
     """Shots of every arm but few_shot."""
     few_shot_k: int = Field(default=8, ge=1)
-    """Shots of the arm few_shot."""
+    """Shots of the arm few_shot; few_shot(K) names its own."""
 
 
 class Safety(Section):
@@ -144,6 +149,8 @@ class Safety(Section):
     """Tasks or groups, e.g. w2s_ethics_all."""
     limit: int | None = Field(default=None, ge=2)
     """The first n documents a task; null for all."""
+    limits: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
+    """Other limits for some of the tasks, e.g. {w2s_ethics_commonsense_long: 25}."""
     num_fewshot: int = Field(default=0, ge=0)
     """Shots, the same for every document."""
 
@@ -153,7 +160,7 @@ class Experiment(Section):
 
     task: str
     """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path."""
-    include_path: list[str] = []
+    include_path: list[str] = Field(default=[])
     """Folders with task YAMLs of your own, relative to the experiment file."""
     split: Split = Split()
     """The two halves of the training split; `study` alone is short for {by: study}."""
@@ -162,9 +169,13 @@ class Experiment(Section):
     strong: Strong
     """The strong model."""
     methods: list[str] = Field(default=["xent"], min_length=1)
-    """Training losses of the student."""
+    """How the student is trained: a loss, an operation on the labels, or several joined by +, e.g. filter+logconf."""
+    method_args: MethodArgs = MethodArgs()
+    """Settings of the methods, e.g. {logconf: {alpha: 0.75}}."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
-    """Ways to get a strong model; the weak supervisor is always evaluated."""
+    """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder."""
+    unsupervised: Unsupervised = Unsupervised()
+    """Settings of the arm unsupervised."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Each seed is a whole repetition: split, order and initialisation."""
     evaluate: Evaluate = Evaluate()
@@ -181,12 +192,18 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:
-        for field, values, known in (("arms", self.arms, ARMS), ("methods", self.methods, LOSSES)):
-            for value in values:
-                if value not in known:
-                    raise ValueError(
-                        f"{field}: no {field[:-1]} '{value}'.{nearest(value, known)} Known: {', '.join(known)}."
-                    )
+        for arm in self.arms:
+            if arm == "few_shot(K)" or not (arm in ARMS or is_plain(arm)):
+                raise ValueError(f"arms: no arm '{arm}'.{nearest(arm, ARMS)} Known: {', '.join(ARMS)}.")
+        for method in self.methods:
+            try:
+                ops = parse_method(method).ops
+            except ValueError as error:
+                raise ValueError(f"methods: {error}") from error
+            needy = next((o for o in ops if o in NEEDS_CONFIDENCE), None)
+            if needy and self.weak.labels == "hard":
+                raise ValueError(f"methods: {needy} needs weak.labels: soft; for hard labels after it write {needy}+harden")
+        for field, values in (("arms", self.arms), ("methods", self.methods)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
@@ -196,6 +213,31 @@ class Experiment(Section):
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self
+
+    @model_validator(mode="after")
+    def _method_args_fit(self) -> Experiment:
+        weights = self.method_args.ensemble.weights
+        if isinstance(weights, list) and (len(weights) != 1 + len(self.method_args.ensemble.members) or not sum(weights)):
+            raise ValueError("method_args.ensemble.weights: one number for `weak` and one for each member, not all 0")
+        _ = self.ensemble_members, self.bootstrap_chain
+        return self
+
+    @property
+    def ensemble_members(self) -> list[tuple[Weak, int]]:
+        """The further weak supervisors of the method ensemble, each with what is added to the seed."""
+        members = [dict(m) for m in self.method_args.ensemble.members]
+        seeds = [int(m.pop("seed", 0)) for m in members]
+        return [(changed(self.weak, m, "method_args.ensemble.members"), s) for m, s in zip(members, seeds, strict=True)]
+
+    @property
+    def bootstrap_chain(self) -> list[Strong]:
+        """The models between weak and strong of the method bootstrap."""
+        return [changed(self.strong, link, "method_args.bootstrap.chain") for link in self.method_args.bootstrap.chain]
+
+    def few_shot_k(self, arm: str) -> int | None:
+        """Shots of an arm few_shot or few_shot(K); None for every other arm."""
+        found = SHOTS.fullmatch(arm)
+        return int(found[1]) if found else self.evaluate.few_shot_k if arm == "few_shot" else None
 
 
 def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:

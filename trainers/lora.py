@@ -8,7 +8,7 @@ target's tokens and of the end of the reply, as fine-tuning services train.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,6 +152,7 @@ def fit(
     *,
     pool: ModelPool,
     method: str = "xent",
+    loss_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     title: str = "strong",
 ) -> ModelRef:
@@ -165,6 +166,7 @@ def fit(
         out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors) and ``curves.json``.
         pool: where the base model is loaded.
         method: a loss of `trainers.losses`.
+        loss_args: its settings.
         seed: of the adapter's initialisation and the row order.
         title: of the progress bar.
 
@@ -204,6 +206,7 @@ def fit(
             settings=settings,
             lr=settings.lr,
             method=method,
+            loss_args=loss_args,
             out=out,
             seed=seed,
             title=title,

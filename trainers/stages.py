@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainers import harness as hn
-from trainers import lora, weak
+from trainers import lora, processes, weak
 from trainers.config import Strong, Trainable, Weak, set_value
 from trainers.labels import LabelSet, gold_labels
 from w2s_tasks.errors import UserError, nearest
@@ -118,7 +118,9 @@ def finetune_model(
         work = Path(tmp) / "stage"
         work.mkdir()
         ref = fit(task, docs, found, settings, work, pool=hn.ModelPool(), seed=seed, title=f"train {trainer}")
-        shutil.rmtree(work / "checkpoints", ignore_errors=True)
-        ref.save(work)
-        work.replace(out)
+        if processes.is_main():
+            shutil.rmtree(work / "checkpoints", ignore_errors=True)
+            ref.save(work)
+            work.replace(out)
+    processes.wait()
     return ModelRef.load(out)
