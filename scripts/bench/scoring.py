@@ -86,14 +86,17 @@ class Scorer(Worker):
         """What a token costs in one long forward pass of one row that projects its last position only (a median)."""
         import torch
 
+        from w2s_tasks.packing.scoring import narrows
+
         length = min(length, self.lm.max_length)
         vocabulary = self.lm.config.get_text_config().vocab_size
         row = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0)).to(self.lm.device)
+        narrow = {"logits_to_keep": 1} if narrows(self.lm.model) else {}
         times = []
         with torch.inference_mode():
             for _ in range(repeats + 1):
                 start = time.perf_counter()
-                self.lm.model(input_ids=row, use_cache=False, logits_to_keep=1).logits.sum().item()
+                self.lm.model(input_ids=row, use_cache=False, **narrow).logits.sum().item()
                 times.append(time.perf_counter() - start)
         return statistics.median(times[1:]) / length
 
