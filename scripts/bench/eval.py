@@ -64,6 +64,15 @@ def searchable(peer: Side, order: Sequence[int], largest: int) -> Sequence[int]:
     return [i for i in order[: 4 * largest] if peer.call("logits_mb", [i]).value <= room] or order
 
 
+def find_batch(names: Sequence[str], batches: Sequence[int], common: dict[str, Any]) -> dict[int, float | None]:
+    """Search in a process of its own: the largest batch that is tried must not count as the peer's peak memory."""
+    from bench.scoring import Scorer
+
+    order = random.Random(common["seed"]).sample(range(len(names)), len(names))  # noqa: S311 - a sample, not a secret
+    with Side("peer (search)", Scorer, engine="hf", **common) as side:
+        return search_batch(side, searchable(side, order, batches[-1]), batches)
+
+
 def fastest(found: dict[int, float | None]) -> tuple[int, float]:
     """The best batch size of a search and its seconds a document."""
     return min(((b, s) for b, s in found.items() if s is not None), key=lambda entry: entry[1])
@@ -186,14 +195,11 @@ def main(
         "threads": threads,
     }
     say(f"{', '.join(tasks)}: {docs} documents a task, {shots} shots, {threads} threads")
-    # The search has a process of its own: its largest batch must not count as the peer's peak memory.
-    with Side("peer (search)", Scorer, engine="hf", **common) as side:
-        names = side.call("documents").value
-        order = random.Random(seed).sample(range(len(names)), len(names))  # noqa: S311
-        found = search_batch(side, searchable(side, order, batches[-1]), batches)
-    best, seconds = fastest(found)
-    sample = stratified(names, sample_size(peer_docs, len(names), len(set(names)), seconds, repeats), seed)
     with Side("ours", Scorer, engine="w2s-hf", **common) as ours, Side("peer", Scorer, engine="hf", **common) as peer:
+        names = ours.call("documents").value
+        found = find_batch(names, batches, common)
+        best, seconds = fastest(found)
+        sample = stratified(names, sample_size(peer_docs, len(names), len(set(names)), seconds, repeats), seed)
         fits = fitting(peer, sample, best)
         mine, theirs = alternate(
             lambda _: run_ours(ours, range(len(names))), lambda _: run_peer(peer, sample, Counter(names), fits), repeats

@@ -165,10 +165,12 @@ def main(
     peer_class = ChatPeer if chat else PlainPeer
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        # The search has a process of its own: its largest batch must not count as the peer's peak memory.
-        with Side("peer (search)", peer_class, threads=threads, recipe=recipe) as side:
-            found = search(side, tried, batch_size, folder)
-        best = min((v for v in tried if found[name_of(*v)] is not None), key=lambda v: found[name_of(*v)] or 0.0)
+        best, found = tried[0], dict[str, float | None]()
+        if len(tried) > 1:
+            # In a process of its own: the largest batch that is tried must not count as the peer's peak memory.
+            with Side("peer (search)", peer_class, threads=threads, recipe=recipe) as side:
+                found = search(side, tried, batch_size, folder)
+            best = min((v for v in tried if found[name_of(*v)] is not None), key=lambda v: found[name_of(*v)] or 0.0)
         settings = {
             "format": format.value,
             "model": model,
