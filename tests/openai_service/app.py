@@ -265,7 +265,7 @@ class _Connection(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _Server
 
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002 - the base class's name
+    def log_message(self, format: str, *args: Any) -> None:
         """Nothing on stderr."""
 
     def handle(self) -> None:
