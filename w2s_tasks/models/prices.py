@@ -87,7 +87,7 @@ class PriceTable(BaseModel):
         return None
 
     def training(self, model: str) -> float | None:
-        """USD for a million trained tokens; None where the table doesn't know it. A tuned model trains on at its base's price."""
+        """USD for a million trained tokens, None where the table doesn't know; a tuned model costs what its base does."""
         match = TUNED.match(model)
         entry = self._entry(model) or (self._entry(match[1] or match[2]) if match else None)
         return entry.training if entry else None
