@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from trainers.label_ops import LABEL_OPS
 from trainers.losses import LOSSES
 from w2s_tasks.errors import UserError, nearest
 
 KEY_LIKE = re.compile(r"(api_?key|token|secret|password|credential)s?$", re.IGNORECASE)
+KEY_VALUE = re.compile(r"\bsk-[\w-]{8,}")
+
+SECRET_PLACES = ("api_key_env", "base_url")
+"""Keys where a user may put a secret by mistake: their values are not repeated in an error."""
 
 TRAINED_ARMS = (*tuple(LABEL_OPS), "self_labels")
 PLAIN_ARMS = ("zero_shot", "few_shot", "weak", "weak_untrained")
@@ -73,12 +88,16 @@ class Trainable(Section):
     @field_validator("model_args", "trainer_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            if KEY_LIKE.search(key):
+        for key, part in value.items():
+            if KEY_LIKE.search(key) or KEY_VALUE.search(str(part)):
                 raise ValueError(f"'{key}' looks like a secret: keys come from the environment only, never from a file")
         if "trust_remote_code" in value:
             raise ValueError("trust_remote_code is off in this suite: a model's own code is never run")
         return value
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the trained model depends on."""
+        return self.model_dump()
 
 
 class Weak(Trainable):
@@ -123,6 +142,96 @@ class Strong(Trainable):
     """A system message before every prompt, in training and in evaluation."""
 
 
+class OpenAIStrong(Section):
+    """A strong model that is fine-tuned by OpenAI's service, or by a provider of the same API."""
+
+    trainer: Literal["openai"] = "openai"
+    """openai: supervised fine-tuning through the API; the service learns the hard label's text."""
+    model: str
+    """The service's name of the base model, e.g. gpt-4o-mini-2024-07-18."""
+    base_url: str = "https://api.openai.com/v1"
+    """The service's address; another for a provider of the same API."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The NAME of the environment variable that holds the key; never the key."""
+    n_epochs: int | Literal["auto"] = "auto"
+    """Passes over the labels; auto is the service's choice."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Rows a step; auto is the service's choice."""
+    learning_rate_multiplier: float | Literal["auto"] = "auto"
+    """Factor of the service's own learning rate; auto is its choice."""
+    suffix: str | None = Field(default=None, min_length=1, max_length=64)
+    """A word in the fine-tuned model's name."""
+    system_prompt: str | None = None
+    """A system message before every prompt, in training and in evaluation; a task's description comes after it."""
+    target: Literal["plain", "quoted"] = "plain"
+    """What the model learns to reply: the choice's text, or (as the seed study had it) the text in double quotes."""
+    holdout: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the labels held back as the service's validation file, for the curve; at most 200 rows."""
+    poll_seconds: float = Field(default=30.0, gt=0)
+    """Seconds between looks at a running job."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """USD that one job may be estimated to cost; `w2s run --max-cost` limits the whole experiment."""
+    replace: list[str] = []
+    """Ids of failed or cancelled jobs in whose place a new one is submitted."""
+    model_args: dict[str, Any] = {}
+    """More arguments for w2s-chat in evaluation, e.g. batch or num_concurrent."""
+
+    @property
+    def chat_template(self) -> bool:
+        """Prompts of this API are messages."""
+        return True
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the trained model depends on; how it is waited and paid for is none of them."""
+        return self.model_dump(exclude={"suffix", "poll_seconds", "max_cost", "replace"})
+
+    @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
+        whole, most = (
+            info.field_name != "learning_rate_multiplier",
+            {"n_epochs": 50, "batch_size": 256}.get(info.field_name or "", 1e3),
+        )
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if value != "auto" and not (number and 0 < value <= most):
+            raise ValueError(f"write auto or a {'whole ' if whole else ''}number above 0, at most {most:g}")
+        return value
+
+    @field_validator("model_args")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = [k for k in ("model", "base_url", "api_key_env") if k in value]
+        if taken:
+            raise ValueError(f"'{taken[0]}' is a key of strong itself")
+        return Trainable._no_secrets(value)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", value):
+            raise ValueError("write the NAME of an environment variable, e.g. OPENAI_API_KEY; never the key itself")
+        return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        url = urlsplit(value)
+        if url.scheme not in ("http", "https") or not url.hostname:
+            raise ValueError("write an address like https://api.openai.com/v1")
+        if url.username or url.password or url.query:
+            raise ValueError("an address without user, password or query; the key goes into the environment")
+        return value.rstrip("/")
+
+
+STRONG: dict[str, type[Section]] = {"lora": Strong, "openai": OpenAIStrong}
+"""The sections that `strong` can be, by trainer."""
+
+
+def _trainer_of(value: Any) -> str:
+    found = value.get("trainer", "lora") if isinstance(value, dict) else getattr(value, "trainer", "lora")
+    return found if isinstance(found, str) and found in STRONG else "lora"
+
+
 class Evaluate(Section):
     """How every model is evaluated on the training task."""
 
@@ -132,6 +241,10 @@ class Evaluate(Section):
     """Shots of every arm but few_shot."""
     few_shot_k: int = Field(default=8, ge=1)
     """Shots of the arm few_shot."""
+    task: str | None = None
+    """A task that asks the strong arms the same documents another way, e.g. a generated twin; null for the training task."""
+    tuned_task: str | None = None
+    """The same for the trained strong arms alone: the seed study asked them with another prompt than the untuned model."""
 
 
 class Safety(Section):
@@ -141,8 +254,10 @@ class Safety(Section):
     """Tasks or groups, e.g. w2s_ethics_all."""
     limit: int | None = Field(default=None, ge=2)
     """The first n documents a task; null for all."""
-    num_fewshot: int = Field(default=0, ge=0)
-    """Shots, the same for every document."""
+    num_fewshot: int | None = Field(default=0, ge=0)
+    """Shots, the same for every document; null for each task's own number."""
+    fewshot_as_multiturn: bool = True
+    """Under a chat template: whether shots are turns of their own, or stand in one user message."""
 
 
 class Experiment(Section):
@@ -156,8 +271,8 @@ class Experiment(Section):
     """The two halves of the training split; `study` alone is short for {by: study}."""
     weak: Weak
     """The weak supervisor."""
-    strong: Strong
-    """The strong model."""
+    strong: Annotated[Annotated[Strong, Tag("lora")] | Annotated[OpenAIStrong, Tag("openai")], Discriminator(_trainer_of)]
+    """The strong model; its `trainer` says which keys it has."""
     methods: list[str] = Field(default=["xent"], min_length=1)
     """Training losses of the student."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
@@ -170,6 +285,14 @@ class Experiment(Section):
     """Safety evaluation; null for none."""
     name: str = Field(default="", pattern=r"^[\w.-]*$")
     """The run folder's name; empty for the file's name."""
+
+    @field_validator("strong", mode="before")
+    @classmethod
+    def _known_trainer(cls, value: Any) -> Any:
+        name = value.get("trainer", "lora") if isinstance(value, dict) else "lora"
+        if str(name) not in STRONG:
+            raise ValueError(f"no trainer '{name}'.{nearest(str(name), STRONG)} Known: {', '.join(STRONG)}.")
+        return value
 
     @field_validator("split", mode="before")
     @classmethod
@@ -190,6 +313,12 @@ class Experiment(Section):
             raise ValueError("seeds: a seed occurs twice")
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
+        others = [m for m in self.methods if m != "xent"]
+        if self.strong.trainer == "openai" and others:
+            raise ValueError(
+                f"methods: '{others[0]}' can't be trained by a service, which learns hard labels with its own loss. "
+                "Use methods: [xent], or strong.trainer: lora."
+            )
         return self
 
 
@@ -213,6 +342,9 @@ def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
 def _known_keys(path: tuple[str | int, ...]) -> list[str]:
     model: type[BaseModel] = Experiment
     for part in path:
+        if str(part) in STRONG:
+            model = STRONG[str(part)]
+            continue
         if str(part) not in model.model_fields:
             return list(model.model_fields)
         annotation = model.model_fields[str(part)].annotation
@@ -224,19 +356,21 @@ def _known_keys(path: tuple[str | int, ...]) -> list[str]:
 def _explain(error: ValidationError, where: str, text: str) -> str:
     lines = []
     for item in error.errors():
-        path = tuple(item["loc"])
+        loc = tuple(item["loc"])
+        path = tuple(p for i, p in enumerate(loc) if not (i == 1 and loc[0] == "strong" and p in STRONG))
         key = ".".join(map(str, path)) or "(file)"
         line = _line_of(text, path)
         place = f"{where}:{line}" if line else where
         if item["type"] == "extra_forbidden":
-            known = _known_keys(path[:-1])
+            known = _known_keys(loc[:-1])
             message = f"unknown key.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
         elif item["type"] == "missing":
             message = "this key is missing."
         else:
             message = item["msg"].removeprefix("Value error, ")
             value = item.get("input")
-            message += f" (got {value!r})" if path and isinstance(value, str | int | float | bool) else ""
+            shown = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
+            message += f" (got {value!r})" if shown else ""
         lines.append(f"{place}: {key}: {message}")
     return "\n".join(lines)
 

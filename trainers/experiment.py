@@ -1,6 +1,6 @@
 """The flow of one experiment, as a list of steps whose keys are known before anything runs.
 
-    split -> weak.fit -> weak labels -> for each arm, method and seed: label operation, then lora.fit
+    split -> weak.fit -> weak labels -> for each arm, method and seed: label operation, then lora.fit or openai_ft.fit
           -> lm_eval on every model: the training task, then the safety tasks -> report
 
 A step's key is the hash of its settings, the code, the renderer, the data and the keys of the steps it stands on. Running
@@ -21,8 +21,9 @@ from typing import Any
 import numpy as np
 
 from trainers import harness as hn
-from trainers import lora, splits, weak
-from trainers.config import PLAIN_ARMS, Experiment, Trainable
+from trainers import lora, openai_ft, splits, weak
+from trainers.config import PLAIN_ARMS, Experiment, OpenAIStrong, Trainable
+from trainers.costs import Budget, read_cost
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet, gold_labels
 from trainers.progress import Progress
@@ -31,7 +32,9 @@ from w2s_tasks.models.ref import ModelRef, identity_of
 
 log = logging.getLogger(__name__)
 
-MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier"}
+MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
+STRONG: dict[str, Any] = {"lora": lora, "openai": openai_ft}
+"""The trainers of the strong model: base_ref, style_of, fit, OBJECTIVE."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +77,17 @@ class Step:
 class Flow:
     """The steps of an experiment over one store."""
 
-    def __init__(self, config: Experiment, run_folder: Path, harness: hn.Harness | None = None) -> None:
+    def __init__(
+        self, config: Experiment, run_folder: Path, harness: hn.Harness | None = None, budget: Budget | None = None
+    ) -> None:
         self.config, self.folder = config, run_folder
         self.harness = harness or hn.Harness(config.include_path)
         self.task = self.harness.task(config.task)
         self.task.check_trainable()
         self.safety_tasks = self.harness.load(config.safety.tasks) if config.safety else []
-        self.pool = hn.ModelPool()
+        self.asked_tasks = {n: self.harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
+        self.strong = STRONG[config.strong.trainer]
+        self.pool = hn.ModelPool(budget)
         self.steps: dict[str, Step] = {}
         self.stages: dict[str, Stage] = {}
         self._keys: dict[str, str] = {}
@@ -136,13 +143,15 @@ class Flow:
                     fitted = self._fit_step(arm, config.strong, inputs, lambda: self._count(split, "transfer"))
                     self._evaluations(arm, fitted)
 
-    def _fit_step(self, arm: Arm, settings: Trainable, inputs: tuple[str, ...], rows: Callable[[], int]) -> str:
-        style = self._weak_style if arm.name == "weak" else lora.style_of(self.config.strong)
+    def _fit_step(
+        self, arm: Arm, settings: Trainable | OpenAIStrong, inputs: tuple[str, ...], rows: Callable[[], int]
+    ) -> str:
+        style = self._weak_style if arm.name == "weak" else self.strong.style_of(self.config.strong)
         recipe = {
             "arm": arm.name,
             "method": arm.method,
             "seed": arm.seed,
-            "settings": settings.model_dump(),
+            "settings": settings.recipe(),
             "renderer": self.task.renderer_hash(style),
             "data": self.data_hash,
         }
@@ -152,10 +161,18 @@ class Flow:
         )
 
     def _evaluations(self, arm: Arm, fitted: str | None) -> None:
-        self._evaluation_step("evaluate", arm, fitted, [self.task], self.config.evaluate.limit)
+        self._evaluation_step("evaluate", arm, fitted, [self._asked(arm)], self.config.evaluate.limit)
         # A sentiment head can't answer an ethics question, so a classifier gets no safety evaluation.
         if self.config.safety and not (_section(arm) == "weak" and self.config.weak.trainer == "classifier"):
             self._evaluation_step("safety", arm, fitted, self.safety_tasks, self.config.safety.limit)
+
+    def _asked(self, arm: Arm) -> hn.HarnessTask:
+        """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
+        evaluate = self.config.evaluate
+        name = evaluate.task
+        if arm.name not in PLAIN_ARMS:
+            name = evaluate.tuned_task or name
+        return self.asked_tasks[name] if name and _section(arm) == "strong" else self.task
 
     def _evaluation_step(
         self, kind: str, arm: Arm, fitted: str | None, tasks: Sequence[hn.HarnessTask], limit: int | None
@@ -190,7 +207,7 @@ class Flow:
             shots = evaluate.few_shot_k
         if _section(arm) == "weak":
             return hn.PromptStyle(shots, self._weak_style.chat_template)
-        return lora.style_of(self.config.strong, shots)
+        return self.strong.style_of(self.config.strong, shots)
 
     # ---- keys -------------------------------------------------------------------------------------------------
 
@@ -212,7 +229,10 @@ class Flow:
             return None
         if section not in self._identities:
             settings = self.config.weak if section == "weak" else self.config.strong
-            self._identities[section] = identity_of(settings.model, str(settings.model_args.get("revision", "main")))
+            if isinstance(settings, OpenAIStrong):
+                self._identities[section] = f"{settings.base_url}#{settings.model}"
+            else:
+                self._identities[section] = identity_of(settings.model, str(settings.model_args.get("revision", "main")))
         return self._identities[section]
 
     def recipe(self, name: str) -> dict[str, Any]:
@@ -291,8 +311,8 @@ class Flow:
         else:
             labels = LabelSet.load(self.stages[inputs[1]].path / "labels.parquet")
         if arm.name == "self_labels":
-            lm = self.pool.load(lora.base_ref(self.config.strong))
-            style = lora.style_of(self.config.strong)
+            lm = self.pool.load(self.strong.base_ref(self.config.strong))
+            style = self.strong.style_of(self.config.strong)
             return hn.label(lm, self.task, self._docs(labels.row_id), labels.row_id, style)
         # A seed of its own for each arm, so that adding an arm changes no other.
         number = int(hashlib.sha256(arm.name.encode()).hexdigest()[:8], 16)
@@ -302,12 +322,12 @@ class Flow:
         labels = self._arm_labels(arm, inputs)
         labels.save(out / "labels.parquet")
         settings = self.config.weak if arm.name == "weak" else self.config.strong
-        trainer = weak.fit if settings.trainer == "classifier" else lora.fit
-        ref = trainer(
+        fit: Any = weak.fit if settings.trainer == "classifier" else STRONG[settings.trainer].fit
+        ref = fit(
             self.task,
             self._docs(labels.row_id),
             labels,
-            settings,  # type: ignore[arg-type]
+            settings,
             out,
             pool=self.pool,
             method=arm.method or "xent",
@@ -323,7 +343,7 @@ class Flow:
             return ModelRef.load(self.stages[fitted].path)
         if arm.name == "weak_untrained":
             return weak.untrained(self.config.weak, self.task.choices)
-        return lora.base_ref(self.config.strong)
+        return self.strong.base_ref(self.config.strong)
 
     def _build_evaluation(
         self, arm: Arm, fitted: str | None, tasks: list[str], style: hn.PromptStyle, limit: int | None, out: Path
@@ -340,10 +360,13 @@ class Flow:
             UserError: with what to do; what was finished stays.
         """
         store = Store(self.folder)
+        self.pool.note = progress.note
         for number, (name, step) in enumerate(self.steps.items(), start=1):
             with progress.step(number, len(self.steps), step.title) as shown:
                 stage = store.build(step.kind, self.recipe(name), step.build)
                 self.stages[name] = stage
+                if stage.reused:
+                    self.pool.budget.book(read_cost(stage.path))
                 shown.done(stage.seconds, stage.reused)
 
     def arms(self) -> list[Arm]:
@@ -353,6 +376,6 @@ class Flow:
         return sorted(found, key=lambda a: (order.index(a.name), a.seed or 0))
 
 
-def open_flow(config: Experiment, runs_dir: Path) -> Flow:
-    """The flow of a config over its run folder."""
-    return Flow(config, runs_dir / config.name)
+def open_flow(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Flow:
+    """The flow of a config over its run folder; ``max_cost`` is what services may cost, in USD."""
+    return Flow(config, runs_dir / config.name, budget=Budget(max_cost))

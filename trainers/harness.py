@@ -14,7 +14,8 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 
+from trainers.costs import Budget
 from trainers.labels import LabelSet, row_ids
 from w2s_tasks import register
 from w2s_tasks.errors import UserError
@@ -57,11 +59,15 @@ SEED = 1234  # lm_eval's default for numpy, torch and the shots
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a document becomes a prompt: shots, chat template, system message."""
+    """How a document becomes a prompt: shots (None for the task's own number), chat template, system message.
 
-    num_fewshot: int = 0
+    ``multiturn`` makes shots turns of their own under a chat template; without it they stand in one user message.
+    """
+
+    num_fewshot: int | None = 0
     chat_template: bool = False
     system_prompt: str | None = None
+    multiturn: bool = True
 
 
 def _stable(value: Any) -> Any:
@@ -126,6 +132,10 @@ class HarnessTask:
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
 
+    def shots(self, style: PromptStyle) -> int:
+        """How many shots a prompt of this style has."""
+        return int(self.task.config.num_fewshot or 0) if style.num_fewshot is None else style.num_fewshot
+
     def pairs(self, doc: Mapping[str, Any], style: PromptStyle, lm: LM | None = None) -> list[tuple[str, str]]:
         """The (context, continuation) strings of a document's choices, rendered by lm_eval's own task."""
         return [request.args for request in self.requests([doc], style, lm)]
@@ -137,10 +147,10 @@ class HarnessTask:
         for i, doc in enumerate(docs):
             context = self.task.fewshot_context(
                 doc,
-                num_fewshot=style.num_fewshot,
+                num_fewshot=self.shots(style),
                 system_instruction=style.system_prompt,
                 apply_chat_template=style.chat_template,
-                fewshot_as_multiturn=style.chat_template,
+                fewshot_as_multiturn=style.chat_template and style.multiturn,
                 chat_template=template,
                 gen_prefix=self.task.doc_to_prefix(doc),
             )
@@ -174,7 +184,8 @@ class HarnessTask:
     def renderer_hash(self, style: PromptStyle) -> str:
         """Hash of all that turns a document into prompts, choices and scores."""
         config = {field: _stable(getattr(self.task.config, field, None)) for field in RENDER_FIELDS}
-        shots = [] if style.num_fewshot == 0 else list(self.task.sampler.sample(style.num_fewshot))
+        n = self.shots(style)
+        shots = [] if n == 0 else list(self.task.sampler.sample(n))
         parts = [config, vars(style), shots, lm_eval.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -244,9 +255,13 @@ class Harness:
 class ModelPool:
     """Loaded models: one base at a time, with whichever of its adapters is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
         self._key: str | None = None
         self._lm: LM | None = None
+        self.budget = budget or Budget()
+        """What services may cost."""
+        self.note: Callable[[str], None] = functools.partial(print, file=sys.stderr)
+        """Takes lines for the user."""
 
     def load(self, ref: ModelRef) -> LM:
         """The lm_eval model of a ref; a base that is loaded already only changes its adapter."""
@@ -320,7 +335,7 @@ def evaluate(
             evaluation_tracker=tracker,
             system_instruction=style.system_prompt,
             apply_chat_template=style.chat_template,
-            fewshot_as_multiturn=style.chat_template,
+            fewshot_as_multiturn=style.chat_template and style.multiturn,
             task_manager=harness.manager,
         )
         results["config"]["model"] = ref.model

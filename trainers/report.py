@@ -34,7 +34,9 @@ def read_evaluations(flow: Flow, kind: str) -> Evaluations:
     found: Evaluations = {}
     for name, step in flow.steps.items():
         if step.kind == kind and step.arm is not None:
-            found[step.arm] = read_evaluation(flow.stages[name].path)
+            scores = read_evaluation(flow.stages[name].path)
+            # A task that asks the training task's documents another way stands in for it.
+            found[step.arm] = {flow.task.name: next(iter(scores.values()))} if kind == "evaluate" else scores
     return found
 
 
@@ -53,6 +55,12 @@ def _mode(flow: Flow, arm: Arm, scores: TaskScores) -> str:
     return "generated" if scores.generated else MODES.get(flow.model_of(arm).model, "loglikelihood")
 
 
+def _objective(flow: Flow, arm: Arm) -> str | None:
+    if not arm.method:
+        return None
+    return OBJECTIVE if arm.name.startswith("weak") else str(flow.strong.OBJECTIVE)
+
+
 def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:
     step = flow.steps[f"evaluate/{arm.title}"]
     return {
@@ -61,7 +69,8 @@ def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:
         "seed": arm.seed,
         "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
         "mode": _mode(flow, arm, scores),
-        "objective": OBJECTIVE if arm.method else None,
+        "objective": _objective(flow, arm),
+        "asked": scores.task,
         "num_fewshot": step.settings["style"]["num_fewshot"],
         **_score_entry(scores),
     }
