@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import csv
+import functools
 import io
 import json
 import math
@@ -200,12 +201,21 @@ def collect(client: openai.OpenAI, job: FineTuningJob, *, note: Note) -> Outcome
 
 
 def _result(client: openai.OpenAI, job: FineTuningJob) -> str:
+    """The text of the job's result file; empty where there is none."""
     for file in job.result_files or []:
         try:
-            return steady(lambda file=file: _text(client.files.content(file).read()))  # type: ignore[misc]
+            return _text(steady(functools.partial(_whole, client, file)))
         except (_openai().APIError, ValueError):
             continue
     return ""
+
+
+def _whole(client: openai.OpenAI, file: str) -> bytes:
+    content = client.files.content(file).read()
+    size = client.files.retrieve(file).bytes
+    if size and len(content) != size:
+        raise ValueError(f"{file}: {len(content)} of {size} bytes")
+    return content
 
 
 def _text(content: bytes) -> str:
