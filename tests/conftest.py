@@ -69,7 +69,10 @@ def tokenizer_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def causal_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A folder with a random causal model of the given architecture (llama, gpt2, gpt_neox, qwen2)."""
+    """A folder with a random causal model of an architecture: llama, gpt2, gpt_neox, qwen2, qwen3, mistral or gemma3.
+
+    mistral's layers see 24 tokens back; gemma3 has both kinds of layers, one with a window of 24 and one without.
+    """
     import torch
     import transformers as tf
 
@@ -79,6 +82,16 @@ def causal_model(tokenizer_folder: Path, tmp_path_factory: pytest.TempPathFactor
     configs: dict[str, Callable[[], tf.PretrainedConfig]] = {
         "llama": lambda: tf.LlamaConfig(**size, num_key_value_heads=2, **window),
         "qwen2": lambda: tf.Qwen2Config(**size, num_key_value_heads=2, **window),
+        "qwen3": lambda: tf.Qwen3Config(**size, num_key_value_heads=2, head_dim=12, **window),
+        "mistral": lambda: tf.MistralConfig(**size, num_key_value_heads=2, sliding_window=24, **window),
+        "gemma3": lambda: tf.Gemma3TextConfig(
+            **size,
+            num_key_value_heads=2,
+            head_dim=12,
+            sliding_window=24,
+            layer_types=["sliding_attention", "full_attention"],
+            **window,
+        ),
         "gpt_neox": lambda: tf.GPTNeoXConfig(**size, **window),
         "gpt2": lambda: tf.GPT2Config(
             vocab_size=600, n_embd=48, n_layer=2, n_head=4, n_positions=256, bos_token_id=1, eos_token_id=2

@@ -12,7 +12,6 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier, class_order, document_text
 from w2s_tasks.models.packed_hf import W2SHF
@@ -51,36 +50,6 @@ def test_w2s_hf_equals_lm_evals_hf_on_smollm2(smollm2: str):
     theirs = HFLM(smollm2, device="cpu", dtype="float32").loglikelihood(_requests(PAIRS[:8]), disable_tqdm=True)
     assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
     assert [a[1] for a in ours] == [a[1] for a in theirs]
-
-
-def test_greedy_is_reported_for_the_models_own_continuation(causal_model):
-    lm = W2SHF(str(causal_model("llama")), device="cpu")
-    context = lm.tok_encode("Review: the film")
-    with torch.no_grad():
-        out = lm.language_model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False, pad_token_id=0)
-    own = out[0, len(context) :].tolist()
-    scores = packing.score(lm.language_model, [(context, own), (context, [*own[:-1], (own[-1] + 1) % 600])], max_length=256)
-    assert scores.greedy.tolist() == [True, False]
-
-
-def test_one_token_choices_share_one_forward_pass():
-    requests = [((1, 2, 3), (4,)), ((1, 2, 3), (5,)), ((1, 2, 3), (4, 6))]
-    passes = packing.plan_passes(requests, max_length=16)
-    assert [p.tokens for p in passes] == [(1, 2, 3), (1, 2, 3, 4)]
-
-
-def test_a_batch_never_passes_the_token_budget():
-    passes = packing.plan_passes([(tuple(range(n)), (1,)) for n in range(1, 60)], max_length=64)
-    cut = packing.batches(passes, budget=100)
-    assert sum(len(b) for b in cut) == len(passes)
-    assert all(len(b[0].tokens) * len(b) <= 100 for b in cut)
-
-
-def test_scores_are_differentiable(causal_model):
-    lm = W2SHF(str(causal_model("llama")), device="cpu")
-    scores = packing.score(lm.language_model, [((5, 6, 7), (8,)), ((5, 6), (9, 10))], max_length=256)
-    scores.loglik.sum().backward()
-    assert all(p.grad is not None for p in lm.language_model.parameters() if p.requires_grad)
 
 
 # ---- classifier -----------------------------------------------------------------------------------------------
@@ -219,89 +188,3 @@ def test_unusable_models_are_refused_with_the_reason(tmp_path: Path, causal_mode
         resolve(str(tmp_path / "pickle"))
     with pytest.raises(UserError, match="trust_remote_code is off"):
         W2SHF(str(causal_model("llama")), device="cpu", trust_remote_code=True)
-
-
-# ---- packing behind a trunk -----------------------------------------------------------------------------------
-
-
-def _few_shot(n: int) -> list[tuple[str, str]]:
-    shots = "Review: the film was lovely\nSentiment: positive\n\nReview: a dull story\nSentiment: negative\n\n"
-    texts = [
-        f"Review: the {word} scene {i}\nSentiment:" for i, word in enumerate(["cold", "warm", "kind actor", "false"] * n)
-    ]
-    return [(shots + text, choice) for text in texts[:n] for choice in (" negative", " positive", " not quite positive")]
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen2"])
-def test_packed_passes_score_as_lm_evals_hf(causal_model, architecture: str):
-    folder = str(causal_model(architecture))
-    lm = W2SHF(folder, device="cpu", token_budget=64)
-    ours = lm.loglikelihood(_requests(_few_shot(9) + PAIRS), disable_tqdm=True)
-    assert packing._packable[lm.language_model]
-    theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1).loglikelihood(
-        _requests(_few_shot(9) + PAIRS), disable_tqdm=True
-    )
-    assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
-    assert [a[1] for a in ours] == [a[1] for a in theirs]
-
-
-def test_a_trunk_runs_once_and_is_never_padded(causal_model):
-    lm = W2SHF(str(causal_model("llama")), device="cpu", token_budget=64)
-    requests = lm.encode(_few_shot(12))
-    packing.score(lm.language_model.eval(), requests, max_length=256)  # warms up: the architecture is tried once
-    seen: list[tuple[int, ...]] = []
-    hook = lm.language_model.register_forward_pre_hook(
-        lambda m, a, kw: seen.append(tuple(kw["input_ids"].shape)), with_kwargs=True
-    )
-    with torch.inference_mode():
-        packing.score(lm.language_model, requests, max_length=256)
-        seen.clear()
-        packing.score(lm.language_model, requests, max_length=256)
-    hook.remove()
-    (group,) = packing.plan_groups(packing.plan_passes(requests, 256))
-    own = sum(len(p.tokens) - group.trunk for p in group.passes)
-    assert sum(rows * tokens for rows, tokens in seen) == group.trunk + own
-    assert group.trunk > 20
-
-
-def test_an_architecture_that_ignores_the_mask_falls_back_to_plain_batches(causal_model, caplog):
-    import logging
-
-    lm = W2SHF(str(causal_model("llama")), device="cpu")
-    model = lm.language_model
-    original = model.forward
-
-    def forward(*args, attention_mask=None, **kwargs):
-        return original(*args, **kwargs)
-
-    forward.__signature__ = __import__("inspect").signature(original)
-    model.forward = forward
-    with caplog.at_level(logging.INFO, logger="w2s_tasks.packing"):
-        ours = lm.loglikelihood(_requests(_few_shot(6)), disable_tqdm=True)
-    assert "batched instead" in caplog.text
-    model.forward = original
-    theirs = HFLM(str(causal_model("llama")), device="cpu", dtype="float32").loglikelihood(
-        _requests(_few_shot(6)), disable_tqdm=True
-    )
-    assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
-
-
-def test_passes_are_grouped_by_the_trunks_that_save_most():
-    def passes(prefix: tuple[int, ...], n: int) -> list[packing.Request]:
-        return [((*prefix, 100 + i), (7,)) for i in range(n)]
-
-    long, short = tuple(range(1, 51)), (*range(1, 11), *range(60, 90))
-    requests = passes(long, 6) + passes(short, 6) + [((200, 201, 202), (7,))]
-    groups = packing.plan_groups(packing.plan_passes(requests, 256))
-    assert sorted((g.trunk, len(g.passes)) for g in groups) == [(0, 1), (40, 6), (50, 6)]
-    assert sorted(i for g in groups for p in g.passes for i, _ in p.scores) == list(range(13))
-
-
-def test_a_trunk_leaves_the_tokens_that_predict():
-    requests = [
-        ((1, 2, 3, 4, 5, 6, 7, 8), (9,)),
-        ((1, 2, 3, 4, 5, 6, 7, 8, 9), (3,)),
-        ((1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (3, 4)),
-    ]
-    for group in packing.plan_groups(packing.plan_passes(requests, 64)):
-        assert all(group.trunk <= len(p.tokens) - p.own for p in group.passes)

@@ -107,6 +107,66 @@ def test_curves_hold_loss_and_held_back_accuracy_by_step(own_task: Path, causal_
     assert losses[-1]["loss"] < losses[0]["loss"]
 
 
+def _losses(folder: Path) -> list[float]:
+    return [c["loss"] for c in json.loads((folder / "curves.json").read_text()) if "loss" in c]
+
+
+def _fit(task: hn.HarnessTask, settings: Strong, n: int, out: Path) -> list[float]:
+    out.mkdir()
+    lora.fit(task, task.train_docs[:n], _gold(task, n), settings, out, pool=hn.ModelPool())
+    return _losses(out)
+
+
+@pytest.mark.parametrize("objective", ["choices", "language_model"])
+@pytest.mark.parametrize("chat", [False, True])
+def test_packed_training_has_the_loss_curve_of_plain_training(
+    own_task: Path, causal_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, objective: str, chat: bool
+):
+    from w2s_tasks.packing import scoring
+
+    system = "Tell whether the review is negative or positive, in one word." if chat else None
+    settings = Strong(
+        model=str(causal_model("llama")),
+        r=8,
+        lr=1e-3,
+        batch_size=8,
+        holdout=0.0,
+        chat_template=chat,
+        system_prompt=system,
+        objective=objective,  # type: ignore[arg-type]
+    )
+    task, groups = _task(own_task), []
+    original = scoring.make_plan
+    monkeypatch.setattr(scoring, "make_plan", lambda *a, **k: groups.append(original(*a, **k)) or groups[-1])
+    packed = _fit(task, settings, 160, tmp_path / "packed")
+    assert all(plan.groups for plan in groups) or not chat, "with a shared prompt every step is packed"
+    monkeypatch.setattr(scoring, "_may_pack", lambda model: False)
+    plain = _fit(task, settings, 160, tmp_path / "plain")
+    assert len(packed) == 20
+    assert packed == pytest.approx(plain, abs=1e-3)
+    untrained = _fit(task, settings.model_copy(update={"lr": 1e-12}), 160, tmp_path / "untrained")
+    assert max(abs(a - b) for a, b in zip(plain, untrained, strict=True)) > 1e-2
+
+
+def test_the_language_model_objective_is_the_loss_over_the_reply_and_its_end(own_task: Path, causal_model, tmp_path: Path):
+    """The first step's loss against transformers' own, with the prompt masked out."""
+    task, folder = _task(own_task), causal_model("llama")
+    settings = Strong(model=str(folder), batch_size=12, holdout=0.0, lr=1e-9, objective="language_model", chat_template=True)
+    (loss,) = _fit(task, settings, 12, tmp_path / "m")
+    lm = hn.ModelPool().load(lora.base_ref(settings))
+    ending = lm.tokenizer.encode("\n", add_special_tokens=False)  # what the tests' template writes after a message
+    total = count = 0.0
+    for doc in task.train_docs[:12]:
+        context, reply = lm.encode(task.pairs(doc, lora.style_of(settings), lm))[task.gold(doc)]
+        tokens = torch.tensor([[*context, *reply, *ending]])
+        labels = tokens.clone()
+        labels[0, : len(context)] = -100
+        with torch.no_grad():
+            mean = lm.language_model(input_ids=tokens, labels=labels).loss
+        total, count = total + float(mean) * (len(reply) + len(ending)), count + len(reply) + len(ending)
+    assert loss == pytest.approx(total / count, abs=1e-4)
+
+
 def test_accumulated_gradients_give_the_loss_of_the_whole_batch(own_task: Path, causal_model, tmp_path: Path):
     task = _task(own_task)
     curves = []

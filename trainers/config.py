@@ -126,6 +126,9 @@ class Strong(Trainable):
 
     trainer: Literal["lora"] = "lora"
     """lora: PEFT LoRA on a causal language model."""
+    objective: Literal["choices", "language_model"] = "choices"
+    """choices: a distribution over the task's choices; language_model: the target's tokens and the end of the reply, as
+    fine-tuning services train. Only the second teaches the format of a reply."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     r: int = Field(default=16, ge=1)
@@ -180,6 +183,11 @@ class OpenAIStrong(Section):
     def chat_template(self) -> bool:
         """Prompts of this API are messages."""
         return True
+
+    @property
+    def objective(self) -> str:
+        """The service's loss: cross-entropy of the reply's tokens."""
+        return "language_model"
 
     def recipe(self) -> dict[str, Any]:
         """The settings that the trained model depends on; how it is waited and paid for is none of them."""
@@ -311,14 +319,16 @@ class Experiment(Section):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
-        if self.strong.system_prompt and not self.strong.chat_template:
-            raise ValueError("strong.system_prompt needs strong.chat_template: true")
         others = [m for m in self.methods if m != "xent"]
         if self.strong.trainer == "openai" and others:
             raise ValueError(
                 f"methods: '{others[0]}' can't be trained by a service, which learns hard labels with its own loss. "
                 "Use methods: [xent], or strong.trainer: lora."
             )
+        if self.strong.objective == "language_model" and self.methods != ["xent"]:
+            raise ValueError("strong.objective: language_model learns tokens, not a distribution; it takes methods: [xent]")
+        if self.strong.system_prompt and not self.strong.chat_template:
+            raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self
 
 

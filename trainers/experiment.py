@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
 STRONG: dict[str, Any] = {"lora": lora, "openai": openai_ft}
-"""The trainers of the strong model: base_ref, style_of, fit, OBJECTIVE."""
+"""The trainers of the strong model: base_ref, style_of, fit."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 The prompt is the task's own, rendered and tokenized as lm_eval does for evaluation; the score of a choice is the
 log-likelihood of its whole continuation, as lm_eval scores it; the target is the label's distribution over the choices.
+With ``objective: language_model`` the choices are not normalised over each other: the loss is the cross-entropy of the
+target's tokens and of the end of the reply, as fine-tuning services train.
 """
 
 from __future__ import annotations
@@ -19,8 +21,6 @@ from trainers.training import Row, fit_choices
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
-
-OBJECTIVE = "choices"
 
 
 def base_ref(settings: Strong | Weak) -> ModelRef:
@@ -49,6 +49,68 @@ def choice_logprobs(
     """
     scores = packing.score(model, requests, max_length=max_length)
     return scores.loglik.view(-1, choices).log_softmax(dim=-1)
+
+
+def reply_logprobs(
+    model: torch.nn.Module,
+    requests: Sequence[packing.Request],
+    targets: torch.Tensor,
+    max_length: int,
+    tokens: float,
+) -> torch.Tensor:
+    """Log-probabilities of whole replies over a mean reply's number of tokens: under `xent` the mean loss a token.
+
+    Args:
+        model: causal language model.
+        requests: as in `choice_logprobs`, with the end of the reply in every continuation.
+        targets: label distributions, [rows, choices]. With gradients, replies of weight 0 are not run.
+        max_length: the model's window.
+        tokens: mean number of tokens of the replies that are learnt.
+
+    Returns:
+        Shape [rows, choices]; 0 for a reply that was not run.
+    """
+    weights = targets.flatten().tolist()
+    run = [i for i, weight in enumerate(weights) if weight > 0 or not torch.is_grad_enabled()]
+    scores = packing.score(model, [requests[i] for i in run], max_length=max_length)
+    loglik = torch.zeros(len(requests), device=scores.loglik.device)
+    return loglik.index_put((torch.tensor(run, device=loglik.device),), scores.loglik / tokens).view_as(targets)
+
+
+def end_of_reply(lm: Any, style: PromptStyle) -> list[int]:
+    """Tokens that end a reply: what the chat template writes after it, without one the end-of-text token."""
+    if not style.chat_template:
+        return [lm.eot_token_id]
+    reply = "reply"
+    messages = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": reply}]
+    text = lm.tokenizer.apply_chat_template(messages, tokenize=False)
+    ending: list[int] = lm.tokenizer.encode(text[text.rindex(reply) + len(reply) :], add_special_tokens=False)
+    return ending or [lm.eot_token_id]
+
+
+def _rows(
+    task: HarnessTask, docs: Sequence[dict[str, Any]], labels: LabelSet, lm: Any, style: PromptStyle, ending: list[int]
+) -> list[Row]:
+    """Every document's requests with its label; prompts are encoded all at once."""
+    choices = labels.soft.shape[1]
+    pairs = [task.pairs(doc, style, lm) for doc in docs]
+    if any(len(p) != choices for p in pairs):
+        raise UserError(f"the task '{task.name}': a row has other than the {choices} choices of its label.")
+    encoded = lm.encode([pair for p in pairs for pair in p])
+    requests = [(context, [*continuation, *ending]) for context, continuation in encoded]
+    return [
+        {"requests": requests[i * choices : (i + 1) * choices], "targets": target, "gold": gold}
+        for i, (target, gold) in enumerate(zip(labels.soft.tolist(), labels.gold.tolist(), strict=True))
+    ]
+
+
+def _reply_tokens(rows: Sequence[Row]) -> float:
+    """Mean number of tokens of the replies that are learnt."""
+    lengths = [
+        sum(share * len(continuation) for share, (_, continuation) in zip(row["targets"], row["requests"], strict=True))
+        for row in rows
+    ]
+    return sum(lengths) / len(lengths)
 
 
 def _with_adapter(base: torch.nn.Module, settings: Strong | Weak) -> Any:
@@ -103,18 +165,18 @@ def fit(
         raise UserError(f"{settings.model} is no causal language model; the lora trainer needs one.")
     choices = labels.soft.shape[1]
     style = style_of(settings)
-    rows: list[Row] = []
-    for doc, target, gold in zip(docs, labels.soft.tolist(), labels.gold.tolist(), strict=True):
-        requests = lm.encode(task.pairs(doc, style, lm))
-        if len(requests) != choices:
-            raise UserError(f"the task '{task.name}': a row has {len(requests)} choices, its label {choices}.")
-        rows.append({"requests": requests, "targets": target, "gold": gold})
+    language_model = getattr(settings, "objective", "choices") == "language_model"
+    rows = _rows(task, docs, labels, lm, style, end_of_reply(lm, style) if language_model else [])
+    tokens = _reply_tokens(rows)
 
     def collate(batch: Sequence[Row]) -> dict[str, Any]:
         flat = [request for row in batch for request in row["requests"]]
-        return {"requests": flat, "targets": torch.tensor([row["targets"] for row in batch])}
+        targets = torch.tensor([row["targets"] for row in batch])
+        return {"requests": flat, "targets": targets, "learnt": targets}
 
     def logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        if language_model:
+            return reply_logprobs(model, batch["requests"], batch["learnt"], lm.max_length, tokens)
         return choice_logprobs(model, batch["requests"], choices, lm.max_length)
 
     set_seed(seed)

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     import openai
     from openai.types.fine_tuning import FineTuningJob
 
-OBJECTIVE = "target_tokens"
 STATE = "openai.json"
 
 
@@ -184,4 +183,4 @@ def _guard(
     return watch
 
 
-__all__ = ["OBJECTIVE", "Note", "base_ref", "fit", "prepare", "style_of"]
+__all__ = ["Note", "base_ref", "fit", "prepare", "style_of"]

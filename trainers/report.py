@@ -15,7 +15,6 @@ import numpy as np
 
 from trainers.experiment import MODES, Arm, Flow
 from trainers.labels import LabelSet
-from trainers.lora import OBJECTIVE
 from trainers.store import write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.results.gap import Gap, recovered
@@ -56,9 +55,10 @@ def _mode(flow: Flow, arm: Arm, scores: TaskScores) -> str:
 
 
 def _objective(flow: Flow, arm: Arm) -> str | None:
+    """What a trained model learnt: a distribution over the choices, or the tokens of a reply."""
     if not arm.method:
         return None
-    return OBJECTIVE if arm.name.startswith("weak") else str(flow.strong.OBJECTIVE)
+    return "choices" if arm.name == "weak" else flow.config.strong.objective
 
 
 def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
+from w2s_tasks.models import generation
 from w2s_tasks.models.ref import resolve
 
 log = logging.getLogger(__name__)
@@ -108,11 +110,36 @@ class W2SHF(HFLM):
         self._model = model if folder is None else PeftModel.from_pretrained(model, str(folder))
         self.language_model.eval()
 
+    def tokenize(self, strings: Sequence[str]) -> list[list[int]]:
+        """Encode strings as `tok_encode` does, all at once; equal ones are encoded once."""
+        distinct = list(dict.fromkeys(strings))
+        prefix = self.tokenizer.decode(self.prefix_token_id)
+        special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
+        known: dict[str, list[int]] = {}
+        # A string that brings its own beginning-of-sequence token gets no second one.
+        for has_prefix in (False, True):
+            some = [s for s in distinct if has_bos_prefix(s, prefix) == has_prefix]
+            settings = {"add_special_tokens": False} if has_prefix else special
+            if some:
+                known.update(zip(some, self.tokenizer(some, **settings)["input_ids"], strict=True))
+        return [known[s] for s in strings]
+
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[packing.Request]:
-        """Encode (context, continuation) strings exactly as `loglikelihood` does."""
+        """Encode (context, continuation) strings exactly as `loglikelihood` of lm_eval does.
+
+        The tokens of a continuation are those that follow the context's in the encoding of both together; spaces at a
+        context's end belong to the continuation.
+        """
+        if self.backend != "causal":
+            return [self._encode_pair(*pair) if pair[0] else self._without_context(pair[1]) for pair in pairs]
+        contexts = [context.rstrip() for context, _ in pairs]
+        wholes = [context + continuation for context, continuation in pairs]
+        filled = [i for i, (context, _) in enumerate(pairs) if context]
+        tokens = self.tokenize([contexts[i] for i in filled] + [wholes[i] for i in filled])
+        start, whole = dict(zip(filled, tokens, strict=False)), dict(zip(filled, tokens[len(filled) :], strict=True))
         return [
-            self._encode_pair(context, continuation) if context else self._without_context(continuation)
-            for context, continuation in pairs
+            (start[i], whole[i][len(start[i]) :]) if i in start else self._without_context(pairs[i][1])
+            for i in range(len(pairs))
         ]
 
     def _without_context(self, continuation: str) -> packing.Request:
@@ -129,11 +156,15 @@ class W2SHF(HFLM):
         keyed: list[Encoded] = [(pair, c, t) for pair, (c, t) in zip(pairs, encoded, strict=True)]
         return self._loglikelihood_tokens(keyed, disable_tqdm)
 
+    def _left_to_lm_eval(self) -> bool:
+        """Encoder-decoders, adapters with virtual tokens, and autocast are run by lm_eval's own code."""
+        virtual = getattr(getattr(self._model, "active_peft_config", None), "is_prompt_learning", False)
+        return self.backend != "causal" or bool(virtual) or self.mixed_precision_dtype is not None
+
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        virtual = getattr(getattr(self._model, "active_peft_config", None), "is_prompt_learning", False)
-        if self.backend != "causal" or virtual or self.mixed_precision_dtype is not None:
+        if self._left_to_lm_eval():
             log.info("%s: scored by lm_eval's own path", type(self._model).__name__)
             result: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return result
@@ -150,3 +181,14 @@ class W2SHF(HFLM):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
         return answers
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Replies to prompts: greedy ones decoded side by side, anything else as lm_eval does it."""
+
+        def own(part: list[Instance]) -> list[str]:
+            replies: list[str] = super(W2SHF, self).generate_until(part, disable_tqdm)
+            return replies
+
+        if self._left_to_lm_eval():
+            return own(requests)
+        return generation.generate_until(self, requests, own, disable_tqdm=disable_tqdm)

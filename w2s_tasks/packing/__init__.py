@@ -1,0 +1,21 @@
+"""Score and generate with the fewest tokens: used by evaluation and, with gradients, by training.
+
+A request is (context tokens, continuation tokens), as lm_eval encodes it. Four ideas save tokens, all of them exact:
+
+1. Requests that need the same forward pass (one context, one-token choices) share it.
+2. What is left forms a **prefix tree**: few-shot examples or an instruction at the root, documents below, choices as leaves.
+   A piece of the tree is written depth first into one row, a **pack**; every token attends to its ancestors only and keeps
+   its own position id. Every shared token runs once, nothing is padded.
+3. A beginning that many packs share, the **trunk**, runs once; its keys and values are kept, never copied.
+4. The vocabulary is projected only at the positions that score a token.
+
+`tree` holds the layout, `plan` decides what is packed, `masks` who sees whom, `scoring` and `decoding` run the model.
+Passes that share too little are batched by length instead: right padding under causal attention changes nothing before it.
+"""
+
+from w2s_tasks.packing.decoding import generate
+from w2s_tasks.packing.plan import Plan, make_plan
+from w2s_tasks.packing.scoring import Scores, score
+from w2s_tasks.packing.tree import Pass, Request, Tokens, plan_passes
+
+__all__ = ["Pass", "Plan", "Request", "Scores", "Tokens", "generate", "make_plan", "plan_passes", "score"]

@@ -1,0 +1,252 @@
+"""Running a plan: packs behind their trunks, and batches; every score is a sum of log-probabilities."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from w2s_tasks.packing import masks
+from w2s_tasks.packing.masks import inner
+from w2s_tasks.packing.plan import Group, Plan, cut_batches, make_plan
+from w2s_tasks.packing.tree import Pass, Request, lay_out, plan_passes
+
+log = logging.getLogger(__name__)
+
+BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+PACK_TOKENS = {"cpu": 512, "cuda": 4096}
+TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
+TOLERANCE = 1e-3
+"""How far a packed score may be from the plain one when an architecture is tried first (in bfloat16 a hundred times)."""
+
+
+@dataclass
+class Scores:
+    """Summed log-probability of each continuation, shape [requests], and whether greedy decoding would produce it."""
+
+    loglik: torch.Tensor
+    greedy: torch.Tensor
+
+
+Part = tuple[list[int], Scores]
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Where the scored tokens of some passes are: for each the request, its row and position, and the token."""
+
+    request: torch.Tensor
+    row: torch.Tensor
+    position: torch.Tensor
+    token: torch.Tensor
+
+
+def _gather(logits: torch.Tensor, where: _Scored) -> Part:
+    """Sum the log-probabilities of each request's tokens; `where.position` indexes the second axis of `logits`."""
+    cells, cell_of = torch.unique(torch.stack([where.row, where.position]), dim=1, return_inverse=True)
+    chosen = logits[cells[0], cells[1]].float()  # [distinct scored positions, vocabulary]
+    logprob = chosen[cell_of, where.token] - torch.logsumexp(chosen, dim=-1)[cell_of]
+    hit = chosen.argmax(dim=-1)[cell_of] == where.token
+    order, slot = torch.unique(where.request, return_inverse=True)
+    zeros = torch.zeros(len(order), device=logits.device)
+    loglik = zeros.index_add(0, slot, logprob)
+    misses = zeros.index_add(0, slot, (~hit).float())
+    return order.tolist(), Scores(loglik, misses == 0)
+
+
+def _locate(passes: Sequence[Pass], rows: Sequence[int], tails: Sequence[Sequence[int]], device: torch.device) -> _Scored:
+    """Scored tokens of passes that lie in `rows`, the last `Pass.own` tokens of each at the positions `tails`."""
+    entries = [
+        (i, row, tail[len(tail) - len(continuation) + k], token)
+        for p, row, tail in zip(passes, rows, tails, strict=True)
+        for i, continuation in p.scores
+        for k, token in enumerate(continuation)
+    ]
+    return _Scored(*(torch.tensor(column, device=device) for column in zip(*entries, strict=True)))
+
+
+def narrows(model: torch.nn.Module) -> bool:
+    """Whether forward() takes `logits_to_keep`."""
+    return "logits_to_keep" in inspect.signature(inner(model).forward).parameters
+
+
+def _run(model: torch.nn.Module, where: _Scored, **inputs: Any) -> Part:
+    """One forward pass, projecting only the scored positions where the architecture allows it."""
+    if not narrows(model):
+        return _gather(model(**inputs).logits, where)
+    kept, column = torch.unique(where.position, return_inverse=True)
+    logits = model(**inputs, logits_to_keep=kept).logits
+    return _gather(logits, _Scored(where.request, where.row, column, where.token))
+
+
+def _score_batch(model: torch.nn.Module, batch: Sequence[Pass], device: torch.device) -> Part:
+    longest = len(batch[0].tokens)
+    # The padding's value is irrelevant: nothing before it attends to it, and nothing of it is scored.
+    rows = [[*p.tokens, *([0] * (longest - len(p.tokens)))] for p in batch]
+    tails = [range(len(p.tokens) - p.own, len(p.tokens)) for p in batch]
+    where = _locate(batch, range(len(batch)), tails, device)
+    return _run(model, where, input_ids=torch.tensor(rows, device=device), use_cache=False)
+
+
+def _score_pack(
+    model: torch.nn.Module, pack: Sequence[Pass], trunk: int, cache: Any, device: torch.device, *, blocks: bool
+) -> Part:
+    layout = lay_out(pack, trunk)
+    result = _run(
+        model,
+        _locate(pack, [0] * len(pack), layout.tails, device),
+        input_ids=torch.tensor([layout.tokens], device=device),
+        position_ids=torch.tensor([layout.positions], device=device),
+        attention_mask=masks.pack_attention(model, layout, trunk, device, blocks=blocks),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    if cache is not None:
+        cache.crop(-len(layout.tokens))  # back to the trunk
+    return result
+
+
+def run_trunk(model: torch.nn.Module, trunk: Sequence[int], device: torch.device) -> Any:
+    """The trunk's keys and values, or None where there is no trunk."""
+    if not trunk:
+        return None
+    from transformers import DynamicCache
+
+    cache = DynamicCache()  # without the config: a sliding layer's cache could not be cropped
+    narrow = {"logits_to_keep": 1} if narrows(model) else {}
+    model(input_ids=torch.tensor([list(trunk)], device=device), past_key_values=cache, use_cache=True, **narrow)
+    return cache
+
+
+def _score_group(model: torch.nn.Module, group: Group, device: torch.device) -> Iterator[Part]:
+    """Run the trunk once, then pack after pack behind its keys and values."""
+    cache = run_trunk(model, group.trunk, device)
+    blocks = masks.wants_blocks(model, device)
+    for pack in group.packs:
+        with masks.packed_attention(model, blocks=blocks):
+            part = _score_pack(model, pack, len(group.trunk), cache, device, blocks=blocks)
+        yield part
+
+
+# ---- which models can be packed -------------------------------------------------------------------------------------
+
+_packable: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, bool]] = weakref.WeakKeyDictionary()
+
+
+def _by_request(parts: Iterator[Part]) -> dict[int, float]:
+    return {i: value for ids, scores in parts for i, value in zip(ids, scores.loglik.tolist(), strict=True)}
+
+
+@torch.no_grad()
+def _try_packing(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
+    """Whether packed scores of a model are its plain ones, tried on two passes of the first group it meets."""
+    passes = [p for pack in group.packs for p in pack]
+    some = (passes[0], passes[-1])
+    name = type(inner(model)).__name__
+    try:
+        packed = _by_request(_score_group(model, Group(group.trunk, (some,)), device))
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
+        log.info("%s can't be packed (%s); its passes are batched instead", name, error)
+        return False
+    plain = _by_request(_score_batch(model, batch, device) for batch in cut_batches(some, 1))
+    worst = max(abs(packed[i] - plain[i]) for i in plain)
+    allowed = TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100)
+    if not worst <= allowed:
+        log.info("%s: packed scores differ by %.1e; its passes are batched instead", name, worst)
+        return False
+    return True
+
+
+def can_pack(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
+    """Whether a model's packed scores are exact; found out once a model, with and without a trunk."""
+    tried = _packable.setdefault(inner(model), {})
+    kind = bool(group.trunk)
+    if kind not in tried:
+        tried[kind] = _try_packing(model, group, device)
+    return tried[kind]
+
+
+def checked(model: torch.nn.Module, plan: Plan, in_batch: int, device: torch.device) -> Plan:
+    """The plan with every group that this model can't be packed in cut into batches instead."""
+    groups = [g for g in plan.groups if can_pack(model, g, device)]
+    if len(groups) == len(plan.groups):
+        return plan
+    kept = {id(g) for g in groups}
+    loose = [p for g in plan.groups if id(g) not in kept for pack in g.packs for p in pack]
+    return Plan(groups, [*plan.batches, *cut_batches(loose, in_batch)])
+
+
+# ---- the one entrance -----------------------------------------------------------------------------------------------
+
+_told: weakref.WeakSet[torch.nn.Module] = weakref.WeakSet()
+
+
+def _may_pack(model: torch.nn.Module) -> bool:
+    if not masks.dropout_on(model):
+        return True
+    if inner(model) not in _told:
+        _told.add(inner(model))
+        log.info("dropout is on: rows must not share its noise, so they are trained in batches, not in packs")
+    return False
+
+
+def plan_for(model: torch.nn.Module, requests: Sequence[Request], max_length: int, budget: int | None = None) -> Plan:
+    """How `score` would run some requests."""
+    device = next(model.parameters()).device
+    training = torch.is_grad_enabled()
+    in_batch = budget or BATCH_TOKENS.get(device.type, 4096)
+    in_pack = budget or (TRAIN_TOKENS if training else PACK_TOKENS).get(device.type, 1024)
+    passes = plan_passes(requests, max_length)
+    plan = make_plan(passes, in_pack=in_pack, in_batch=in_batch, pack=_may_pack(model), trunks=not training)
+    return checked(model, plan, in_batch, device)
+
+
+def score(
+    model: torch.nn.Module,
+    requests: Sequence[Request],
+    *,
+    max_length: int,
+    budget: int | None = None,
+    done: Callable[[int], object] | None = None,
+) -> Scores:
+    """Log-likelihood of every continuation given its context, differentiable where gradients are enabled.
+
+    With gradients no keys and values are kept between forward passes (gradient checkpointing would drop them): a pack then
+    holds its whole tree, so that a micro-batch runs its shared prompt once, and the gradient flows through it once.
+
+    Args:
+        model: a causal language model of transformers, bare or with a PEFT adapter.
+        requests: encoded (context, continuation) pairs.
+        max_length: the model's window in tokens.
+        budget: tokens a forward pass; by default what the device does best.
+        done: called with the number of requests that each forward pass finished.
+
+    Returns:
+        `Scores` in the order of `requests`.
+    """
+    device = next(model.parameters()).device
+    plan = plan_for(model, requests, max_length, budget)
+    parts: list[torch.Tensor] = []
+    greedy = torch.zeros(len(requests), dtype=torch.bool, device=device)
+    order: list[int] = []
+    for ids, scores in _run_plan(model, plan, device):
+        parts.append(scores.loglik)
+        greedy[torch.tensor(ids, device=device)] = scores.greedy
+        order += ids
+        if done:
+            done(len(ids))
+    back = torch.argsort(torch.tensor(order, device=device))
+    return Scores(torch.cat(parts)[back], greedy)
+
+
+def _run_plan(model: torch.nn.Module, plan: Plan, device: torch.device) -> Iterator[Part]:
+    for group in plan.groups:
+        yield from _score_group(model, group, device)
+    for batch in plan.batches:
+        yield _score_batch(model, batch, device)
