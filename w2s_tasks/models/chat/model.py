@@ -294,7 +294,7 @@ class W2SChat(LM):
             if self._batch:
                 from w2s_tasks.models.chat.batch import BatchSender
 
-                BatchSender(self.connection, self.answers, self.meter).ask(requests, title, quiet=quiet)
+                BatchSender(self.connection, self.answers, self.meter, self._sender.policy).ask(requests, title, quiet=quiet)
             else:
                 self._sender.ask(requests, title, quiet=quiet)
         except RefusedError as refusal:
@@ -492,7 +492,7 @@ class W2SChat(LM):
         """
         if getattr(cache_hook, "dbdict", None) is not None:
             raise UserError(
-                "--use_cache: lm_eval's cache does not tell models apart. Leave it out: w2s-chat keeps every answer by itself."
+                "--use_cache: lm_eval's cache does not tell models apart. Leave it out: w2s-chat keeps every answer itself."
             )
         super().set_cache_hook(cache_hook)
 
