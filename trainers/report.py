@@ -51,7 +51,7 @@ def _score_entry(scores: TaskScores) -> dict[str, Any]:
 
 
 def _mode(flow: Flow, arm: Arm, scores: TaskScores) -> str:
-    return "generated" if scores.generated else MODES.get(flow.model_of(arm).model, "loglikelihood")
+    return "generated" if scores.generated else scores.mode or MODES.get(flow.model_of(arm).model, "loglikelihood")
 
 
 def _objective(flow: Flow, arm: Arm) -> str | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,8 @@ class TaskScores:
     logliks: Array | None = None
     generated: bool = False
     unparsed: float = 0.0
+    mode: str | None = None
+    """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
 
 
 def _metric_values(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -166,5 +168,6 @@ def read_evaluation(folder: Path) -> dict[str, TaskScores]:
         if len(rows) != expected:
             raise UserError(f"{path}: {len(rows)} rows, the result file counts {expected}; the evaluation is not whole.")
         values, errors = _metric_values(data["results"][task])
-        scores[task] = _reader(config, rows)(task, rows, values, errors)
+        mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
+        scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)
     return scores
