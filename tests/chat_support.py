@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from conftest import rows
+from openai_service import Service
 
 NAMES = ("negative", "positive")
 # Ends in a line break: then the words after it are tokenized alike by the service and by lm_eval.
@@ -23,8 +23,11 @@ def question(text: object) -> str:
     return f"Review: {text}\nSentiment:"
 
 
-def teach(base: Path, out: Path, steps: int = 60) -> Path:
-    """Fine-tune a tiny model on the task, as plain text and as a chat, so that its first token tells the answer."""
+def teach(base: Path, out: Path, quote: str = "", steps: int = 60) -> Path:
+    """Fine-tune a tiny model on the task, as plain text and as a chat, so that its first token tells the answer.
+
+    With `quote` it puts its answers in those.
+    """
     import torch
     import transformers as tf
 
@@ -42,7 +45,7 @@ def teach(base: Path, out: Path, steps: int = 60) -> Path:
         for row in data[step * 8 % len(data) :][:8]:
             messages = [{"role": "user", "content": question(row["text"])}]
             chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-            answer = NAMES[int(row["label"])]
+            answer = f"{quote}{NAMES[int(row['label'])]}{quote}"
             for prompt, target in ((question(row["text"]), f" {answer}"), (chat, answer)):
                 head = tokenizer(prompt, add_special_tokens=False).input_ids
                 tail = [*tokenizer(target, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
@@ -65,9 +68,42 @@ def evaluate(model: str, args: dict[str, Any], tasks: list[str], own_task: Path 
 
     register()
     manager = W2STaskManager(include_path=str(own_task) if own_task else None)
-    return lm_eval.simple_evaluate(
-        model=model, model_args=args, tasks=tasks, task_manager=manager, bootstrap_iters=0, num_fewshot=0, **more
+    results = lm_eval.simple_evaluate(
+        model=model,
+        model_args=args,
+        tasks=tasks,
+        task_manager=manager,
+        bootstrap_iters=0,
+        **{"num_fewshot": 0, "apply_chat_template": True, **more},
     )
+    assert results is not None
+    return dict(results)
+
+
+def arguments(service: Service, folder: Path, **more: Any) -> dict[str, Any]:
+    """Model arguments for the stand-in, with answers kept below `folder`."""
+    return {"model": "tiny", "base_url": service.base_url, "store": str(folder / "store"), "backoff": 0.01, **more}
+
+
+def stored(folder: Path) -> list[dict[str, Any]]:
+    """All whole lines of the answer stores below a folder."""
+    lines = [
+        line for path in folder.rglob("*.jsonl") if ".batches" not in path.name for line in path.read_bytes().splitlines()
+    ]
+    found = []
+    for line in lines:
+        try:
+            data = json.loads(line)
+        except ValueError:
+            continue
+        found += [data] if "key" in data else []
+    return found
+
+
+def command(own_task: Path, args: dict[str, Any], *more: str) -> list[str]:
+    """`w2s eval` as a process of its own."""
+    base = [sys.executable, "-m", "trainers.cli", "eval", "--model", "w2s-chat", "--model_args", json.dumps(args)]
+    return [*base, "--include_path", str(own_task), "--tasks", "own_reviews", "--apply_chat_template", *more]
 
 
 def chosen(results: dict[str, Any], task: str) -> list[int]:
@@ -76,9 +112,3 @@ def chosen(results: dict[str, Any], task: str) -> list[int]:
 
     samples = sorted(results["samples"][task], key=lambda s: s["doc_id"])
     return [int(np.argmax([float(r[0]) for r in s["filtered_resps"]])) for s in samples]
-
-
-@pytest.fixture(scope="session")
-def reviewer(causal_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a tiny model that answers `own_reviews` well."""
-    return teach(causal_model("llama"), tmp_path_factory.mktemp("reviewer"))

@@ -272,8 +272,8 @@ class W2SChat(LM):
         self._served.add(reply.model)
         return reply
 
-    def _probe(self, build: Build) -> Reply:
-        """Ask one request, learning the endpoint's dialect from what it refuses."""
+    def _probe(self, build: Build) -> Reply | None:
+        """Ask one request, learning the dialect from what is refused; None where there are no log-probabilities."""
         for _ in range(ADAPTATIONS):
             request = build(self._writer)
             try:
@@ -285,8 +285,8 @@ class W2SChat(LM):
                     raise self.connection.explain(refusal) from None
                 log.info("the endpoint refuses: %s; trying %s", refusal.message, dialect)
                 self.dialect = dialect
-                if dialect.top == 0 and self.mode == "first_token":
-                    raise self._no_logprobs(refusal.message) from None
+                if dialect.top == 0 and "logprobs" in request.body:
+                    return None
         raise UserError(f"{self.endpoint.base_url} refused {ADAPTATIONS} forms of a request; the last: {request.body}")
 
     def _ask(self, requests: Sequence[Request], title: str, quiet: bool) -> list[Reply]:
@@ -300,12 +300,6 @@ class W2SChat(LM):
         except RefusedError as refusal:
             raise self.connection.explain(refusal) from None
         return [self._reply(request) for request in requests]
-
-    def _no_logprobs(self, message: str = "") -> UserError:
-        return UserError(
-            f"'{self.endpoint.model}' at {self.endpoint.base_url} gives no log-probabilities, which mode=first_token needs; "
-            f"mode=generated asks for the answer as text. {message}".rstrip()
-        )
 
     # ---- multiple choice ---------------------------------------------------------------------------------------------
 
@@ -336,7 +330,7 @@ class W2SChat(LM):
             tokens = LEAD_TOKENS if first.has_lead else 1
             for place in places[:PROBES]:
                 reply = self._probe(partial(Writer.first_token, context=documents[place].context, tokens=tokens))
-                if self.dialect.top == 0:
+                if reply is None:
                     return None
                 if reply.positions is not None:
                     if sets[place].score(reply.positions).unfinished and reply.finish == "length":
@@ -354,7 +348,10 @@ class W2SChat(LM):
         plan = self._plan(documents, sets) if self.dialect.top else None
         if plan is None:
             if self.mode == "first_token":
-                raise self._no_logprobs()
+                raise UserError(
+                    f"'{self.endpoint.model}' at {self.endpoint.base_url} gives no log-probabilities, which mode=first_token "
+                    "needs; mode=generated asks for the answer as text."
+                )
             log.warning("%s gives no log-probabilities: the choices are asked for as text (generated)", self.endpoint.model)
             return None
         requests = [self._writer.first_token(d.context, n) for d, n in zip(documents, plan, strict=True)]
