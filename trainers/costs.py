@@ -107,7 +107,7 @@ class Budget:
 
 
 def write_cost(folder: Path, usd: float | None, tokens: int | None) -> None:
-    """Keep a stage's cost beside its result."""
+    """Keep a stage's cost, and its trained tokens where it has any, beside its result."""
     (folder / COST_FILE).write_text(json.dumps({"usd": usd, "tokens": tokens}), encoding="utf-8")
 
 

@@ -32,7 +32,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 
-from trainers.costs import Budget
+from trainers.costs import Budget, write_cost
 from trainers.labels import LabelSet, row_ids
 from w2s_tasks import register
 from w2s_tasks.errors import UserError
@@ -268,14 +268,30 @@ class ModelPool:
         args = dict(ref.args)
         adapter = args.pop("peft", None) if ref.model == "w2s-hf" else None
         key = json.dumps([ref.model, args], sort_keys=True, default=str)
+        limit = {"max_cost": self.budget.left} if ref.model == "w2s-chat" and self.budget.left is not None else {}
         if key != self._key:
             self._lm, self._key = None, None
-            self._lm = get_model(ref.model).create_from_arg_obj(args, {})
+            self._lm = get_model(ref.model).create_from_arg_obj(args | limit, {})
             self._key = key
         if ref.model == "w2s-hf":
             self._lm.use_adapter(Path(adapter) if adapter else None)  # type: ignore[union-attr]
         assert self._lm is not None  # noqa: S101 - for the type checker
+        if limit:
+            meter = self._lm.meter
+            meter.max_cost = meter.cost + limit["max_cost"]
         return self._lm
+
+    @contextlib.contextmanager
+    def booked(self, lm: LM, out: Path | None = None) -> Iterator[None]:
+        """Book what a service's answers cost, and keep it in ``out``; local models cost nothing."""
+        meter = getattr(lm, "meter", None)
+        before = meter.cost if meter else 0.0
+        try:
+            yield
+        finally:
+            self.budget.book(meter.cost - before if meter else 0.0)
+        if meter and out:
+            write_cost(out, meter.cost - before, None)
 
 
 @functools.cache
@@ -324,7 +340,7 @@ def evaluate(
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     lm = pool.load(ref)
     tracker = EvaluationTracker(output_path=str(out))
-    with _lm_eval_quiet():
+    with _lm_eval_quiet(), pool.booked(lm, out):
         results = lm_eval.simple_evaluate(
             model=lm,
             model_args=dict(ref.args),

@@ -57,7 +57,8 @@ def prepare(
     from trainers.training import hold_out
 
     rows = chat_rows(task, docs, choices, style_of(settings), settings.target)
-    train, held = hold_out(rows, settings.holdout, seed)
+    # Without a holdout the rows keep their order: the file is the same for every seed, and the study's own.
+    train, held = hold_out(rows, settings.holdout, seed) if settings.holdout else (rows, [])
     return train, held, check_rows(train, settings.model)
 
 

@@ -57,12 +57,12 @@ def train(
             loss.backward()
             optimizer.step()
             optimizer.zero_grad()
-            points.append({"step": len(points) + 1, "train_loss": float(loss), "train_accuracy": accuracy})
+            points.append({"step": len(points) + 1, "train_loss": float(loss.detach()), "train_accuracy": accuracy})
     model.eval()
     if checks:
         with torch.no_grad():
             loss, accuracy = _loss(model, checks)
-        points[-1] |= {"valid_loss": float(loss), "valid_mean_token_accuracy": accuracy}
+        points[-1] |= {"valid_loss": float(loss.detach()), "valid_mean_token_accuracy": accuracy}
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     return points, sum(len(ids) for ids, _ in data) * epochs
