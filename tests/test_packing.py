@@ -225,6 +225,31 @@ def test_requests_without_tokens_are_errors(causal_model):
             packing.score(lm.language_model, [((1, 2), (3,)), bad], max_length=32)
 
 
+def test_when_memory_runs_out_the_rest_goes_on_with_half_the_tokens(
+    causal_model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    lm = W2SHF(str(causal_model("llama")), device="cpu", token_budget=512)
+    expected = lm.loglikelihood(instances(few_shot(80)), disable_tqdm=True)
+    model: Any = lm.language_model
+    original = model.forward
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        if kwargs["input_ids"].numel() > 200:
+            raise torch.OutOfMemoryError("no room")
+        return original(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    monkeypatch.setattr(model, "forward", forward)
+    with caplog.at_level(logging.INFO, logger="w2s_tasks.packing"):
+        found = lm.loglikelihood(instances(few_shot(80)), disable_tqdm=True)
+    assert "going on with 128 tokens" in caplog.text
+    assert [a[0] for a in found] == pytest.approx([a[0] for a in expected], abs=1e-4)
+    monkeypatch.setattr(lm, "token_budget", 100)
+    monkeypatch.setattr(model, "forward", lambda *a, **k: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(torch.OutOfMemoryError):
+        lm.loglikelihood(instances(few_shot(8)), disable_tqdm=True)
+
+
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_block_masks_say_what_dense_masks_say(causal_model, architecture: str):
     from transformers import AutoModelForCausalLM
@@ -310,6 +335,20 @@ def test_packed_decoding_replies_as_lm_evals_hf(causal_model, architecture: str)
     assert set(scoring._packable[lm.language_model].values()) == {True}
     assert ours == HFLM(folder, device="cpu", dtype="float32", batch_size=1).generate_until(prompts(9), disable_tqdm=True)
     assert len(set(ours)) > 1
+
+
+def test_prompts_of_one_pack_are_decoded_together_and_single_ones_too(causal_model):
+    folder = str(causal_model("llama"))
+    lm, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=1)
+    single = prompts(1, limit=6)
+    assert lm.generate_until(single) == theirs.generate_until(single)
+    assert scoring._packable[lm.language_model] == {False: True}
+    texts = ["a story", "dull", "Review: the film", "the plot was cold and the actor false", "Sentiment:"]
+    wanted = {"until": ["\n\n"], "max_gen_toks": 6}
+    apart = [Instance("generate_until", {}, (t, dict(wanted)), i, metadata=("t", i, 1)) for i, t in enumerate(texts)]
+    seen = shapes_of(lm.language_model, lambda: lm.generate_until(apart))
+    assert len(seen) <= 6, "prompts that share nothing still step together"
+    assert lm.generate_until(apart) == theirs.generate_until(apart)
 
 
 def test_a_reply_ends_at_the_stop_string_and_at_the_end_of_the_window(causal_model):

@@ -14,7 +14,7 @@ from trainers import harness as hn
 from trainers import lora, training, weak
 from trainers.config import Strong, Weak
 from trainers.labels import LabelSet, gold_labels
-from trainers.losses import xent
+from trainers.losses import State, xent
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import folder_hash
 
@@ -31,7 +31,7 @@ def test_cross_entropy_by_hand():
     logprobs = torch.tensor([[0.7, 0.3], [0.2, 0.8]]).log()
     targets = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
     expected = [-np.log(0.7), -0.5 * (np.log(0.2) + np.log(0.8))]
-    assert xent(logprobs, targets, 0.0).tolist() == pytest.approx(expected)
+    assert xent(logprobs, targets, State()).tolist() == pytest.approx(expected)
 
 
 CHOICE_SETS = [["negative", "positive"], ["0", "1"], ['"0"', '"1"'], ["1", "10"], ["not wrong at all", "wrong"]]

@@ -68,6 +68,8 @@ def _prepare(folder: Path, if_exists: IfExists) -> None:
         raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
     if folder.exists() and if_exists is IfExists.delete:
         known = {"stages", "report.json", "report.html"}
+        if (folder / "sweep.json").exists():
+            raise UserError(f"{folder} holds a sweep that shares its stages; not deleted. Choose another --runs-dir.")
         foreign = [p.name for p in folder.iterdir() if p.name not in known and not p.name.startswith(".")]
         if foreign:
             raise UserError(
@@ -106,11 +108,14 @@ def run(
     \b
     w2s run quickstart
     w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
+    accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
     """
+    from trainers import processes
     from trainers.config import load
 
     experiment, _ = load(config, assignments)
-    _prepare(runs_dir / experiment.name, if_exists)
+    if processes.is_main():
+        _prepare(runs_dir / experiment.name, if_exists)
     _quiet_libraries()
     from trainers.experiment import open_flow
     from trainers.progress import Progress
@@ -120,9 +125,58 @@ def run(
     with _interruptible():
         flow = open_flow(experiment, runs_dir, max_cost)
         flow.run(Progress(quiet))
+        if not processes.is_main():
+            return
         report, path = write_report(flow)
     show(report)
     typer.echo(f"report: {path}")
+
+
+@app.command()
+def sweep(
+    config: Config,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option("--grid", help="Values of one key: --grid method=xent,logconf (repeatable; all combinations)."),
+    ] = None,
+    assignments: Set = None,
+    runs_dir: RunsDir = Path("runs"),
+    shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th cell: i/n, i from 1 to n.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Run many variants of an experiment. Stages that cells have in common are built once; finished cells are not run again.
+
+    A key is one of the config (strong.model, weak.lr), or method, arm or seed for one entry of a list. A failing cell does
+    not stop the others; then the exit code is 2.
+
+    \b
+    w2s sweep quickstart --grid method=xent,logconf --grid seed=0,1,2
+    w2s sweep my.yaml --grid strong.model=org/small,org/large --grid seed=0,1,2 --shard $SLURM_ARRAY_TASK_ID/8
+    """
+    from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, show_cells, show_sweep
+
+    values = parse_grid(grid or [])
+    if dry_run:
+        show_cells(of_shard(lay_out(config, assignments or [], values)[1], shard))
+        return
+    _quiet_libraries()
+    from trainers.progress import Progress
+
+    opened = open_sweep(config, assignments or [], values, runs_dir)
+    cells = of_shard(opened.cells, shard)
+    with _interruptible():
+        outcomes = list(run_cells(opened, cells, Progress(quiet, new_only=True)))
+        path = opened.write()
+    failed = [o for o in outcomes if o["status"] == "failed"]
+    if outcomes:
+        show_sweep(outcomes)
+    typer.echo(f"sweep: {path}")
+    for outcome in failed:
+        typer.echo(f"error: {outcome['cell']}: {outcome['error']}", err=True)
+    if failed:
+        typer.echo(f"error: {len(failed)} of {len(cells)} cells failed; the same command tries them again.", err=True)
+        raise typer.Exit(2)
 
 
 @app.command()
@@ -234,7 +288,10 @@ def finetune(
 
     with _interruptible():
         ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
-    typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
+    from trainers import processes
+
+    if processes.is_main():
+        typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
 
 
 def main() -> None:

@@ -5,40 +5,26 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from trainers.label_ops import LABEL_OPS
-from trainers.losses import LOSSES
+from trainers.label_ops import ARM_OPS
+from trainers.method_args import MethodArgs, Unsupervised
+from trainers.methods import NEEDS_CONFIDENCE, parse_method
+from trainers.openai_settings import OpenAIStrong
+from trainers.schema import SECRET_PLACES, Section, changed, no_secrets
 from w2s_tasks.errors import UserError, nearest
 
-KEY_LIKE = re.compile(r"(api_?key|token|secret|password|credential)s?$", re.IGNORECASE)
-KEY_VALUE = re.compile(r"\bsk-[\w-]{8,}")
-
-SECRET_PLACES = ("api_key_env", "base_url")
-"""Keys where a user may put a secret by mistake: their values are not repeated in an error."""
-
-TRAINED_ARMS = (*tuple(LABEL_OPS), "self_labels")
-PLAIN_ARMS = ("zero_shot", "few_shot", "weak", "weak_untrained")
+TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
+PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
 ARMS = PLAIN_ARMS + TRAINED_ARMS
+SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 
 
-class Section(BaseModel):
-    """Unknown keys are errors; values are fixed once read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+def is_plain(arm: str) -> bool:
+    """Whether an arm is a model that no label of this experiment trains: untuned, prompted, or the supervisor itself."""
+    return arm in PLAIN_ARMS or SHOTS.fullmatch(arm) is not None
 
 
 class Limit(Section):
@@ -79,18 +65,19 @@ class Trainable(Section):
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """How the learning rate falls."""
     holdout: float = Field(default=0.05, ge=0, lt=0.5)
-    """Share of the labels held back for the evaluation curve; no choice is made by it."""
-    model_args: dict[str, Any] = {}
+    """Share of the labels held back (at most 200 rows) for the evaluation curve, and for `checkpoint`."""
+    checkpoint: Literal["last", "holdout_loss", "holdout_agreement"] = "last"
+    """Which of about five checkpoints is taken: the last; or, without gold labels, that with the lowest cross-entropy to
+    (holdout_loss), or the highest agreement with (holdout_agreement), the held-back rows of the labels trained on."""
+    model_args: dict[str, Any] = Field(default={})
     """More arguments for the lm_eval model, e.g. device or dtype."""
-    trainer_args: dict[str, Any] = {}
+    trainer_args: dict[str, Any] = Field(default={})
     """More fields of transformers' TrainingArguments, e.g. report_to."""
 
     @field_validator("model_args", "trainer_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key, part in value.items():
-            if KEY_LIKE.search(key) or KEY_VALUE.search(str(part)):
-                raise ValueError(f"'{key}' looks like a secret: keys come from the environment only, never from a file")
+        no_secrets(value)
         if "trust_remote_code" in value:
             raise ValueError("trust_remote_code is off in this suite: a model's own code is never run")
         return value
@@ -145,94 +132,9 @@ class Strong(Trainable):
     """A system message before every prompt, in training and in evaluation."""
 
 
-class OpenAIStrong(Section):
-    """A strong model that is fine-tuned by OpenAI's service, or by a provider of the same API."""
-
-    trainer: Literal["openai"] = "openai"
-    """openai: supervised fine-tuning through the API; the service learns the hard label's text."""
-    model: str
-    """The service's name of the base model, e.g. gpt-4o-mini-2024-07-18."""
-    base_url: str = "https://api.openai.com/v1"
-    """The service's address; another for a provider of the same API."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """The NAME of the environment variable that holds the key; never the key."""
-    n_epochs: int | Literal["auto"] = "auto"
-    """Passes over the labels; auto is the service's choice."""
-    batch_size: int | Literal["auto"] = "auto"
-    """Rows a step; auto is the service's choice."""
-    learning_rate_multiplier: float | Literal["auto"] = "auto"
-    """Factor of the service's own learning rate; auto is its choice."""
-    suffix: str | None = Field(default=None, min_length=1, max_length=64)
-    """A word in the fine-tuned model's name."""
-    system_prompt: str | None = None
-    """A system message before every prompt, in training and in evaluation; a task's description comes after it."""
-    target: Literal["plain", "quoted"] = "plain"
-    """What the model learns to reply: the choice's text, or (as the seed study had it) the text in double quotes."""
-    holdout: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of the labels held back as the service's validation file, for the curve; at most 200 rows."""
-    poll_seconds: float = Field(default=30.0, gt=0)
-    """Seconds between looks at a running job."""
-    max_cost: float | None = Field(default=None, ge=0)
-    """USD that one job may be estimated to cost; `w2s run --max-cost` limits the whole experiment."""
-    replace: list[str] = []
-    """Ids of failed or cancelled jobs in whose place a new one is submitted."""
-    model_args: dict[str, Any] = {}
-    """More arguments for w2s-chat in evaluation, e.g. batch or num_concurrent."""
-
-    @property
-    def chat_template(self) -> bool:
-        """Prompts of this API are messages."""
-        return True
-
-    @property
-    def objective(self) -> str:
-        """The service's loss: cross-entropy of the reply's tokens."""
-        return "language_model"
-
-    def recipe(self) -> dict[str, Any]:
-        """The settings that the trained model depends on; how it is waited and paid for is none of them."""
-        return self.model_dump(exclude={"suffix", "poll_seconds", "max_cost", "replace"})
-
-    @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="before")
-    @classmethod
-    def _number_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
-        whole, most = (
-            info.field_name != "learning_rate_multiplier",
-            {"n_epochs": 50, "batch_size": 256}.get(info.field_name or "", 1e3),
-        )
-        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
-        if value != "auto" and not (number and 0 < value <= most):
-            raise ValueError(f"write auto or a {'whole ' if whole else ''}number above 0, at most {most:g}")
-        return value
-
-    @field_validator("model_args")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = [k for k in ("model", "base_url", "api_key_env") if k in value]
-        if taken:
-            raise ValueError(f"'{taken[0]}' is a key of strong itself")
-        return Trainable._no_secrets(value)
-
-    @field_validator("api_key_env")
-    @classmethod
-    def _a_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Z][A-Z0-9_]{0,63}", value):
-            raise ValueError("write the NAME of an environment variable, e.g. OPENAI_API_KEY; never the key itself")
-        return value
-
-    @field_validator("base_url")
-    @classmethod
-    def _an_address(cls, value: str) -> str:
-        url = urlsplit(value)
-        if url.scheme not in ("http", "https") or not url.hostname:
-            raise ValueError("write an address like https://api.openai.com/v1")
-        if url.username or url.password or url.query:
-            raise ValueError("an address without user, password or query; the key goes into the environment")
-        return value.rstrip("/")
-
-
 STRONG: dict[str, type[Section]] = {"lora": Strong, "openai": OpenAIStrong}
 """The sections that `strong` can be, by trainer."""
+AnyTrainable = Weak | Strong | OpenAIStrong
 
 
 def _trainer_of(value: Any) -> str:
@@ -248,7 +150,7 @@ class Evaluate(Section):
     num_fewshot: int = Field(default=0, ge=0)
     """Shots of every arm but few_shot."""
     few_shot_k: int = Field(default=8, ge=1)
-    """Shots of the arm few_shot."""
+    """Shots of the arm few_shot; few_shot(K) names its own."""
     task: str | None = None
     """A task that asks the strong arms the same documents another way, e.g. a generated twin; null for the training task."""
     tuned_task: str | None = None
@@ -262,6 +164,8 @@ class Safety(Section):
     """Tasks or groups, e.g. w2s_ethics_all."""
     limit: int | None = Field(default=None, ge=2)
     """The first n documents a task; null for all."""
+    limits: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
+    """Other limits for some of the tasks, e.g. {w2s_ethics_commonsense_long: 25}."""
     num_fewshot: int | None = Field(default=0, ge=0)
     """Shots, the same for every document; null for each task's own number."""
     fewshot_as_multiturn: bool = True
@@ -273,7 +177,7 @@ class Experiment(Section):
 
     task: str
     """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path."""
-    include_path: list[str] = []
+    include_path: list[str] = Field(default=[])
     """Folders with task YAMLs of your own, relative to the experiment file."""
     split: Split = Split()
     """The two halves of the training split; `study` alone is short for {by: study}."""
@@ -282,9 +186,13 @@ class Experiment(Section):
     strong: Annotated[Annotated[Strong, Tag("lora")] | Annotated[OpenAIStrong, Tag("openai")], Discriminator(_trainer_of)]
     """The strong model; its `trainer` says which keys it has."""
     methods: list[str] = Field(default=["xent"], min_length=1)
-    """Training losses of the student."""
+    """How the student is trained: a loss, an operation on the labels, or several joined by +, e.g. filter+logconf."""
+    method_args: MethodArgs = MethodArgs()
+    """Settings of the methods, e.g. {logconf: {alpha: 0.75}}."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
-    """Ways to get a strong model; the weak supervisor is always evaluated."""
+    """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder."""
+    unsupervised: Unsupervised = Unsupervised()
+    """Settings of the arm unsupervised."""
     seeds: list[int] = Field(default=[0], min_length=1)
     """Each seed is a whole repetition: split, order and initialisation."""
     evaluate: Evaluate = Evaluate()
@@ -309,27 +217,58 @@ class Experiment(Section):
 
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:
-        for field, values, known in (("arms", self.arms, ARMS), ("methods", self.methods, LOSSES)):
-            for value in values:
-                if value not in known:
-                    raise ValueError(
-                        f"{field}: no {field[:-1]} '{value}'.{nearest(value, known)} Known: {', '.join(known)}."
-                    )
+        for arm in self.arms:
+            if arm == "few_shot(K)" or not (arm in ARMS or is_plain(arm)):
+                raise ValueError(f"arms: no arm '{arm}'.{nearest(arm, ARMS)} Known: {', '.join(ARMS)}.")
+        for method in self.methods:
+            try:
+                ops = parse_method(method).ops
+            except ValueError as error:
+                raise ValueError(f"methods: {error}") from error
+            needy = next((o for o in ops if o in NEEDS_CONFIDENCE), None)
+            if needy and self.weak.labels == "hard":
+                raise ValueError(f"methods: {needy} needs weak.labels: soft; for hard labels after it write {needy}+harden")
+        for field, values in (("arms", self.arms), ("methods", self.methods)):
             if len(set(values)) != len(values):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
-        others = [m for m in self.methods if m != "xent"]
+        others = [m for m in self.methods if parse_method(m).loss != "xent"]
         if self.strong.trainer == "openai" and others:
             raise ValueError(
                 f"methods: '{others[0]}' can't be trained by a service, which learns hard labels with its own loss. "
-                "Use methods: [xent], or strong.trainer: lora."
+                "Use methods: [xent], operations on the labels, or strong.trainer: lora."
             )
-        if self.strong.objective == "language_model" and self.methods != ["xent"]:
+        if self.strong.trainer == "lora" and self.strong.objective == "language_model" and self.methods != ["xent"]:
             raise ValueError("strong.objective: language_model learns tokens, not a distribution; it takes methods: [xent]")
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self
+
+    @model_validator(mode="after")
+    def _method_args_fit(self) -> Experiment:
+        weights = self.method_args.ensemble.weights
+        if isinstance(weights, list) and (len(weights) != 1 + len(self.method_args.ensemble.members) or not sum(weights)):
+            raise ValueError("method_args.ensemble.weights: one number for `weak` and one for each member, not all 0")
+        _ = self.ensemble_members, self.bootstrap_chain
+        return self
+
+    @property
+    def ensemble_members(self) -> list[tuple[Weak, int]]:
+        """The further weak supervisors of the method ensemble, each with what is added to the seed."""
+        members = [dict(m) for m in self.method_args.ensemble.members]
+        seeds = [int(m.pop("seed", 0)) for m in members]
+        return [(changed(self.weak, m, "method_args.ensemble.members"), s) for m, s in zip(members, seeds, strict=True)]
+
+    @property
+    def bootstrap_chain(self) -> list[Strong | OpenAIStrong]:
+        """The models between weak and strong of the method bootstrap."""
+        return [changed(self.strong, link, "method_args.bootstrap.chain") for link in self.method_args.bootstrap.chain]
+
+    def few_shot_k(self, arm: str) -> int | None:
+        """Shots of an arm few_shot or few_shot(K); None for every other arm."""
+        found = SHOTS.fullmatch(arm)
+        return int(found[1]) if found else self.evaluate.few_shot_k if arm == "few_shot" else None
 
 
 def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:

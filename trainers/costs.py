@@ -12,7 +12,7 @@ from w2s_tasks.models import prices
 
 if TYPE_CHECKING:
     from trainers.chat_rows import Counts
-    from trainers.config import OpenAIStrong
+    from trainers.openai_settings import OpenAIStrong
 
 COST_FILE = "cost.json"
 

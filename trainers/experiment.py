@@ -1,7 +1,9 @@
 """The flow of one experiment, as a list of steps whose keys are known before anything runs.
 
-    split -> weak.fit -> weak labels -> for each arm, method and seed: label operation, then lora.fit or openai_ft.fit
+    split -> weak.fit -> weak labels -> for each arm, method and seed: label operations, then lora.fit or openai_ft.fit
           -> lm_eval on every model: the training task, then the safety tasks -> report
+
+What stands between the weak labels and a student (ensembles, chains, relabelling) is laid out in `trainers.teachers`.
 
 A step's key is the hash of its settings, the code, the renderer, the data and the keys of the steps it stands on. Running
 the experiment means asking the store for each step in turn; what is there is not done again.
@@ -13,103 +15,109 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from trainers import harness as hn
-from trainers import lora, openai_ft, splits, weak
-from trainers.config import PLAIN_ARMS, Experiment, OpenAIStrong, Trainable
+from trainers import lora, openai_ft, splits, teachers, unsupervised, weak
+from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget, read_cost
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet, gold_labels
+from trainers.methods import parse_method
 from trainers.progress import Progress
+from trainers.steps import Arm, Source, Step
 from trainers.store import Stage, Store, code_version, recipe_key
+from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models.ref import ModelRef, identity_of
 
 log = logging.getLogger(__name__)
 
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
-STRONG: dict[str, Any] = {"lora": lora, "openai": openai_ft}
-"""The trainers of the strong model: base_ref, style_of, fit."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One model of the report: how it came about, under which method and seed (None where nothing was trained)."""
-
-    name: str
-    method: str | None = None
-    seed: int | None = None
-
-    @property
-    def title(self) -> str:
-        """For progress lines and figures."""
-        parts = [self.name]
-        parts += [self.method] if self.method and self.method != "xent" else []
-        parts += [f"seed {self.seed}"] if self.seed is not None else []
-        return ", ".join(parts)
+TRAINERS: dict[str, Any] = {"classifier": weak, "lora": lora, "openai": openai_ft}
+"""The modules that train, each with `fit`; all but the first also with `base_ref` and `style_of`."""
 
 
 def _section(arm: Arm) -> str:
     return "weak" if arm.name.startswith("weak") else "strong"
 
 
-@dataclass(frozen=True)
-class Step:
-    """One stage to be: its name in the flow, what it stands on, its settings, and how to build it."""
+def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> hn.PromptStyle:
+    """How a trainer of these settings prompts, in training and when it labels; a classifier has no style."""
+    if settings.trainer == "classifier":
+        return hn.PromptStyle(num_fewshot)
+    style: hn.PromptStyle = TRAINERS[settings.trainer].style_of(settings, num_fewshot)
+    return style
 
-    name: str
-    kind: str
-    title: str
-    settings: dict[str, Any]
-    inputs: tuple[str, ...]
-    build: Callable[[Path], None] = field(repr=False)
-    rows: Callable[[], int] = field(repr=False)
-    arm: Arm | None = None
-    base: str | None = None
-    """The config's section whose model this step loads: weak, strong, or None where its inputs say all."""
+
+def base_ref(settings: AnyTrainable) -> ModelRef:
+    """The untuned model of these settings."""
+    ref: ModelRef = TRAINERS[settings.trainer].base_ref(settings)
+    return ref
 
 
 class Flow:
     """The steps of an experiment over one store."""
 
     def __init__(
-        self, config: Experiment, run_folder: Path, harness: hn.Harness | None = None, budget: Budget | None = None
+        self,
+        config: Experiment,
+        run_folder: Path,
+        harness: hn.Harness | None = None,
+        *,
+        pool: hn.ModelPool | None = None,
+        identities: dict[str, str] | None = None,
     ) -> None:
+        """Lay out the steps.
+
+        Args:
+            config: the experiment.
+            run_folder: where the report goes, and the stages unless `run` is given a store.
+            harness: task index to share between flows.
+            pool: loaded models to share between flows.
+            identities: model identities to share between flows, filled as they are found.
+        """
         self.config, self.folder = config, run_folder
         self.harness = harness or hn.Harness(config.include_path)
         self.task = self.harness.task(config.task)
         self.task.check_trainable()
         self.safety_tasks = self.harness.load(config.safety.tasks) if config.safety else []
         self.asked_tasks = {n: self.harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
-        self.strong = STRONG[config.strong.trainer]
-        self.pool = hn.ModelPool(budget)
+        self._check_limits()
+        self.pool = pool or hn.ModelPool()
         self.steps: dict[str, Step] = {}
         self.stages: dict[str, Stage] = {}
         self._keys: dict[str, str] = {}
-        self._identities: dict[str, str] = {}
+        self._identities = identities if identities is not None else {}
         self._lay_out()
+
+    def _check_limits(self) -> None:
+        names = [t.name for t in self.safety_tasks]
+        for name in self.config.safety.limits if self.config.safety else ():
+            if name not in names:
+                raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
 
     # ---- what the steps are ------------------------------------------------------------------------------------
 
-    def _add(self, step: Step) -> str:
-        self.steps[step.name] = step
+    def add(self, step: Step) -> str:
+        """Add a step, unless one of its name is there; return the name."""
+        self.steps.setdefault(step.name, step)
         return step.name
 
     def _lay_out(self) -> None:
-        for name in ("zero_shot", "few_shot"):
-            if name in self.config.arms:
+        for name in self.config.arms:
+            if name == "zero_shot" or self.config.few_shot_k(name):
                 self._evaluations(Arm(name), None)
         for seed in self.config.seeds:
             self._lay_out_seed(seed)
 
     def _lay_out_seed(self, seed: int) -> None:
         config = self.config
-        split = self._add(
+        split = self.add(
             Step(
                 f"split/{seed}",
                 "split",
@@ -120,120 +128,189 @@ class Flow:
                 lambda: len(self.task.train_docs),
             )
         )
-        fitted = self._fit_step(Arm("weak", "xent", seed), config.weak, (split,), lambda: self._count(split, "weak"))
-        labels = self._add(
-            Step(
-                f"labels/{seed}",
-                "labels",
-                f"weak labels, seed {seed}",
-                {"labels": config.weak.labels, "renderer": self.task.renderer_hash(self._weak_style)},
-                (fitted, split),
-                functools.partial(self._build_labels, fitted, split),
-                lambda: self._count(split, "transfer"),
-            )
-        )
-        self._evaluations(Arm("weak", "xent", seed), fitted)
-        if "weak_untrained" in config.arms and config.weak.trainer == "classifier":
+        arm = Arm("weak", "xent", seed)
+        fitted = self.fit_step(arm.title, config.weak, Source(side="weak"), split, seed, arm=arm)
+        labels = self.label_step(f"labels/{seed}", f"weak labels, seed {seed}", config.weak, split, fitted=fitted)
+        self._evaluations(arm, fitted)
+        if "weak_untrained" in config.arms:
             self._evaluations(Arm("weak_untrained", None, seed), None)
         for name in config.arms:
-            if name not in PLAIN_ARMS:
+            if not is_plain(name):
                 for method in config.methods if name == "student" else ["xent"]:
                     arm = Arm(name, method, seed)
-                    inputs = (split,) if name in WITHOUT_TEACHER else (split, labels)
-                    fitted = self._fit_step(arm, config.strong, inputs, lambda: self._count(split, "transfer"))
-                    self._evaluations(arm, fitted)
+                    source = self._source(arm, split, fitted, labels)
+                    loss = parse_method(method).loss
+                    self._evaluations(arm, self.fit_step(arm.title, config.strong, source, split, seed, loss=loss, arm=arm))
 
-    def _fit_step(
-        self, arm: Arm, settings: Trainable | OpenAIStrong, inputs: tuple[str, ...], rows: Callable[[], int]
+    def _source(self, arm: Arm, split: str, weak_fit: str, labels: str) -> Source:
+        """What an arm's model learns from."""
+        seed = arm.seed or 0
+        if arm.name == "student":
+            return teachers.lay_out(self, parse_method(arm.method or "xent"), split, seed, weak_fit, labels)
+        if arm.name == "self_labels":
+            title = f"labels of the strong model itself, seed {seed}"
+            return Source(self.label_step(f"labels/self_labels, seed {seed}", title, self.config.strong, split))
+        if arm.name == "unsupervised":
+            return Source(self._search_step(split, seed))
+        if arm.name in WITHOUT_TEACHER:
+            return Source(side="both" if arm.name == "ceiling_full" else "transfer").then(arm.name)
+        return Source(labels).then(arm.name)
+
+    def fit_step(
+        self,
+        title: str,
+        settings: AnyTrainable,
+        source: Source,
+        split: str,
+        seed: int,
+        *,
+        loss: str = "xent",
+        arm: Arm | None = None,
     ) -> str:
-        style = self._weak_style if arm.name == "weak" else self.strong.style_of(self.config.strong)
+        """A step that trains a model.
+
+        Args:
+            title: names the step.
+            settings: model and hyperparameters.
+            source: what to learn.
+            split: the split's step.
+            seed: of initialisation, order and label operations.
+            loss: a name in `LOSSES`.
+            arm: whose model it is; None for a model in between, which is not evaluated.
+        """
         recipe = {
-            "arm": arm.name,
-            "method": arm.method,
-            "seed": arm.seed,
+            "rows": "stage" if source.stage else source.side,
+            "label_ops": source.ops,
+            "loss": [loss, self.config.method_args.of(loss)],
+            "seed": seed,
             "settings": settings.recipe(),
-            "renderer": self.task.renderer_hash(style),
+            "renderer": self.task.renderer_hash(training_style(settings)),
             "data": self.data_hash,
         }
-        build = functools.partial(self._build_fit, arm, inputs)
-        return self._add(
-            Step(f"fit/{arm.title}", "fit", f"train {arm.title}", recipe, inputs, build, rows, arm, _section(arm))
+        inputs = (split, source.stage) if source.stage else (split,)
+        build = functools.partial(self._build_fit, settings, loss, source, split, seed, title)
+        rows = functools.partial(self._count_source, source, split)
+        return self.add(Step(f"fit/{title}", "fit", f"train {title}", recipe, inputs, build, rows, arm, settings))
+
+    def label_step(
+        self,
+        name: str,
+        title: str,
+        settings: AnyTrainable,
+        split: str,
+        *,
+        fitted: str | None = None,
+    ) -> str:
+        """A step in which a model labels the transfer rows, softly or as `weak.labels` says.
+
+        Args:
+            name: of the step.
+            title: for progress lines.
+            settings: how the model prompts, and which it is where `fitted` is None.
+            split: the split's step.
+            fitted: the fit step whose model labels; None for the untuned model of `settings`.
+        """
+        kind = self.config.weak.labels
+        recipe: dict[str, Any] = {"labels": kind, "renderer": self.task.renderer_hash(training_style(settings))}
+        if not fitted:
+            recipe |= {"args": settings.model_args}
+        inputs = (fitted, split) if fitted else (split,)
+        build = functools.partial(self._build_labels, settings, fitted, split)
+        return self.derived_labels(name, title, recipe, inputs, build, split, base=None if fitted else settings)
+
+    def derived_labels(
+        self,
+        name: str,
+        title: str,
+        recipe: dict[str, Any],
+        inputs: tuple[str, ...],
+        build: Callable[[Path], None],
+        split: str,
+        *,
+        base: AnyTrainable | None = None,
+    ) -> str:
+        """A labels step: `build` writes labels.parquet; see `Step` for the rest."""
+        return self.add(
+            Step(name, "labels", title, recipe, inputs, build, lambda: self._count(split, "transfer"), base=base)
         )
 
+    def _search_step(self, split: str, seed: int) -> str:
+        strong = self.config.strong
+        recipe = {
+            "unsupervised": self.config.unsupervised.model_dump(),
+            "seed": seed,
+            "args": strong.model_args,
+            "renderer": self.task.renderer_hash(hn.PromptStyle()),
+        }
+        build = functools.partial(self._build_search, split, seed)
+        name, title = f"labels/unsupervised, seed {seed}", f"labels without a teacher, seed {seed}"
+        return self.derived_labels(name, title, recipe, (split,), build, split, base=strong)
+
     def _evaluations(self, arm: Arm, fitted: str | None) -> None:
-        self._evaluation_step("evaluate", arm, fitted, [self._asked(arm)], self.config.evaluate.limit)
-        # A sentiment head can't answer an ethics question, so a classifier gets no safety evaluation.
-        if self.config.safety and not (_section(arm) == "weak" and self.config.weak.trainer == "classifier"):
-            self._evaluation_step("safety", arm, fitted, self.safety_tasks, self.config.safety.limit)
+        self._evaluation_step("evaluate", arm, fitted, {self._asked(arm): self.config.evaluate.limit})
+        safety = self.config.safety
+        # A sentiment head can't answer an ethics question, so a classifier gets no safety evaluation; a few-shot arm is the
+        # untuned model again.
+        if safety and not self._is_classifier(arm) and not self.config.few_shot_k(arm.name):
+            limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
+            self._evaluation_step("safety", arm, fitted, limits)
 
     def _asked(self, arm: Arm) -> hn.HarnessTask:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
         evaluate = self.config.evaluate
-        name = evaluate.task
-        if arm.name not in PLAIN_ARMS:
-            name = evaluate.tuned_task or name
+        name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
         return self.asked_tasks[name] if name and _section(arm) == "strong" else self.task
 
-    def _evaluation_step(
-        self, kind: str, arm: Arm, fitted: str | None, tasks: Sequence[hn.HarnessTask], limit: int | None
-    ) -> None:
+    def _is_classifier(self, arm: Arm) -> bool:
+        return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
+
+    def _evaluation_step(self, kind: str, arm: Arm, fitted: str | None, limits: Mapping[hn.HarnessTask, int | None]) -> None:
         style = self._style(kind, arm)
-        recipe = {
-            "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t in tasks},
-            "limit": limit,
+        recipe: dict[str, Any] = {
+            "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
-            "arm": None if fitted else arm.name,
-            "base": None if fitted else self._base_settings(arm),
+            "untrained": None if fitted else vars(self.model_of(arm)),
         }
-        names = [t.name for t in tasks]
-        self._add(
+        named = {t.name: limit for t, limit in limits.items()}
+        self.add(
             Step(
                 f"{kind}/{arm.title}",
                 kind,
                 f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}",
                 recipe,
                 (fitted,) if fitted else (),
-                functools.partial(self._build_evaluation, arm, fitted, names, style, limit),
-                lambda: sum(t.eval_rows(limit) for t in tasks),
+                functools.partial(self._build_evaluation, arm, fitted, named, style),
+                lambda: sum(t.eval_rows(limit) for t, limit in limits.items()),
                 arm,
-                None if fitted else _section(arm),
+                None if fitted else getattr(self.config, _section(arm)),
             )
         )
 
     def _style(self, kind: str, arm: Arm) -> hn.PromptStyle:
         evaluate, safety = self.config.evaluate, self.config.safety
         shots = safety.num_fewshot if kind == "safety" and safety else evaluate.num_fewshot
-        if arm.name == "few_shot" and kind == "evaluate":
-            shots = evaluate.few_shot_k
-        if _section(arm) == "weak":
-            return hn.PromptStyle(shots, self._weak_style.chat_template)
-        return self.strong.style_of(self.config.strong, shots)
+        if kind == "evaluate":
+            shots = self.config.few_shot_k(arm.name) or shots
+        style = training_style(getattr(self.config, _section(arm)), shots)
+        return replace(style, multiturn=safety.fewshot_as_multiturn) if kind == "safety" and safety else style
 
     # ---- keys -------------------------------------------------------------------------------------------------
 
-    @functools.cached_property
+    @property
     def data_hash(self) -> str:
         """Hash of the training split's rows."""
-        return hashlib.sha256("\n".join(self.task.train_ids).encode()).hexdigest()[:16]
+        return self.task.train_hash
 
-    @property
-    def _weak_style(self) -> hn.PromptStyle:
-        return lora.style_of(self.config.weak) if self.config.weak.trainer == "lora" else hn.PromptStyle()
-
-    def _base_settings(self, arm: Arm) -> dict[str, Any]:
-        section = self.config.weak if _section(arm) == "weak" else self.config.strong
-        return {"model": section.model, "args": section.model_args, "text": getattr(section, "text", None)}
-
-    def _identity(self, section: str | None) -> str | None:
-        if section is None:
+    def _identity(self, settings: AnyTrainable | None) -> str | None:
+        if settings is None:
             return None
-        if section not in self._identities:
-            settings = self.config.weak if section == "weak" else self.config.strong
-            if isinstance(settings, OpenAIStrong):
-                self._identities[section] = f"{settings.base_url}#{settings.model}"
-            else:
-                self._identities[section] = identity_of(settings.model, str(settings.model_args.get("revision", "main")))
-        return self._identities[section]
+        if isinstance(settings, OpenAIStrong):
+            return f"{settings.base_url}#{settings.model}"
+        revision = str(settings.model_args.get("revision", "main"))
+        name = f"{settings.model}@{revision}"
+        if name not in self._identities:
+            self._identities[name] = identity_of(settings.model, revision)
+        return self._identities[name]
 
     def recipe(self, name: str) -> dict[str, Any]:
         """All that a step's result depends on; its hash is the stage's key."""
@@ -280,6 +357,10 @@ class Flow:
         halves = self._halves(int(split.split("/")[1]))
         return len(splits.limited(getattr(halves, side), getattr(self.config.split.limit, side), side))
 
+    def _count_source(self, source: Source, split: str) -> int:
+        sides = ("weak", "transfer") if source.side == "both" else (source.side,)
+        return round(source.share * sum(self._count(split, side) for side in sides))
+
     def _side(self, split: str, side: str) -> list[str]:
         data = json.loads((self.stages[split].path / "split.json").read_text(encoding="utf-8"))
         ids: list[str] = data[side]
@@ -295,44 +376,69 @@ class Flow:
     def _gold(self, ids: Sequence[str]) -> LabelSet:
         return gold_labels(ids, [self.task.gold(doc) for doc in self._docs(ids)], len(self.task.choices))
 
-    def _build_labels(self, fitted: str, split: str, out: Path) -> None:
+    def label_with(
+        self, settings: AnyTrainable, fitted: str | None, ids: Sequence[str], *, harden: bool | None = None
+    ) -> LabelSet:
+        """Let a model label rows: the one of a fit step, or the untuned one of `settings`.
+
+        Args:
+            settings: how it prompts.
+            fitted: the fit step.
+            ids: the rows.
+            harden: all weight on the most probable choice; None as `weak.labels` says.
+        """
+        lm = self.pool.load(ModelRef.load(self.stages[fitted].path) if fitted else base_ref(settings))
+        labels = hn.label(lm, self.task, self._docs(ids), ids, training_style(settings))
+        hard = self.config.weak.labels == "hard" if harden is None else harden
+        return labels.hardened() if hard else labels
+
+    def _build_labels(self, settings: AnyTrainable, fitted: str | None, split: str, out: Path) -> None:
         ids = self._side(split, "transfer")
-        lm = self.pool.load(ModelRef.load(self.stages[fitted].path))
-        labels = hn.label(lm, self.task, self._docs(ids), ids, self._weak_style)
+        labels = self.label_with(settings, fitted, ids)
         # Gold labels are checked here, before hours of training: a label outside the choices stops the run.
         self._gold(ids)
-        (labels if self.config.weak.labels == "soft" else labels.hardened()).save(out / "labels.parquet")
-
-    def _arm_labels(self, arm: Arm, inputs: tuple[str, ...]) -> LabelSet:
-        if arm.name == "weak":
-            return self._gold(self._side(inputs[0], "weak"))
-        if arm.name in WITHOUT_TEACHER:
-            labels = self._gold(self._side(inputs[0], "transfer"))
-        else:
-            labels = LabelSet.load(self.stages[inputs[1]].path / "labels.parquet")
-        if arm.name == "self_labels":
-            lm = self.pool.load(self.strong.base_ref(self.config.strong))
-            style = self.strong.style_of(self.config.strong)
-            return hn.label(lm, self.task, self._docs(labels.row_id), labels.row_id, style)
-        # A seed of its own for each arm, so that adding an arm changes no other.
-        number = int(hashlib.sha256(arm.name.encode()).hexdigest()[:8], 16)
-        return LABEL_OPS[arm.name](labels, np.random.default_rng([number, arm.seed or 0]))
-
-    def _build_fit(self, arm: Arm, inputs: tuple[str, ...], out: Path) -> None:
-        labels = self._arm_labels(arm, inputs)
         labels.save(out / "labels.parquet")
-        settings = self.config.weak if arm.name == "weak" else self.config.strong
-        fit: Any = weak.fit if settings.trainer == "classifier" else STRONG[settings.trainer].fit
-        ref = fit(
+
+    def _build_search(self, split: str, seed: int, out: Path) -> None:
+        gold = self._gold(self._side(split, "transfer"))
+        lm = self.pool.load(base_ref(self.config.strong))
+        docs, settings = self._docs(gold.row_id), self.config.unsupervised
+        labels = unsupervised.label_without_teacher(self.task, lm, docs, gold, settings, seed, out)
+        labels.save(out / "labels.parquet")
+
+    def labels_of(self, source: Source, split: str, seed: int) -> LabelSet:
+        """The labels that a source stands for, once its stages are there.
+
+        Raises:
+            UserError: an operation left no row.
+        """
+        if source.stage:
+            labels = LabelSet.load(self.stages[source.stage].path / "labels.parquet")
+        else:
+            sides = ("weak", "transfer") if source.side == "both" else (source.side,)
+            labels = self._gold([i for side in sides for i in self._side(split, side)])
+        for name, settings in source.ops:
+            # A seed of its own for each operation, so that adding an arm changes no other.
+            number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+            labels = LABEL_OPS[name](labels, np.random.default_rng([number, seed]), **settings)
+        return labels
+
+    def _build_fit(
+        self, settings: AnyTrainable, loss: str, source: Source, split: str, seed: int, title: str, out: Path
+    ) -> None:
+        labels = self.labels_of(source, split, seed)
+        labels.save(out / "labels.parquet")
+        ref = TRAINERS[settings.trainer].fit(
             self.task,
             self._docs(labels.row_id),
             labels,
             settings,
             out,
             pool=self.pool,
-            method=arm.method or "xent",
-            seed=arm.seed or 0,
-            title=f"train {arm.title}",
+            method=loss,
+            loss_args=self.config.method_args.of(loss),
+            seed=seed,
+            title=f"train {title}",
         )
         ref.save(out)
 
@@ -341,27 +447,36 @@ class Flow:
         fitted = f"fit/{arm.title}"
         if fitted in self.stages:
             return ModelRef.load(self.stages[fitted].path)
-        if arm.name == "weak_untrained":
+        if arm.name == "weak_untrained" and self._is_classifier(arm):
             return weak.untrained(self.config.weak, self.task.choices)
-        return self.strong.base_ref(self.config.strong)
+        return base_ref(getattr(self.config, _section(arm)))
 
     def _build_evaluation(
-        self, arm: Arm, fitted: str | None, tasks: list[str], style: hn.PromptStyle, limit: int | None, out: Path
+        self, arm: Arm, fitted: str | None, limits: dict[str, int | None], style: hn.PromptStyle, out: Path
     ) -> None:
         ref = ModelRef.load(self.stages[fitted].path) if fitted else self.model_of(arm)
-        hn.evaluate(self.harness, self.pool, ref, tasks, out, style=style, limit=limit)
+        hn.evaluate(self.harness, self.pool, ref, limits, out, style=style)
 
     # ---- running ----------------------------------------------------------------------------------------------
 
-    def run(self, progress: Progress) -> None:
+    def run(self, progress: Progress, store: Store | None = None) -> None:
         """Build every step that is not there; afterwards `stages` holds them all.
+
+        Args:
+            progress: says what is under way.
+            store: where the stages are; by default the run folder's own.
 
         Raises:
             UserError: with what to do; what was finished stays.
         """
-        store = Store(self.folder)
+        store = store or Store(self.folder)
         self.pool.note = progress.note
         for number, (name, step) in enumerate(self.steps.items(), start=1):
+            there = store.find(step.kind, self.key(name)) if progress.new_only else None
+            if there:
+                self.pool.budget.book(read_cost(there.path))
+                self.stages[name] = there
+                continue
             with progress.step(number, len(self.steps), step.title) as shown:
                 stage = store.build(step.kind, self.recipe(name), step.build)
                 self.stages[name] = stage
@@ -377,5 +492,5 @@ class Flow:
 
 
 def open_flow(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Flow:
-    """The flow of a config over its run folder; ``max_cost`` is what services may cost, in USD."""
-    return Flow(config, runs_dir / config.name, budget=Budget(max_cost))
+    """The flow of a config over its run folder; ``max_cost`` is what services may cost in all, in USD."""
+    return Flow(config, runs_dir / config.name, pool=hn.ModelPool(Budget(max_cost)))

@@ -32,6 +32,7 @@ from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 
+from trainers import processes
 from trainers.costs import Budget, write_cost
 from trainers.labels import LabelSet, row_ids
 from w2s_tasks import register
@@ -86,6 +87,9 @@ class HarnessTask:
         self.task = task
         self.name = str(task.config.task)
         task.set_fewshot_seed(seed=SEED)
+        # A sweep asks for the same hashes for every cell.
+        self._renderer_hashes: dict[PromptStyle, str] = {}
+        self._eval_hashes: dict[int, str] = {}
 
     @functools.cached_property
     def train_docs(self) -> list[dict[str, Any]]:
@@ -97,6 +101,11 @@ class HarnessTask:
     def train_ids(self) -> list[str]:
         """Row ids of the training split."""
         return row_ids(self.train_docs)
+
+    @functools.cached_property
+    def train_hash(self) -> str:
+        """Hash of the training split's rows."""
+        return hashlib.sha256("\n".join(self.train_ids).encode()).hexdigest()[:16]
 
     @functools.cached_property
     def choices(self) -> list[str]:
@@ -183,6 +192,11 @@ class HarnessTask:
 
     def renderer_hash(self, style: PromptStyle) -> str:
         """Hash of all that turns a document into prompts, choices and scores."""
+        if style not in self._renderer_hashes:
+            self._renderer_hashes[style] = self._hash_renderer(style)
+        return self._renderer_hashes[style]
+
+    def _hash_renderer(self, style: PromptStyle) -> str:
         config = {field: _stable(getattr(self.task.config, field, None)) for field in RENDER_FIELDS}
         n = self.shots(style)
         shots = [] if n == 0 else list(self.task.sampler.sample(n))
@@ -191,9 +205,11 @@ class HarnessTask:
 
     def eval_hash(self, limit: int | None) -> str:
         """Hash of the documents that an evaluation with this limit asks."""
-        docs = self.task.eval_docs
-        chosen = docs.select(range(min(limit or len(docs), len(docs)))).to_list()
-        return hashlib.sha256("\n".join(row_ids(chosen)).encode()).hexdigest()[:16]
+        n = self.eval_rows(limit)
+        if n not in self._eval_hashes:
+            chosen = self.task.eval_docs.select(range(n)).to_list()
+            self._eval_hashes[n] = hashlib.sha256("\n".join(row_ids(chosen)).encode()).hexdigest()[:16]
+        return self._eval_hashes[n]
 
     def eval_rows(self, limit: int | None) -> int:
         """How many documents an evaluation with this limit asks."""
@@ -326,27 +342,38 @@ def evaluate(
     harness: Harness,
     pool: ModelPool,
     ref: ModelRef,
-    tasks: Sequence[str],
+    limits: Mapping[str, int | None],
     out: Path,
     *,
     style: PromptStyle,
-    limit: int | None,
 ) -> None:
     """Evaluate a model through lm_eval and leave its result and sample files below `out`.
+
+    Args:
+        harness: the task index.
+        pool: where the model is loaded.
+        ref: the model.
+        limits: for each task its first n documents, None for all.
+        out: the folder to fill.
+        style: how to prompt.
 
     Raises:
         UserError: the files that lm_eval wrote are not whole (it swallows errors while saving).
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     lm = pool.load(ref)
+    # lm_eval takes one limit for all tasks, or the rows of each.
+    same = len(set(limits.values())) == 1
+    chosen = {name: list(range(harness.task(name).eval_rows(limit))) for name, limit in limits.items()}
     tracker = EvaluationTracker(output_path=str(out))
     with _lm_eval_quiet(), pool.booked(lm, out):
         results = lm_eval.simple_evaluate(
             model=lm,
             model_args=dict(ref.args),
-            tasks=list(tasks),
+            tasks=list(limits),
             num_fewshot=style.num_fewshot,
-            limit=limit,
+            limit=next(iter(limits.values())) if same else None,
+            samples=None if same else chosen,
             log_samples=True,
             evaluation_tracker=tracker,
             system_instruction=style.system_prompt,
@@ -354,6 +381,8 @@ def evaluate(
             fewshot_as_multiturn=style.chat_template and style.multiturn,
             task_manager=harness.manager,
         )
+        if not processes.is_main():
+            return  # the main process gathered the answers
         results["config"]["model"] = ref.model
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples)
@@ -372,8 +401,10 @@ def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Seq
         ids: their row ids.
         style: how to prompt.
     """
-    requests = task.requests(docs, style, lm)
-    logliks: npt.NDArray[Any] = np.array([a[0] for a in lm.loglikelihood(requests)]).reshape(len(docs), -1)
+    share = -(-len(docs) // processes.count())  # each process labels a stretch
+    own = docs[processes.index() * share : (processes.index() + 1) * share]
+    answers = lm.loglikelihood(task.requests(own, style, lm)) if len(own) else []
+    logliks: npt.NDArray[Any] = np.array(processes.gather([float(a[0]) for a in answers])).reshape(len(docs), -1)
     weights = np.exp(logliks - logliks.max(axis=1, keepdims=True))
     soft = weights / weights.sum(axis=1, keepdims=True)
     return LabelSet(tuple(ids), soft, np.array([task.gold(doc) for doc in docs], dtype=int))

@@ -1,6 +1,7 @@
-"""What an arm does to the weak labels before a trainer sees them: LabelSet -> LabelSet, seeded.
+"""What is done to labels before a trainer sees them: LabelSet -> LabelSet, seeded, without a model.
 
-An arm of an experiment = one of these operations + a trainer.
+An arm of an experiment = one of `ARM_OPS` + a trainer; a method of the student may put some of `METHOD_OPS` in between (see
+`trainers.methods`). Operations that need a model are in `trainers.relabel` and `trainers.unsupervised`.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from trainers.labels import LabelSet, gold_labels
+from trainers.labels import Array, LabelSet, gold_labels
 
-LabelOp = Callable[[LabelSet, np.random.Generator], LabelSet]
+LabelOp = Callable[..., LabelSet]
+
+
+# ---- arms -----------------------------------------------------------------------------------------------------------
 
 
 def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The weak labels as they are."""
+    """The labels as they are."""
     return labels
 
 
@@ -36,22 +40,70 @@ def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
 
 
 def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """Gold labels with random errors drawn from the weak supervisor's confusion matrix: as wrong, but not systematically."""
-    choices = labels.soft.shape[1]
-    table = np.zeros((choices, choices))
-    np.add.at(table, (labels.gold, labels.hard), 1)
-    rates = np.divide(table, table.sum(1, keepdims=True), out=np.eye(choices), where=table.sum(1, keepdims=True) > 0)
-    drawn = np.array([rng.choice(choices, p=rates[g]) for g in labels.gold], dtype=int)
-    return labels.with_soft(np.eye(choices)[drawn])
+    """The weak labels dealt out anew among the rows of each gold class: as wrong and as sure, but not systematically.
+
+    That draws errors from the weak supervisor's confusion matrix without replacement: the matrix, and with it the accuracy
+    and the class priors, stay exactly what they were; only which row of a class is mistaken is left to chance.
+    """
+    soft = labels.soft.copy()
+    for gold in np.unique(labels.gold):
+        rows = np.flatnonzero(labels.gold == gold)
+        soft[rows] = labels.soft[rng.permutation(rows)]
+    return labels.with_soft(soft)
 
 
-WITHOUT_TEACHER = ("ceiling", "random_labels")
-"""Operations that need only the rows: the arms that use them don't depend on the weak supervisor."""
+# ---- methods --------------------------------------------------------------------------------------------------------
 
-LABEL_OPS: dict[str, LabelOp] = {
+
+def harden(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """All weight on the most probable choice: cross-entropy with hard labels."""
+    return labels.hardened()
+
+
+def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
+    """Which rows a confidence filter keeps: a mask, shape [rows].
+
+    Args:
+        labels: with soft labels; the confidence of a row is its largest probability. Ties go to the earlier row.
+        keep: share of the rows, rounded up.
+        by_class: take that share within each predicted class, so that the class shares stay.
+    """
+    confidence, hard = labels.soft.max(axis=1), labels.hard
+    groups = [np.flatnonzero(hard == c) for c in np.unique(hard)] if by_class else [np.arange(len(labels))]
+    mask = np.zeros(len(labels), dtype=bool)
+    for rows in groups:
+        order = rows[np.argsort(-confidence[rows], kind="stable")]
+        mask[order[: int(np.ceil(keep * len(rows) - 1e-9))]] = True
+    return mask
+
+
+def confidence_filter(labels: LabelSet, rng: np.random.Generator, *, keep: float, by_class: bool) -> LabelSet:
+    """Only the rows of which the supervisor is surest."""
+    return labels.subset(most_confident(labels, keep, by_class))
+
+
+def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """As many rows of each labelled class as the rarest has: rows of the commoner ones are left out at random."""
+    hard = labels.hard
+    classes, counts = np.unique(hard, return_counts=True)
+    mask = np.zeros(len(labels), dtype=bool)
+    for c in classes:
+        mask[rng.choice(np.flatnonzero(hard == c), size=counts.min(), replace=False)] = True
+    return labels.subset(mask)
+
+
+WITHOUT_TEACHER = ("ceiling", "ceiling_full", "random_labels")
+"""Arms that need only the rows: they don't depend on the weak supervisor."""
+
+ARM_OPS: dict[str, LabelOp] = {
     "student": student,
     "ceiling": ceiling,
+    "ceiling_full": ceiling,
     "random_labels": random_labels,
     "permuted_labels": permuted_labels,
     "noise_matched": noise_matched,
 }
+
+METHOD_OPS: dict[str, LabelOp] = {"harden": harden, "filter": confidence_filter, "balance": balance}
+
+LABEL_OPS = ARM_OPS | METHOD_OPS

@@ -80,6 +80,11 @@ class LabelSet:
         """The same rows with other labels."""
         return LabelSet(self.row_id, soft, self.gold)
 
+    def subset(self, mask: Array) -> LabelSet:
+        """The rows where a mask of shape [n] is true, in their order."""
+        rows = np.flatnonzero(mask)
+        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows], self.gold[rows])
+
     def save(self, path: Path) -> None:
         """Write parquet with the columns row_id, soft, hard, gold."""
         soft = pa.array(self.soft.tolist(), type=pa.list_(pa.float64()))

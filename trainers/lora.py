@@ -8,7 +8,7 @@ target's tokens and of the end of the reply, as fine-tuning services train.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ def base_ref(settings: Strong | Weak) -> ModelRef:
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
 
-def style_of(settings: Strong | Weak, num_fewshot: int = 0) -> PromptStyle:
+def style_of(settings: Strong | Weak, num_fewshot: int | None = 0) -> PromptStyle:
     """The prompt style that the settings ask for, the same in training and evaluation."""
     return PromptStyle(num_fewshot, settings.chat_template, getattr(settings, "system_prompt", None))
 
@@ -138,6 +138,7 @@ def fit(
     *,
     pool: ModelPool,
     method: str = "xent",
+    loss_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     title: str = "strong",
 ) -> ModelRef:
@@ -151,6 +152,7 @@ def fit(
         out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors) and ``curves.json``.
         pool: where the base model is loaded.
         method: a loss of `trainers.losses`.
+        loss_args: its settings.
         seed: of the adapter's initialisation and the row order.
         title: of the progress bar.
 
@@ -190,6 +192,7 @@ def fit(
             settings=settings,
             lr=settings.lr,
             method=method,
+            loss_args=loss_args,
             out=out,
             seed=seed,
             title=title,

@@ -8,18 +8,19 @@ which `w2s-chat` evaluates. OpenAI itself takes no new jobs from 2027-01-06 on; 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from trainers import processes
 from trainers.chat_rows import Counts, chat_rows, check_rows, to_jsonl
-from trainers.config import OpenAIStrong
 from trainers.costs import TrainingEstimate, dollars, training_estimate, write_cost
 from trainers.ft_follow import as_lines, collect, follow
 from trainers.ft_job import JobSpec, Note, Submission
 from trainers.ft_service import Endpoint, closing_note
 from trainers.harness import HarnessTask, ModelPool, PromptStyle
 from trainers.labels import LabelSet
+from trainers.openai_settings import OpenAIStrong
 from trainers.store import CHECKPOINTS, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
@@ -41,7 +42,7 @@ def _ref(settings: OpenAIStrong, model: str) -> ModelRef:
     return ModelRef("w2s-chat", where | settings.model_args)
 
 
-def style_of(settings: OpenAIStrong, num_fewshot: int = 0) -> PromptStyle:
+def style_of(settings: OpenAIStrong, num_fewshot: int | None = 0) -> PromptStyle:
     """The prompt style of training and evaluation: messages, with the system prompt where there is one."""
     return PromptStyle(num_fewshot, True, settings.system_prompt)
 
@@ -71,6 +72,7 @@ def fit(
     *,
     pool: ModelPool,
     method: str = "xent",
+    loss_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     title: str = "strong",
 ) -> ModelRef:
@@ -84,6 +86,7 @@ def fit(
         out: the folder to fill: ``train.jsonl``, ``job.json``, ``events.jsonl``, ``curves.json``, ``cost.json``.
         pool: holds the experiment's budget and takes lines for the user.
         method: only ``xent``.
+        loss_args: unused; ``xent`` has none.
         seed: of the job, and of the rows held back.
         title: of the progress line.
 
@@ -96,6 +99,8 @@ def fit(
             f"the method '{method}' can't be trained by a service, which learns hard labels with its own loss: use xent, or "
             "trainer: lora."
         )
+    if processes.count() > 1:
+        raise UserError("trainer: openai sends its work to a service; run it in one process, without accelerate launch.")
     train, held, counts = prepare(task, docs, labels.hard.tolist(), settings, seed)
     (out / "train.jsonl").write_text(to_jsonl(train), encoding="utf-8")
     if held:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from trainers.config import PLAIN_ARMS, Experiment
+from trainers.config import Experiment, is_plain
 from w2s_tasks import assets
 from w2s_tasks.errors import UserError
 
@@ -33,9 +33,9 @@ def _exact(config: Experiment) -> list[Planned]:
 
 
 def _from_limits(config: Experiment) -> list[Planned]:
-    """The same list where the data is not here: sizes from the config's limits only."""
+    """The same list where the data is not here: sizes from the config's limits, without the stages inside a method."""
     limit, planned = config.split.limit, []
-    fixed = [a for a in config.arms if a in ("zero_shot", "few_shot")]
+    fixed = [a for a in config.arms if a == "zero_shot" or config.few_shot_k(a)]
     for arm in fixed:
         planned.append(Planned(f"evaluate {arm}", "evaluate", config.evaluate.limit))
     for seed in config.seeds:
@@ -44,7 +44,7 @@ def _from_limits(config: Experiment) -> list[Planned]:
         planned.append(Planned(f"weak labels, seed {seed}", "labels", limit.transfer))
         for arm in config.arms:
             for method in config.methods if arm == "student" else ["xent"]:
-                if arm not in PLAIN_ARMS:
+                if not is_plain(arm):
                     planned.append(Planned(f"train {arm}, {method}, seed {seed}", "fit", limit.transfer))
                     planned.append(Planned(f"evaluate {arm}, {method}, seed {seed}", "evaluate", config.evaluate.limit))
     return planned

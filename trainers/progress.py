@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from trainers import processes
+
 
 class Shown:
     """Takes a step's outcome for its line."""
@@ -23,8 +25,15 @@ class Shown:
 class Progress:
     """Writes to standard error, so that standard output holds only results."""
 
-    def __init__(self, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, quiet=quiet, highlight=False)
+    def __init__(self, quiet: bool = False, *, new_only: bool = False) -> None:
+        """Set up.
+
+        Args:
+            quiet: write nothing.
+            new_only: write no line for a step that was there already.
+        """
+        self.new_only = new_only
+        self.console = Console(stderr=True, quiet=quiet or not processes.is_main(), highlight=False)
         self.start = time.monotonic()
 
     @contextmanager

@@ -10,9 +10,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainers import harness as hn
-from trainers import lora, openai_ft, weak
-from trainers.config import OpenAIStrong, Section, Strong, Weak, set_value
+from trainers import lora, openai_ft, processes, weak
+from trainers.config import OpenAIStrong, Strong, Weak, set_value
 from trainers.labels import LabelSet, gold_labels
+from trainers.schema import Section
 from trainers.store import CHECKPOINTS, code_version, recipe_key
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models.ref import ModelRef
@@ -127,9 +128,11 @@ def finetune_model(
         ref = fit(task, docs, found, settings, work, pool=hn.ModelPool(), seed=seed, title=f"train {trainer}")
     except UserError:
         if not (work / CHECKPOINTS).exists():  # else the next run goes on from there
-            shutil.rmtree(work)
+            shutil.rmtree(work, ignore_errors=True)
         raise
-    shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-    ref.save(work)
-    work.replace(out)
+    if processes.is_main():
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+        ref.save(work)
+        work.replace(out)
+    processes.wait()
     return ModelRef.load(out)

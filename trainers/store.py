@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from trainers import processes
 from w2s_tasks.assets import sha256_file
 from w2s_tasks.errors import UserError
 
@@ -40,6 +42,7 @@ PRESENTATION = {
     "doctor.py",
     "validate.py",
     "plan.py",
+    "sweep.py",
     "export.py",
     "documents.py",
     "rescore.py",
@@ -49,13 +52,17 @@ LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate
 
 
 @functools.cache
-def code_version() -> str:
-    """Hash of the source of both packages, without what only presents: a changed program finds no old artefact."""
+def code_version(*, everything: bool = False) -> str:
+    """Hash of the source of both packages: a changed program finds no old artefact.
+
+    Args:
+        everything: with what only presents, which no stage depends on, but a report does.
+    """
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for package in ("trainers", "w2s_tasks"):
         for path in sorted((root / package).rglob("*.py")):
-            if path.name not in PRESENTATION:
+            if everything or path.name not in PRESENTATION:
                 digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -110,8 +117,15 @@ class Stage:
 class Store:
     """The stages of a run folder."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, remember: bool = False) -> None:
+        """Open or make the store.
+
+        Args:
+            root: the run folder.
+            remember: check a stage's files once in this process, not each time it is found; for sweeps.
+        """
         self.root = root / "stages"
+        self._checked: dict[Path, Stage] | None = {} if remember else None
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -131,6 +145,8 @@ class Store:
         folder = self._folder(kind, key)
         if not (folder / MANIFEST).is_file():
             return None
+        if self._checked and folder in self._checked:
+            return self._checked[folder]
         try:
             manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
             altered = [n for n, digest in manifest["files"].items() if sha256_file(folder / n) != digest]
@@ -139,7 +155,10 @@ class Store:
         if altered:
             log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered[0])
             return None
-        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+        stage = Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+        if self._checked is not None:
+            self._checked[folder] = stage
+        return stage
 
     def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         """Return the stage of this recipe, building it where it is not there whole.
@@ -150,9 +169,11 @@ class Store:
             builder: fills an empty folder (which may hold checkpoints of a killed build).
         """
         key = recipe_key(recipe)
-        found = self.find(kind, key)
-        if found:
-            return found
+        if processes.count() > 1:
+            return self._build_together(kind, key, recipe, builder)
+        return self.find(kind, key) or self._build_locked(kind, key, recipe, builder)
+
+    def _build_locked(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         lock = FileLock(self.root / f".lock-{kind}-{key}")
         try:
             lock.acquire(timeout=0)
@@ -160,16 +181,44 @@ class Store:
             log.warning("%s-%s is being built by another process; waiting for it", kind, key)
             lock.acquire()
         try:
-            return self.find(kind, key) or self._build(kind, key, recipe, builder)
+            found = self.find(kind, key)
+            processes.agree(found is None)
+            return found or self._build(kind, key, recipe, builder)
         finally:
             lock.release()
 
+    def _build_together(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        """The same in several processes: the main one builds the stage, the others take part in a folder of their own."""
+        stage = self.find(kind, key) if processes.is_main() else None
+        if not processes.agree(stage is not None):
+            if processes.is_main():
+                stage = self._build_locked(kind, key, recipe, builder)
+            else:
+                self._take_part(kind, key, builder)
+        processes.wait()
+        return stage or self._finished(kind, key)
+
+    def _take_part(self, kind: str, key: str, builder: Callable[[Path], None]) -> None:
+        # Another run may finish the stage while this one waits for its lock; then nothing is built here either.
+        if not processes.agree(False):
+            return
+        processes.wait()
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=f".part{processes.index()}-") as folder:
+            (Path(folder) / CHECKPOINTS).symlink_to(self.work_folder(kind, key) / CHECKPOINTS, target_is_directory=True)
+            builder(Path(folder))
+
+    def _finished(self, kind: str, key: str) -> Stage:
+        folder = self._folder(kind, key)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+
     def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         work = self.work_folder(kind, key)
-        work.mkdir(exist_ok=True)
+        (work / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for leftover in work.iterdir():
             if leftover.name != CHECKPOINTS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        processes.wait()  # the others' folders point into this one
         start = time.monotonic()
         builder(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)

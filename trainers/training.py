@@ -7,6 +7,7 @@ micro-batches.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import (
@@ -30,8 +32,9 @@ from transformers import (
     TrainingArguments,
 )
 
+from trainers import processes
 from trainers.config import Trainable
-from trainers.losses import LOSSES, Loss
+from trainers.losses import LOSSES, WHOLE_STEP, Loss, State
 from trainers.store import CHECKPOINTS, write_atomic
 from w2s_tasks.errors import UserError, nearest
 
@@ -41,6 +44,7 @@ Row = dict[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
 CURVE_POINTS = 5
+CHOSEN_BY = {"holdout_loss": "eval_loss", "holdout_agreement": "eval_agreement"}
 
 
 class Bar(TrainerCallback):
@@ -53,7 +57,12 @@ class Bar(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar where training goes on from."""
         self.bar = tqdm(
-            total=state.max_steps, initial=state.global_step, desc=self.title, unit="step", leave=False, disable=None
+            total=state.max_steps,
+            initial=state.global_step,
+            desc=self.title,
+            unit="step",
+            leave=False,
+            disable=None if processes.is_main() else True,
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -81,18 +90,53 @@ class ChoiceTrainer(Trainer):
 
     control: TrainerControl
 
-    def __init__(self, *args: Any, choice_logprobs: ChoiceLogprobs, loss: Loss, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, choice_logprobs: ChoiceLogprobs, loss: Loss, prior: torch.Tensor, whole_step: bool, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._choice_logprobs, self._loss = choice_logprobs, loss
+        self._prior, self._whole_step = prior, whole_step
+        self._step_probs: torch.Tensor | None = None
         # Our loss is a sum over rows divided by the rows of the whole step, so accumulation must not divide again.
         self.loss_is_scaled_for_ga = True
 
+    def _score(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
+        return self._choice_logprobs(model, {k: v for k, v in batch.items() if k not in ("targets", "real")})
+
+    def _probs_of_step(self, parts: list[dict[str, Any]]) -> torch.Tensor | None:
+        """The student's probabilities of all rows of a step, before it: None where one micro-batch is the whole step.
+
+        Costs a forward pass without gradients over the step's rows; only for losses that need a statistic of the step.
+        """
+        if not self._whole_step or (len(parts) == 1 and self.args.world_size == 1):
+            return None
+        self.model.eval()
+        with torch.no_grad():
+            probs = torch.cat([self._score(self.model, self._prepare_inputs(dict(part))).exp() for part in parts])
+        self.model.train()
+        if self.args.world_size > 1:
+            probs = torch.tensor(gather_object(probs.tolist()), device=probs.device)
+        return probs
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
-        rows = torch.tensor(sum(len(batch["targets"]) for batch in batch_samples), device=device)
+        # Called once an optimizer step, with all its micro-batches.
+        self._step_probs = self._probs_of_step(batch_samples)
+        self._mark_copies(batch_samples[-1])
+        rows = torch.stack([batch.get("real", torch.ones(len(batch["targets"]))).sum() for batch in batch_samples])
+        rows = rows.sum().to(device)
         if self.args.world_size > 1:
             # Gradients are averaged over processes, so the divisor is the mean number of rows a process.
-            rows = self.accelerator.gather(rows).float().mean()
+            rows = self.accelerator.gather(rows).mean()
         return rows
+
+    def _mark_copies(self, batch: dict[str, Any]) -> None:
+        """Mark rows that accelerate copied so that every process has as many in the last step; they must not count."""
+        left = self.accelerator.gradient_state.remainder
+        if self.args.world_size == 1 or not self.accelerator.gradient_state.end_of_dataloader or left <= 0:
+            return
+        rows = len(batch["targets"])
+        place = self.args.process_index * rows + torch.arange(rows)
+        batch["real"] = (place < left).float()
 
     def compute_loss(
         self,
@@ -103,27 +147,38 @@ class ChoiceTrainer(Trainer):
     ) -> Any:
         """Sum of the rows' losses over the number of rows in the optimizer step."""
         targets = inputs["targets"]
-        logprobs = self._choice_logprobs(model, {k: v for k, v in inputs.items() if k != "targets"})
+        logprobs = self._score(model, inputs)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        losses = self._loss(logprobs, targets.to(logprobs), progress)
+        losses = self._loss(logprobs, targets.to(logprobs), State(progress, self._prior.to(logprobs), self._step_probs))
+        if "real" in inputs:
+            losses = losses * inputs["real"].to(losses)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
         return (loss, {"logprobs": logprobs}) if return_outputs else loss
 
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
-        """Loss against the labels and accuracy against gold on the rows that were held back."""
+        """On the rows that were held back: cross-entropy to and agreement with the labels, and accuracy against gold.
+
+        The first two know the labels trained on only, so that a checkpoint may be chosen by them.
+        """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.model.eval()
         losses: list[torch.Tensor] = []
-        right = 0
+        right, agreed = 0, 0
         size = self.args.per_device_eval_batch_size
         with torch.no_grad():
             for start in range(0, len(rows), size):
                 chunk = rows[start : start + size]
                 batch = self._prepare_inputs(self.data_collator(chunk))
-                logprobs = self._choice_logprobs(self.model, {k: v for k, v in batch.items() if k != "targets"})
+                logprobs = self._score(self.model, batch)
                 losses.append(-(batch["targets"].to(logprobs) * logprobs).sum(-1))
                 right += int((logprobs.argmax(-1).cpu() == torch.tensor([r["gold"] for r in chunk])).sum())
-        metrics = {"eval_loss": float(torch.cat(losses).mean()), "eval_accuracy": right / len(rows)}
+                agreed += int((logprobs.argmax(-1) == batch["targets"].to(logprobs).argmax(-1)).sum())
+        metrics: dict[str, float] = {
+            "eval_loss": float(torch.cat(losses).mean()),
+            "eval_accuracy": right / len(rows),
+            "eval_agreement": agreed / len(rows),
+            "eval_rows": len(rows),
+        }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train()
@@ -132,7 +187,10 @@ class ChoiceTrainer(Trainer):
 
 def _whole(checkpoint: Path) -> bool:
     """Whether every file that a resume needs is there and readable."""
-    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt", "rng_state.pth")
+    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+    random_states = list(checkpoint.glob("rng_state*.pth"))  # one a process
+    if not random_states or not all(p.stat().st_size for p in random_states):
+        return False
     if not all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in needed):
         return False
     weights = list(checkpoint.glob("*.safetensors"))
@@ -197,7 +255,16 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
         "remove_unused_columns": False,
         "dataloader_pin_memory": False,
         "restore_callback_states_from_checkpoint": False,
+        # A step runs as many forward passes as its packs need, not the same number in every process.
+        "ddp_find_unused_parameters": False,
+        "ddp_broadcast_buffers": False,
     }
+    if settings.checkpoint != "last":
+        values |= {
+            "load_best_model_at_end": True,
+            "metric_for_best_model": CHOSEN_BY[settings.checkpoint],
+            "greater_is_better": settings.checkpoint == "holdout_agreement",
+        }
     known = set(TrainingArguments.__dataclass_fields__)
     for key in settings.trainer_args:
         if key not in known:
@@ -214,6 +281,7 @@ def fit_choices(
     settings: Trainable,
     lr: float,
     method: str,
+    loss_args: Mapping[str, Any] | None = None,
     out: Path,
     seed: int,
     title: str,
@@ -228,6 +296,7 @@ def fit_choices(
         settings: epochs, batch size and the rest.
         lr: peak learning rate.
         method: a name in `LOSSES`.
+        loss_args: its settings.
         out: the stage's work folder.
         seed: order of the rows, dropout.
         title: of the progress bar.
@@ -235,6 +304,11 @@ def fit_choices(
     train, held = hold_out(rows, settings.holdout, seed)
     if not train:
         raise UserError("nothing to train on: the label set is empty.")
+    if settings.checkpoint != "last" and not held:
+        raise UserError(
+            f"checkpoint: {settings.checkpoint} needs held-back rows; {settings.holdout:g} of {len(rows)} rows is none. "
+            "Raise holdout."
+        )
     args = _arguments(settings, lr, out, len(train), bool(held), seed)
     trainer = ChoiceTrainer(
         model=model,
@@ -243,17 +317,19 @@ def fit_choices(
         eval_dataset=held or None,
         data_collator=collate,
         choice_logprobs=choice_logprobs,
-        loss=LOSSES[method],
+        loss=functools.partial(LOSSES[method], **(loss_args or {})),
+        prior=torch.tensor([row["targets"] for row in train]).mean(dim=0),
+        whole_step=method in WHOLE_STEP,
         callbacks=[Bar(title)],
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    checkpoint = newest_checkpoint(out / CHECKPOINTS)
+    checkpoint = processes.agree(newest_checkpoint(out / CHECKPOINTS) if processes.is_main() else None)
     if checkpoint:
         log.info("%s: going on from %s", title, checkpoint.name)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
-    keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy")
+    keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
     curve = [{k: entry[k] for k in keep if k in entry} for entry in trainer.state.log_history]
     write_atomic(out / "curves.json", json.dumps([c for c in curve if "loss" in c or "eval_loss" in c]))

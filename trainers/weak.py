@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ def fit(
     *,
     pool: ModelPool,
     method: str = "xent",
+    loss_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     title: str = "weak",
 ) -> ModelRef:
@@ -59,6 +60,7 @@ def fit(
         out: the folder to fill: ``model/`` (safetensors, with tokenizer) and ``curves.json``.
         pool: unused.
         method: a loss of `trainers.losses`.
+        loss_args: its settings.
         seed: of the head, the row order and dropout.
         title: of the progress bar.
 
@@ -108,6 +110,7 @@ def fit(
         settings=settings,
         lr=settings.lr,
         method=method,
+        loss_args=loss_args,
         out=out,
         seed=seed,
         title=title,

@@ -93,6 +93,11 @@ class W2SHF(HFLM):
         except OSError as error:
             raise UserError(f"could not load '{pretrained}': {str(error).splitlines()[0]}") from error
         _refuse_classifier(self.config, pretrained)
+        accelerator = getattr(self, "accelerator", None)
+        if accelerator is not None and self.world_size == 1:
+            # lm_eval shares the documents out where there are several GPUs; so do several processes on CPUs.
+            self._rank: int = accelerator.process_index
+            self._world_size: int = accelerator.num_processes
 
     @property
     def language_model(self) -> torch.nn.Module:

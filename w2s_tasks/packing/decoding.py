@@ -16,7 +16,8 @@ from w2s_tasks.packing.plan import Group, Plan, cut_packs, find_trunks
 from w2s_tasks.packing.scoring import can_pack, narrows, run_trunk
 from w2s_tasks.packing.tree import Pass, Request, lay_out, plan_passes
 
-PACK_TOKENS = {"cpu": 512, "cuda": 8192}
+PACK_TOKENS = {"cpu": 1024, "cuda": 8192}
+"""More than for scoring: a step costs about the same for one prompt as for many."""
 
 Finished = Callable[[list[int]], bool]
 Choose = Callable[[torch.Tensor, list[tuple[int, list[int]]]], torch.Tensor]
@@ -93,10 +94,16 @@ def plan_prompts(prompts: Sequence[Sequence[int]], budget: int) -> Plan:
     # A prompt is a pass that predicts one token: its last token has to be run.
     requests: list[Request] = [(prompt, (0,)) for prompt in prompts]
     ordered = sorted(plan_passes(requests, max(map(len, prompts))), key=lambda p: p.tokens)
-    groups = []
+    groups: list[Group] = []
+    loose: list[Pass] = []
     for start, end, trunk in find_trunks(ordered, budget):
         part = ordered[start:end]
-        groups.append(Group(part[0].tokens[:trunk], tuple(cut_packs(part, trunk, budget))))
+        if trunk:
+            groups.append(Group(part[0].tokens[:trunk], tuple(cut_packs(part, trunk, budget))))
+        else:
+            loose += part
+    if loose:
+        groups.append(Group((), tuple(cut_packs(loose, 0, budget))))
     return Plan(groups)
 
 

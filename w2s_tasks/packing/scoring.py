@@ -22,6 +22,8 @@ BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
 PACK_TOKENS = {"cpu": 512, "cuda": 4096}
 TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
+LEAST_TOKENS = 64
+"""Where even so few tokens don't fit the memory, the model is too large for the device."""
 TOLERANCE = 1e-3
 """How far a packed score may be from the plain one when an architecture is tried first (in bfloat16 a hundred times)."""
 
@@ -124,14 +126,14 @@ def run_trunk(model: torch.nn.Module, trunk: Sequence[int], device: torch.device
     return cache
 
 
-def _score_group(model: torch.nn.Module, group: Group, device: torch.device) -> Iterator[Part]:
+def _score_group(model: torch.nn.Module, group: Group, device: torch.device) -> Iterator[tuple[Sequence[Pass], Part]]:
     """Run the trunk once, then pack after pack behind its keys and values."""
     cache = run_trunk(model, group.trunk, device)
     blocks = masks.wants_blocks(model, device)
     for pack in group.packs:
         with masks.packed_attention(model, blocks=blocks):
             part = _score_pack(model, pack, len(group.trunk), cache, device, blocks=blocks)
-        yield part
+        yield pack, part
 
 
 # ---- which models can be packed -------------------------------------------------------------------------------------
@@ -147,10 +149,10 @@ def _by_request(parts: Iterator[Part]) -> dict[int, float]:
 def _try_packing(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
     """Whether packed scores of a model are its plain ones, tried on two passes of the first group it meets."""
     passes = [p for pack in group.packs for p in pack]
-    some = (passes[0], passes[-1])
+    some = tuple(dict.fromkeys((passes[0], passes[-1])))
     name = type(inner(model)).__name__
     try:
-        packed = _by_request(_score_group(model, Group(group.trunk, (some,)), device))
+        packed = _by_request(part for _, part in _score_group(model, Group(group.trunk, (some,)), device))
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         log.info("%s can't be packed (%s); its passes are batched instead", name, error)
         return False
@@ -196,15 +198,62 @@ def _may_pack(model: torch.nn.Module) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class _Budget:
+    """Tokens of one forward pass."""
+
+    in_pack: int
+    in_batch: int
+
+    def half(self) -> _Budget:
+        return _Budget(self.in_pack // 2, self.in_batch // 2)
+
+
+def _budget(device: torch.device, asked: int | None) -> _Budget:
+    in_pack = TRAIN_TOKENS if torch.is_grad_enabled() else PACK_TOKENS
+    return _Budget(asked or in_pack.get(device.type, 1024), asked or BATCH_TOKENS.get(device.type, 4096))
+
+
+def _plan(model: torch.nn.Module, passes: Sequence[Pass], budget: _Budget, device: torch.device) -> Plan:
+    plan = make_plan(
+        passes,
+        in_pack=budget.in_pack,
+        in_batch=budget.in_batch,
+        pack=_may_pack(model),
+        trunks=not torch.is_grad_enabled(),
+    )
+    return checked(model, plan, budget.in_batch, device)
+
+
 def plan_for(model: torch.nn.Module, requests: Sequence[Request], max_length: int, budget: int | None = None) -> Plan:
-    """How `score` would run some requests."""
+    """How `score` runs some requests."""
     device = next(model.parameters()).device
-    training = torch.is_grad_enabled()
-    in_batch = budget or BATCH_TOKENS.get(device.type, 4096)
-    in_pack = budget or (TRAIN_TOKENS if training else PACK_TOKENS).get(device.type, 1024)
-    passes = plan_passes(requests, max_length)
-    plan = make_plan(passes, in_pack=in_pack, in_batch=in_batch, pack=_may_pack(model), trunks=not training)
-    return checked(model, plan, in_batch, device)
+    return _plan(model, plan_passes(requests, max_length), _budget(device, budget), device)
+
+
+def _run_plan(model: torch.nn.Module, plan: Plan, device: torch.device) -> Iterator[tuple[Sequence[Pass], Part]]:
+    for group in plan.groups:
+        yield from _score_group(model, group, device)
+    for batch in plan.batches:
+        yield batch, _score_batch(model, batch, device)
+
+
+def _run_all(model: torch.nn.Module, passes: Sequence[Pass], budget: _Budget, device: torch.device) -> Iterator[Part]:
+    """Run every pass; where the memory of the device does not do, what is left is planned again with half the tokens."""
+    left = {p.tokens: p for p in passes}
+    while left:
+        try:
+            for done, part in _run_plan(model, _plan(model, list(left.values()), budget, device), device):
+                for p in done:
+                    del left[p.tokens]
+                yield part
+        except torch.OutOfMemoryError:
+            if torch.is_grad_enabled() or budget.in_pack < 2 * LEAST_TOKENS:
+                raise
+            budget = budget.half()
+            log.info("out of memory: going on with %d tokens a pass", budget.in_pack)
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
 
 
 def score(
@@ -224,18 +273,17 @@ def score(
         model: a causal language model of transformers, bare or with a PEFT adapter.
         requests: encoded (context, continuation) pairs.
         max_length: the model's window in tokens.
-        budget: tokens a forward pass; by default what the device does best.
+        budget: tokens a forward pass; by default what the device does best, halved when its memory runs out.
         done: called with the number of requests that each forward pass finished.
 
     Returns:
         `Scores` in the order of `requests`.
     """
     device = next(model.parameters()).device
-    plan = plan_for(model, requests, max_length, budget)
     parts: list[torch.Tensor] = []
     greedy = torch.zeros(len(requests), dtype=torch.bool, device=device)
     order: list[int] = []
-    for ids, scores in _run_plan(model, plan, device):
+    for ids, scores in _run_all(model, plan_passes(requests, max_length), _budget(device, budget), device):
         parts.append(scores.loglik)
         greedy[torch.tensor(ids, device=device)] = scores.greedy
         order += ids
@@ -243,10 +291,3 @@ def score(
             done(len(ids))
     back = torch.argsort(torch.tensor(order, device=device))
     return Scores(torch.cat(parts)[back], greedy)
-
-
-def _run_plan(model: torch.nn.Module, plan: Plan, device: torch.device) -> Iterator[Part]:
-    for group in plan.groups:
-        yield from _score_group(model, group, device)
-    for batch in plan.batches:
-        yield _score_batch(model, batch, device)

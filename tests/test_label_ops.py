@@ -1,0 +1,183 @@
+"""What happens to labels before training: each operation does what its name says, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from trainers import relabel
+from trainers.label_ops import LABEL_OPS, most_confident
+from trainers.labels import LabelSet
+from trainers.methods import Method, parse_method
+from w2s_tasks.errors import UserError
+
+
+def _labels(n: int = 200, seed: int = 0, choices: int = 2, skew: float = 0.3) -> LabelSet:
+    rng = np.random.default_rng(seed)
+    gold = (rng.random(n) < skew).astype(int) if choices == 2 else rng.integers(choices, size=n)
+    logits = rng.normal(size=(n, choices)) + 1.2 * np.eye(choices)[gold] + 0.8 * np.arange(choices)
+    soft = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    return LabelSet(tuple(f"r{i}" for i in range(n)), soft, gold)
+
+
+def _confusion(labels: LabelSet) -> list[list[int]]:
+    table = np.zeros((labels.soft.shape[1],) * 2, dtype=int)
+    np.add.at(table, (labels.gold, labels.hard), 1)
+    return table.tolist()
+
+
+def _apply(name: str, labels: LabelSet, seed: int = 0, **settings: object) -> LabelSet:
+    return LABEL_OPS[name](labels, np.random.default_rng(seed), **settings)
+
+
+@pytest.mark.parametrize("choices", [2, 3])
+def test_noise_matched_keeps_the_confusion_matrix_and_moves_the_errors(choices: int):
+    labels = _labels(choices=choices)
+    noisy = _apply("noise_matched", labels)
+    assert _confusion(noisy) == _confusion(labels)
+    assert noisy.accuracy == labels.accuracy
+    assert (noisy.hard != labels.hard).sum() > 20
+    assert sorted(noisy.soft[:, 0]) == pytest.approx(sorted(labels.soft[:, 0]))
+    assert noisy.row_id == labels.row_id
+    # The errors no longer follow the rows: over many draws every row of a class is wrong equally often.
+    wrong = np.mean([_apply("noise_matched", labels, s).hard != labels.gold for s in range(400)], axis=0)
+    for gold in range(choices):
+        share = (labels.hard != labels.gold)[labels.gold == gold].mean()
+        assert wrong[labels.gold == gold] == pytest.approx(share, abs=0.12)
+
+
+def test_random_and_permuted_labels_hold_no_information():
+    labels = _labels(4000)
+    assert _apply("random_labels", labels).hard.mean() == pytest.approx(0.5, abs=0.03)
+    permuted = _apply("permuted_labels", labels)
+    assert permuted.hard.mean() == labels.hard.mean()
+    chance = (labels.hard.mean() * labels.gold.mean()) + (1 - labels.hard.mean()) * (1 - labels.gold.mean())
+    assert permuted.accuracy == pytest.approx(chance, abs=0.03)
+    assert _apply("ceiling", labels).accuracy == 1
+
+
+def test_the_filter_keeps_the_surest_rows_and_their_labels():
+    labels = _labels()
+    kept = _apply("filter", labels, keep=0.25, by_class=False)
+    assert len(kept) == 50
+    where = [labels.row_id.index(i) for i in kept.row_id]
+    assert where == sorted(where)
+    assert (kept.soft == labels.soft[where]).all()
+    left = np.setdiff1d(np.arange(200), where)
+    assert labels.soft[where].max(1).min() >= labels.soft[left].max(1).max()
+    assert kept.accuracy > labels.accuracy
+
+
+def test_the_filter_by_class_keeps_the_class_shares():
+    labels = _labels()
+    kept = _apply("filter", labels, keep=0.5, by_class=True)
+    for c in (0, 1):
+        assert (kept.hard == c).sum() == -(-(labels.hard == c).sum() // 2)
+    assert len(_apply("filter", labels, keep=1.0, by_class=True)) == 200
+    assert most_confident(labels, 1e-9, True).sum() == 2  # never less than one row a class
+
+
+def test_equally_sure_rows_are_kept_in_their_order():
+    labels = _labels().hardened()
+    assert np.flatnonzero(most_confident(labels, 0.1, False)).tolist() == list(range(20))
+
+
+def test_balance_gives_every_labelled_class_as_many_rows_as_the_rarest():
+    labels = _labels(choices=3)
+    balanced = _apply("balance", labels)
+    counts = np.bincount(labels.hard)
+    assert np.bincount(balanced.hard).tolist() == [counts.min()] * 3
+    assert set(balanced.row_id) <= set(labels.row_id)
+    assert balanced.row_id != _apply("balance", labels, seed=1).row_id
+
+
+def test_harden_puts_all_weight_on_one_choice():
+    hard = _apply("harden", _labels())
+    assert set(hard.soft.ravel()) == {0.0, 1.0}
+    assert (hard.hard == _labels().hard).all()
+
+
+def test_an_ensemble_is_the_weighted_mean_of_probabilities():
+    a, b = _labels(seed=0), _labels(seed=0)
+    b = b.with_soft(b.soft[:, ::-1])
+    assert relabel.average([a, b], [0.5, 0.5]).soft == pytest.approx(0.5)
+    assert relabel.average([a, b], [0.75, 0.25]).soft == pytest.approx(0.75 * a.soft + 0.25 * b.soft)
+    with pytest.raises(UserError, match="different rows"):
+        relabel.average([a, a.subset(np.arange(200) > 0)], [0.5, 0.5])
+
+
+def _fitted(folder: Path, name: str, accuracy: float | None, rows: int = 99) -> Path:
+    path = folder / name
+    path.mkdir()
+    curve = [{"step": 1, "loss": 0.7}]
+    curve += [
+        {"step": s, "eval_accuracy": a, "eval_rows": rows} for s, a in ((1, 0.5), (2, accuracy)) if accuracy is not None
+    ]
+    (path / "curves.json").write_text(json.dumps(curve))
+    return path
+
+
+def test_members_are_weighted_by_the_log_odds_of_their_last_held_out_accuracy(tmp_path: Path):
+    good, fair, coin = (_fitted(tmp_path, str(a), a) for a in (0.9, 0.7, 0.4))
+    weights = relabel.ensemble_weights("accuracy", [good, fair, coin])
+    odds = [np.log((99 * a + 0.5) / (99 * (1 - a) + 0.5)) for a in (0.9, 0.7)]
+    assert weights == pytest.approx([odds[0] / sum(odds), odds[1] / sum(odds), 0.0])
+    assert relabel.ensemble_weights("accuracy", [coin, coin]) == [0.5, 0.5]
+    assert relabel.ensemble_weights("mean", [good, coin]) == [0.5, 0.5]
+    assert relabel.ensemble_weights([3, 1], [good, coin]) == [0.75, 0.25]
+    assert relabel.log_odds_weight(1.0, 10_000) == relabel.LARGEST_LOG_ODDS
+    with pytest.raises(UserError, match=r"raise weak\.holdout"):
+        relabel.ensemble_weights("accuracy", [_fitted(tmp_path, "none", None)])
+
+
+def test_relabelling_keeps_sure_weak_labels_and_adds_sure_new_ones():
+    labels = _labels()
+    left = relabel.discarded(labels, 0.5, True)
+    kept = _apply("filter", labels, keep=0.5, by_class=True)
+    assert set(left.row_id) | set(kept.row_id) == set(labels.row_id)
+    assert not set(left.row_id) & set(kept.row_id)
+    new = left.with_soft(left.soft[:, ::-1])
+    both = relabel.two_stage(labels, new, keep=0.5, add=0.4, by_class=True)
+    assert both.row_id[: len(kept)] == kept.row_id
+    assert (both.soft[: len(kept)] == kept.soft).all()
+    added = both.subset(np.arange(len(both)) >= len(kept))
+    assert abs(len(added) - 0.4 * len(left)) <= 2
+    assert set(added.row_id) <= set(left.row_id)
+    by_id = dict(zip(new.row_id, new.soft.tolist(), strict=True))
+    assert all(by_id[i] == s for i, s in zip(added.row_id, added.soft.tolist(), strict=True))
+    with pytest.raises(UserError, match="did not label the rows"):
+        relabel.two_stage(labels, labels, keep=0.5, add=0.4, by_class=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "method"),
+    [
+        ("xent", Method()),
+        ("logconf", Method((), "logconf")),
+        ("filter", Method(("filter",), "xent")),
+        ("ensemble+filter+harden+product", Method(("ensemble", "filter", "harden"), "product")),
+        ("bootstrap+relabel", Method(("bootstrap", "relabel"), "xent")),
+    ],
+)
+def test_method_names_are_read_from_left_to_right(name: str, method: Method):
+    assert parse_method(name) == method
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("xnet", "no method 'xnet'.* Did you mean 'xent'"),
+        ("logconf+window", "two losses"),
+        ("filter+filter", "a part twice"),
+        ("logconf+filter", r"the loss comes last, as in filter\+logconf"),
+        ("filter+ensemble", "ensemble comes first"),
+        ("harden+filter", "needs soft labels"),
+        ("", "no method ''"),
+    ],
+)
+def test_method_names_that_make_no_sense_are_refused(name: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_method(name)
