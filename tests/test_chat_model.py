@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from chat_support import arguments, chosen, evaluate, stored, teach
 from openai_service import Service
 from openai_service.chat import Chat
@@ -261,3 +263,43 @@ def test_a_wrong_model_or_address_is_told_with_what_is_there(service: Service, o
 def test_lm_evals_cache_is_refused(service: Service, own_task: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--use_cache"):
         evaluate("w2s-chat", arguments(service, tmp_path), TASK, own_task, limit=2, use_cache=str(tmp_path / "c"))
+
+
+def test_the_shipped_configs_are_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from w2s_tasks.manager import W2STaskManager
+    from w2s_tasks.models.chat.model import W2SChat
+
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "sk-test")
+    folder = Path(__file__).parent.parent / "harness_configs" / "eval"
+    manager, seen = W2STaskManager(), set()
+    for path in sorted(folder.glob("*.yaml")):
+        text = path.read_text("utf-8")
+        if "model: w2s-chat" not in text:
+            continue
+        seen.add(path.stem)
+        assert f"w2s eval --config harness_configs/eval/{path.name}" in text
+        config = EvaluatorConfig(**yaml.safe_load(text))
+        assert set(config.tasks) <= set(manager.all_tasks)
+        W2SChat(**config.model_args, store=str(tmp_path))
+    assert seen == {"openai", "azure", "vllm_server", "llama_cpp_server"}
+
+
+def test_the_benchmark_counts_what_is_sent(
+    reviewer: Path, own_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    bench = importlib.import_module("bench.chat")
+    monkeypatch.setenv("OPENAI_API_KEY", "")
+    twin = (own_task / "own_reviews.yaml").read_text("utf-8").replace("multiple_choice", "generate_until")
+    twin = twin.replace("task: own_reviews", "task: own_reviews_gen")
+    twin = twin.replace("metric: acc", "metric: exact_match") + "generation_kwargs: {until: ['\\n'], max_gen_toks: 3}\n"
+    (own_task / "own_reviews_gen.yaml").write_text(twin, "utf-8")
+    bench.main(tokenizer=str(reviewer), task="own_reviews", docs=12, shots=0, concurrent=3, include_path=[str(own_task)])
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert (found["ours_requests"], found["peer_requests"]) == (12, 24)
+    assert found["same_predictions"] == 1.0
+    assert found["sides"]["local-chat-completions"]["requests"] == 12
+    assert found["sides"]["w2s-chat, chat"]["completion_tokens"] == 12

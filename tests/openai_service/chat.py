@@ -34,6 +34,8 @@ class Chat:
     """A prompt that holds this text is refused by the content filter."""
     reasoning: bool = False
     """Answers stay empty when they may take fewer than 100 tokens."""
+    echo: bool = False
+    """Whether prompts are scored (``echo`` with ``logprobs``), as servers of one's own do and the service does not."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     """The body of every answered request."""
 
@@ -91,6 +93,22 @@ class Brain:
                     finish, text = "stop", text[: min(text.index(s) for s in stop if s in text)]
                     break
         return Written(tuple(tokens), tuple(logprobs), tuple(tops), n, finish, text)
+
+    def read(self, prompt: str, top: int) -> Written:
+        """Score a prompt's own tokens, and write one more."""
+        torch = self.torch
+        ids = self.tokenizer(prompt, return_tensors="pt").input_ids
+        with self.lock, torch.inference_mode():
+            scores = self.model(ids).logits[0].float().log_softmax(-1)
+        targets = [*ids[0, 1:].tolist(), int(scores[-1].argmax())]
+        best = scores.topk(max(top, 1), dim=-1)
+        tops = tuple(
+            tuple((self.tokenizer.decode([int(i)]), float(x)) for x, i in zip(values, indices, strict=True))
+            for values, indices in zip(*best, strict=True)
+        )
+        logprobs = tuple(float(scores[place, token]) for place, token in enumerate(targets))
+        tokens = tuple(self.tokenizer.decode([token]) for token in targets)
+        return Written(tokens, logprobs, tops, ids.shape[1], "length", prompt + tokens[-1])
 
 
 @functools.cache
@@ -198,6 +216,8 @@ def completion(service: Service, body: dict[str, Any]) -> dict[str, Any]:
     if top > MAX_COMPLETION_TOP:
         raise ApiError(400, f"Invalid value for 'logprobs': must be at most {MAX_COMPLETION_TOP}.", param="logprobs")
     model = _brain(service, body)
+    if body.get("echo"):
+        return _echoed(service, body, model, top)
     written = model.write(
         body["prompt"], body.get("max_tokens") or 16, body.get("temperature", 1.0), _stop(body), top, str(body.get("seed"))
     )
@@ -207,7 +227,26 @@ def completion(service: Service, body: dict[str, Any]) -> dict[str, Any]:
         "top_logprobs": [dict(tops) for tops in written.tops],
         "text_offset": [len("".join(written.tokens[:i])) for i in range(len(written.tokens))],
     }
-    choice = {"index": 0, "text": written.text, "logprobs": logprobs if top else None, "finish_reason": written.finish}
+    return _completion(service, body, written, logprobs if top else None)
+
+
+def _echoed(service: Service, body: dict[str, Any], model: Brain, top: int) -> dict[str, Any]:
+    """The prompt with the log-probabilities of its tokens (the first has none), and one token more."""
+    if not service.part(Chat).echo or body.get("max_tokens") != 1:
+        raise ApiError(400, "This model does not support 'echo' with 'logprobs'.", param="echo")
+    read = model.read(body["prompt"], top)
+    first = model.tokenizer(body["prompt"]).input_ids[0]
+    logprobs = {
+        "tokens": [model.tokenizer.decode([first]), *read.tokens],
+        "token_logprobs": [None, *read.logprobs],
+        "top_logprobs": [None, *(dict(tops) for tops in read.tops)],
+        "text_offset": [0] * (len(read.tokens) + 1),
+    }
+    return _completion(service, body, Written(read.tokens[-1:], (), (), read.prompt_tokens, "length", read.text), logprobs)
+
+
+def _completion(service: Service, body: dict[str, Any], written: Written, logprobs: dict[str, Any] | None) -> dict[str, Any]:
+    choice = {"index": 0, "text": written.text, "logprobs": logprobs, "finish_reason": written.finish}
     return {
         "id": service.new_id("cmpl"),
         "object": "text_completion",
@@ -231,7 +270,8 @@ def answer(service: Service, request: Request) -> Answer:
     data = write(service, body)
     with service.lock:
         service.part(Chat).asked.append(body)
-    return Answer.of(kind, data)
+    # An echoed prompt has no log-probability at its first token, which the SDK's types leave out.
+    return Answer.of(kind, data, check=not body.get("echo"))
 
 
 @route("POST", r"/v1/chat/completions")

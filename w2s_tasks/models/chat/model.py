@@ -349,7 +349,7 @@ class W2SChat(LM):
         if plan is None:
             if self.mode == "first_token":
                 raise UserError(
-                    f"'{self.endpoint.model}' at {self.endpoint.base_url} gives no log-probabilities, which mode=first_token "
+                    f"'{self.endpoint.model}' at {self.endpoint.base_url} gives no log-probabilities, as mode=first_token "
                     "needs; mode=generated asks for the answer as text."
                 )
             log.warning("%s gives no log-probabilities: the choices are asked for as text (generated)", self.endpoint.model)

@@ -153,10 +153,11 @@ class _FailedError(Exception):
 
 def retry_after(headers: Any, now: float | None = None) -> float | None:
     """Seconds that the endpoint asks to wait (``retry-after-ms``, ``Retry-After`` in seconds or as a date), or None."""
+    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
+        with contextlib.suppress(ValueError, TypeError):
+            return max(0.0, float(headers.get(name)) / unit)
     with contextlib.suppress(ValueError, TypeError):
-        return float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(headers["retry-after"])
-    with contextlib.suppress(ValueError, TypeError, KeyError):
-        date = email.utils.parsedate_to_datetime(headers["retry-after"])
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after"))
         return max(0.0, date.timestamp() - (time.time() if now is None else now))
     return None
 
