@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from chat_support import arguments, chosen, command, evaluate, stored
+from chat_client import ask, questions
+from chat_support import arguments, chosen, evaluate, stored
 from openai_service import Service
 from openai_service.batches import Batches
 from openai_service.chat import Chat
@@ -17,7 +19,6 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.batch import split
 
 TASK = ["own_reviews"]
-QUIET: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
 CREATE = "POST /v1/batches"
 
 
@@ -83,20 +84,19 @@ def test_a_creation_whose_answer_is_lost_makes_one_batch(
     ],
 )
 def test_killed_anywhere_a_second_run_finds_the_first_batch(
-    service: Service, own_task: Path, tmp_path: Path, where: tuple[str, Any]
+    service: Service, tmp_path: Path, where: tuple[str, Any]
 ) -> None:
     held = service.faults.add(*where)
-    args = batched(service, tmp_path)
-    process = subprocess.Popen(
-        command(own_task, args, "--limit", "10"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    store = tmp_path / "store.jsonl"
+    script = str(Path(__file__).parent / "chat_client.py")
+    process = subprocess.Popen([sys.executable, script, service.base_url, str(store), "10", "batch"])
     try:
         assert held.reached.wait(60)
     finally:
         process.kill()
         process.wait()
     service.faults.clear()
-    evaluate("w2s-chat", args, TASK, own_task, limit=10)
+    ask(service.base_url, store, questions(10), batch=True)
     assert len(service.part(Batches).all) == 1
     found = [a["key"] for a in stored(tmp_path)]
     assert len(found) == len(set(found)) == len(service.part(Chat).asked) == 10

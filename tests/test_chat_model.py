@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
 import importlib
 import json
 import logging
+import threading
+import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +307,40 @@ def test_the_benchmark_counts_what_is_sent(
     assert found["same_predictions"] == 1.0
     assert found["sides"]["local-chat-completions"]["requests"] == 12
     assert found["sides"]["w2s-chat, chat"]["completion_tokens"] == 12
+
+
+def test_azure_is_asked_in_its_own_way(
+    service: Service, own_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, str | None, str | None]] = []
+
+    class Azure(http.server.BaseHTTPRequestHandler):
+        """Azure's paths and header in front of the stand-in."""
+
+        def do_POST(self) -> None:
+            asked.append((self.path, self.headers["api-key"], self.headers["Authorization"]))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            headers = {"Authorization": f"Bearer {service.key}", "Content-Type": "application/json"}
+            connection = http.client.HTTPConnection(urllib.parse.urlsplit(service.base_url).netloc)
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            data = connection.getresponse().read()
+            connection.close()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Nothing on stderr."""
+
+    monkeypatch.setenv("AZURE_OPENAI_API_KEY", "azure-key")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Azure) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AZURE_OPENAI_ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        args = {"model": "tiny", "api_version": "2024-10-21", "store": str(tmp_path / "s")}
+        results = evaluate("w2s-chat", args, TASK, own_task, limit=5)
+        server.shutdown()
+    assert set(asked) == {("/openai/deployments/tiny/chat/completions?api-version=2024-10-21", "azure-key", None)}
+    assert len(asked) == 5
+    assert results["config"]["scoring_mode"] == "first_token"

@@ -8,12 +8,14 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import pytest
+from chat_client import ask, questions
 from chat_support import arguments, command, evaluate, stored
 from openai_service import Service
 from openai_service.chat import Chat
@@ -22,7 +24,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.client import Connection
 from w2s_tasks.models.chat.store import AnswerStore
 from w2s_tasks.models.chat.transport import AdaptiveLimit, Meter, Policy, Sender, retry_after
-from w2s_tasks.models.chat.wire import Dialect, Endpoint, RefusedError, Reply, Request, Usage, Writer
+from w2s_tasks.models.chat.wire import Endpoint, RefusedError, Reply, Request, Usage
 from w2s_tasks.models.prices import TokenPrice
 
 CHAT = "POST /v1/chat/completions"
@@ -42,12 +44,6 @@ def sender(service: Service, folder: Path, meter: Meter | None = None, **policy:
     connection = Connection(endpoint, "OPENAI_API_KEY", 30)
     settings = {"backoff": 0.01, **policy}
     return Sender(connection, AnswerStore(folder / "store.jsonl"), meter or Meter(None), Policy(**settings))
-
-
-def questions(n: int, tokens: int = 1) -> list[Request]:
-    """Different requests to `tiny`."""
-    writer = Writer(Endpoint("", "tiny"), Dialect())
-    return [writer.first_token(f"Review: film {i}\nSentiment:", tokens) for i in range(n)]
 
 
 def keys(s: Sender, requests: list[Request]) -> list[str]:
@@ -197,10 +193,8 @@ PRICES = "as_of: 2026-11-01\nmodels:\n  tiny: {input: 100, output: 100}\n"
 def test_the_budget_stops_cleanly_and_a_larger_one_goes_on(service: Service, own_task: Path, tmp_path: Path) -> None:
     (tmp_path / "prices.yaml").write_text(PRICES, "utf-8")
     args = arguments(service, tmp_path, prices=str(tmp_path / "prices.yaml"), max_cost=0.06)
-    done = subprocess.run(command(own_task, args), capture_output=True, text=True, check=False)
-    assert done.returncode == 2, done.stderr
-    assert "the budget max_cost=0.06 USD is used up" in done.stderr.splitlines()[-1]
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError, match=r"the budget max_cost=0\.06 USD does not cover the next request"):
+        evaluate("w2s-chat", args, ["own_reviews"], own_task)
     first = len(service.part(Chat).asked)
     assert 0 < first == len(stored(tmp_path)) < 60
     tokens = sum(a["usage"]["prompt"] + a["usage"]["completion"] for a in stored(tmp_path))
@@ -225,27 +219,23 @@ def test_money_is_set_aside_for_requests_in_flight() -> None:
 # --- kills and keys -------------------------------------------------------------------------------------------------------
 
 
-def test_killed_in_the_middle_a_second_run_asks_only_what_is_missing(
-    service: Service, own_task: Path, tmp_path: Path
-) -> None:
+def test_killed_in_the_middle_a_second_run_asks_only_what_is_missing(service: Service, tmp_path: Path) -> None:
     held = service.faults.add(CHAT, "hang_before", skip=25, times=10**9)
-    args = arguments(service, tmp_path, num_concurrent=4)
-    process = subprocess.Popen(command(own_task, args), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    store = tmp_path / "store.jsonl"
+    script = str(Path(__file__).parent / "chat_client.py")
+    process = subprocess.Popen([sys.executable, script, service.base_url, str(store), "60"])
     try:
         assert held.reached.wait(60)
         deadline = time.monotonic() + 30
         while len(stored(tmp_path)) < 25 and time.monotonic() < deadline:
             time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
     finally:
         process.kill()
         process.wait()
     service.faults.clear()
-    assert len(stored(tmp_path)) == 25
-    before = len(service.part(Chat).asked)
-    results = evaluate("w2s-chat", args, ["own_reviews"], own_task)
-    assert len(service.part(Chat).asked) - before == 60 - 25
-    assert results["config"]["scoring"]["own_reviews"]["documents"] == 60
+    assert len(stored(tmp_path)) == len(service.part(Chat).asked) == 25
+    ask(service.base_url, store, questions(60))
+    assert len(service.part(Chat).asked) == 60
     found = [a["key"] for a in stored(tmp_path)]
     assert len(found) == len(set(found)) == 60
 
@@ -277,20 +267,15 @@ def test_the_key_is_in_no_file_and_no_output(reviewer: Path, own_task: Path, tmp
         assert done.returncode == 0, done.stderr[-2000:]
         outputs += [done.stdout, done.stderr]
         # A service that repeats the key in its refusal, and retries that run out.
+        running.faults.add(CHAT, "status", times=2, status=500, message=f"Failed for {CANARY}")
         running.faults.add(CHAT, "status", times=99, status=401, message=f"Incorrect API key provided: {CANARY}.")
         done = _run(own_task, args | {"model": "tiny", "top_logprobs": 7}, home)
         assert done.returncode == 2
         assert "does not take the key in $MY_KEY" in done.stderr
         outputs += [done.stdout, done.stderr]
-        running.faults.clear()
-        running.faults.add(CHAT, "status", times=99, status=500, message=f"Failed for {CANARY}")
-        done = _run(own_task, args | {"max_retries": 1, "top_logprobs": 6}, home)
-        assert done.returncode == 2
-        outputs += [done.stdout, done.stderr]
-    for given in ({"api_key": CANARY}, {"api_key_env": CANARY}):
-        done = _run(own_task, {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", **given}, home)
-        assert done.returncode == 2
-        outputs += [done.stdout, done.stderr]
+    done = _run(own_task, {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "api_key_env": CANARY}, home)
+    assert done.returncode == 2
+    outputs += [done.stdout, done.stderr]
     files = [p for p in home.rglob("*") if p.is_file()]
     assert any(p.name.startswith("results_") for p in files)
     assert any(p.suffix == ".jsonl" and "answers" in p.parts for p in files)
@@ -300,6 +285,11 @@ def test_the_key_is_in_no_file_and_no_output(reviewer: Path, own_task: Path, tmp
     assert results["config"]["model_args"]["api_key_env"] == "MY_KEY"
 
 
+def _interruptible() -> None:
+    """A shell starts background jobs with SIGINT ignored, and their children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_keeps_what_is_finished(service: Service, own_task: Path, tmp_path: Path) -> None:
     held = service.faults.add(CHAT, "hang_before", skip=10, times=10**9)
     process = subprocess.Popen(
@@ -307,6 +297,7 @@ def test_ctrl_c_keeps_what_is_finished(service: Service, own_task: Path, tmp_pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        preexec_fn=_interruptible,
     )
     try:
         assert held.reached.wait(60)

@@ -128,7 +128,7 @@ class ModelRef:
         if self.model == ENDPOINT_MODEL:
             # An address and a model's name; how answers are fetched, and with whose key, is no part of it.
             parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
-            parts["base_url"] = resolve_base_url(parts.get("base_url"))
+            parts["base_url"] = resolve_base_url(parts.get("base_url"), azure=bool(parts.get("api_version")))
         for key in PATH_ARGS:
             if self.args.get(key):
                 revision = str(self.args.get("revision", "main"))

@@ -163,7 +163,7 @@ class BatchSender:
             )
 
     def _check_budget(self, missing: Mapping[str, Request]) -> None:
-        estimate = sum(self.meter.estimate(r) for r in missing.values())
+        estimate = sum(self.meter.estimate(r, batch=True) for r in missing.values())
         if self.meter.max_cost is not None and self.meter.cost + estimate > self.meter.max_cost:
             raise UserError(
                 f"{len(missing)} requests would cost up to ${estimate:.4f} as a batch, more than is left of max_cost="
@@ -278,7 +278,7 @@ class BatchSender:
             return
         if reply is not None and self.store.get(key) is None:
             self.store.add(key, reply)
-            self.meter.add(reply.usage)
+            self.meter.add(reply.usage, batch=True)
 
     def _refused_line(self, status: int, body: Mapping[str, Any]) -> Reply | None:
         error = body.get("error") or {}

@@ -197,8 +197,8 @@ class W2SChat(LM):
             mode: for multiple choice: ``first_token``, ``generated``, or ``auto``, the first where the endpoint can.
             api_key_env: the NAME of the environment variable with the key; OPENAI_API_KEY (AZURE_OPENAI_API_KEY).
             api_version: of Azure's dated API; makes base_url the Azure endpoint.
-            top_logprobs: log-probabilities to ask for; by default 20 (chat) and 5 (completions), what OpenAI gives. Servers
-                of one's own often give more.
+            top_logprobs: log-probabilities to ask for; by default 20, the most that OpenAI gives (5 for completions). Other
+                servers often give more.
             answer_tokens: tokens of an answer in mode ``generated``; thousands for a model that reasons first.
             max_gen_toks: tokens of generated text where the task does not say.
             num_concurrent: the most requests in flight.
@@ -232,12 +232,12 @@ class W2SChat(LM):
         self.extra, self.answer_tokens, self.max_gen_toks = _extra(extra), int(answer_tokens), int(max_gen_toks)
         self.dialect = Dialect(
             limit="max_completion_tokens" if self.endpoint.is_openai and kind == "chat" else "max_tokens",
-            top=wire.TOP[kind] if top_logprobs is None else int(top_logprobs),
+            top=wire.default_top(self.endpoint) if top_logprobs is None else int(top_logprobs),
             temperature=bool(send_temperature),
         )
         table = price_tables.table(prices)
         self.price_date = table.as_of
-        self.meter = Meter(table.tokens(self.endpoint.model), None if max_cost is None else float(max_cost), bool(batch))
+        self.meter = Meter(table.tokens(self.endpoint.model), None if max_cost is None else float(max_cost))
         if max_cost is not None and self.meter.price is None:
             raise UserError(
                 f"max_cost needs a price, and none is known for '{model}': put it into a file (prices=FILE or "
@@ -249,6 +249,7 @@ class W2SChat(LM):
         self._batch = bool(batch)
         self._reports: dict[str, TaskReport] = {}
         self._served: set[str] = set()
+        self._without_logprobs = "its answers hold none"
 
     def _refuse(self, unknown: Mapping[str, Any]) -> None:
         for name in unknown:
@@ -286,6 +287,7 @@ class W2SChat(LM):
                 log.info("the endpoint refuses: %s; trying %s", refusal.message, dialect)
                 self.dialect = dialect
                 if dialect.top == 0 and "logprobs" in request.body:
+                    self._without_logprobs = refusal.message
                     return None
         raise UserError(f"{self.endpoint.base_url} refused {ADAPTATIONS} forms of a request; the last: {request.body}")
 
@@ -350,9 +352,13 @@ class W2SChat(LM):
             if self.mode == "first_token":
                 raise UserError(
                     f"'{self.endpoint.model}' at {self.endpoint.base_url} gives no log-probabilities, as mode=first_token "
-                    "needs; mode=generated asks for the answer as text."
+                    f"needs ({self._without_logprobs}); mode=generated asks for the answer as text."
                 )
-            log.warning("%s gives no log-probabilities: the choices are asked for as text (generated)", self.endpoint.model)
+            log.warning(
+                "'%s' gives no log-probabilities (%s): the choices are asked for as text (mode generated)",
+                self.endpoint.model,
+                self._without_logprobs,
+            )
             return None
         requests = [self._writer.first_token(d.context, n) for d, n in zip(documents, plan, strict=True)]
         replies = self._ask(requests, "first token", quiet)

@@ -83,7 +83,6 @@ class Meter:
 
     price: TokenPrice | None
     max_cost: float | None = None
-    batch: bool = False
     requests: int = 0
     prompt: int = 0
     completion: int = 0
@@ -92,14 +91,14 @@ class Meter:
     """Requests for which money is set aside."""
     _amount: float = 0.0
 
-    def estimate(self, request: Request) -> float:
+    def estimate(self, request: Request, *, batch: bool = False) -> float:
         """An upper guess of a request's cost in USD; 0 without a price."""
         if self.price is None:
             return 0.0
         body = request.body
         content = body.get("prompt") or "".join(f"{m['role']} {m['content']}\n" for m in body.get("messages", ()))
         written = body.get("max_tokens") or body.get("max_completion_tokens") or 0
-        return self.price.cost(int(len(content) / CHARACTERS_A_TOKEN) + 8, int(written), batch=self.batch)
+        return self.price.cost(int(len(content) / CHARACTERS_A_TOKEN) + 8, int(written), batch=batch)
 
     def reserve(self, amount: float) -> bool:
         """Set the amount aside, or tell that it does not fit into the budget."""
@@ -114,13 +113,13 @@ class Meter:
         self.reserved -= 1
         self._amount = self._amount - amount if self.reserved else 0.0
 
-    def add(self, usage: Usage) -> None:
+    def add(self, usage: Usage, *, batch: bool = False) -> None:
         """Count an answer."""
         self.requests += 1
         self.prompt += usage.prompt
         self.completion += usage.completion
         if self.price is not None:
-            self.cost += self.price.cost(usage.prompt, usage.completion, cached=usage.cached, batch=self.batch)
+            self.cost += self.price.cost(usage.prompt, usage.completion, cached=usage.cached, batch=batch)
 
     def __str__(self) -> str:
         money = f", ${self.cost:.4f}" if self.price is not None else ""
@@ -285,8 +284,9 @@ class Sender:
 
     def _over_budget(self, missing: int, total: int) -> UserError:
         return UserError(
-            f"the budget max_cost={self.meter.max_cost} USD is used up: {self.meter} in this run; {total - missing} of the "
-            f"{total} missing answers are stored now. Run again with a higher max_cost: what is stored is not asked again."
+            f"the budget max_cost={self.meter.max_cost} USD does not cover the next request: {self.meter} in this run; "
+            f"{total - missing} of the {total} missing answers are stored now. Run again with a higher max_cost: what is "
+            "stored is not asked again."
         )
 
     async def _once(self, client: openai.AsyncOpenAI, request: Request) -> Reply:

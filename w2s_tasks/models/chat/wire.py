@@ -20,8 +20,6 @@ from w2s_tasks.models.chat.choices import Position
 OPENAI = "https://api.openai.com/v1"
 Kind = Literal["chat", "completions"]
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
-TOP: dict[str, int] = {"chat": 20, "completions": 5}
-"""The most log-probabilities that OpenAI gives at a position."""
 MAX_STOPS = 4
 
 
@@ -110,13 +108,21 @@ class Dialect:
     temperature: bool = True
 
 
-def resolve_base_url(given: str | None) -> str:
-    """The address to ask: `given`, else ``$OPENAI_BASE_URL``, else OpenAI's; a full path of a method is cut back.
+def default_top(endpoint: Endpoint) -> int:
+    """How many log-probabilities to ask for: the most that OpenAI gives at a position."""
+    return 5 if endpoint.is_openai and endpoint.kind == "completions" else 20
+
+
+def resolve_base_url(given: str | None, *, azure: bool = False) -> str:
+    """The address to ask; a full path of a method is cut back.
+
+    Without `given` it is ``$OPENAI_BASE_URL`` or OpenAI's own; for Azure's dated API ``$AZURE_OPENAI_ENDPOINT``.
 
     Raises:
         UserError: no http(s) address, or one that carries a password or a query.
     """
-    url = (given or os.environ.get("OPENAI_BASE_URL") or OPENAI).strip().rstrip("/")
+    usual = os.environ.get("AZURE_OPENAI_ENDPOINT", "") if azure else os.environ.get("OPENAI_BASE_URL") or OPENAI
+    url = (given or usual).strip().rstrip("/")
     for path in PATHS.values():
         url = url.removesuffix(path)
     parts = urllib.parse.urlsplit(url)
