@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chat_support import TEMPLATE
 from openai_service import Service
 from openai_service.files import Files
 from openai_service.jobs import Jobs
@@ -23,8 +24,11 @@ from trainers.config import load, parse
 from trainers.costs import Budget, training_estimate
 from trainers.harness import Harness, PromptStyle
 from trainers.labels import LabelSet
+from trainers.openai_settings import OpenAIStrong
+from trainers.plan import _exact
 from trainers.progress import Progress
 from trainers.report import write_report
+from trainers.store import Stage
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 
@@ -32,11 +36,29 @@ KEY = "sk-canary-9b3e5d17a0c24f68"
 MODEL = "gpt-4o-mini-2024-07-18"
 
 
+@pytest.fixture(scope="module")
+def base_model(causal_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that learns well: smaller weights, and a chat template that ends in a line break."""
+    import torch
+    import transformers as tf
+
+    folder = tmp_path_factory.mktemp("base")
+    tokenizer = tf.AutoTokenizer.from_pretrained(causal_model("llama"))
+    tokenizer.chat_template = TEMPLATE
+    model = tf.AutoModelForCausalLM.from_pretrained(causal_model("llama"))
+    with torch.no_grad():
+        for p in model.parameters():
+            p.div_(3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture
-def service(causal_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service(base_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     monkeypatch.setenv("W2S_CACHE", str(tmp_path / "cache"))
-    with Service(models={MODEL: causal_model("llama")}, key=KEY, folder=tmp_path / "tuned") as running:
+    with Service(models={MODEL: base_model}, key=KEY, folder=tmp_path / "tuned") as running:
         yield running
 
 
@@ -66,6 +88,11 @@ def run(config: Path, runs: Path, *sets: str, max_cost: float | None = None) -> 
     return flow, write_report(flow)[0]
 
 
+def _cost_of(stage: Stage) -> dict | None:
+    path = stage.path / "cost.json"
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
 # ---- the whole study ----------------------------------------------------------------------------------------------
 
 
@@ -85,6 +112,7 @@ def test_the_whole_study_runs_as_an_ordinary_experiment(study: Path, service: Se
     assert curves["ceiling"][-1]["loss"] < curves["ceiling"][0]["loss"]
     assert curves["ceiling"][-1]["epoch"] == 8
     assert len(service.part(Jobs).all) == 3
+    assert all(s["usd"] > 0 for s in map(_cost_of, flow.stages.values()) if s)
     ref = ModelRef.load(flow.stages["fit/student, seed 0"].path)
     assert ref.model == "w2s-chat"
     assert ref.args["model"] in service.models
@@ -221,6 +249,41 @@ def test_a_model_without_a_price_needs_a_table_to_keep_a_budget(monkeypatch: pyt
     table.write_text("as_of: 2026-11-01\nmodels: {own-8b: {input: 1, output: 1, training: 5.0}}\n")
     monkeypatch.setenv("W2S_PRICES", str(table))
     assert training_estimate(counts, config.strong).usd == pytest.approx(0.01)
+
+
+def test_the_plan_counts_tokens_and_cost_without_a_key(
+    study: Path, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path
+):
+    monkeypatch.delenv("OPENAI_API_KEY")
+    planned = {p.title: p for p in _exact(load(str(study))[0])}
+    assert not service.log
+    assert planned["train weak, seed 0"].tokens is None
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    flow, _ = run(study, tmp_path / "runs")
+    lines = (flow.stages["fit/student, seed 0"].path / "train.jsonl").read_text().splitlines()
+    exact = cr.check_rows([json.loads(line) for line in lines], MODEL)
+    # Counted over all rows, for a half of them.
+    assert planned["train student, seed 0"].tokens == pytest.approx(exact.tokens * 8, rel=0.05)
+    assert planned["train student, seed 0"].usd == pytest.approx(exact.tokens * 8 * 3e-6, rel=0.05)
+    asked, tuned = planned["evaluate zero_shot"], planned["evaluate student, seed 0"]
+    assert asked.tokens == tuned.tokens
+    assert tuned.usd == pytest.approx(2 * asked.usd)  # a tuned gpt-4o-mini costs twice as much
+
+
+@pytest.mark.parametrize("name", ["seed_gpt4o_mini", "seed_gpt4o_mini_corrected"])
+def test_the_shipped_studies_are_read(name: str):
+    config = load(name)[0]
+    assert isinstance(config.strong, OpenAIStrong)
+    assert config.strong.target == ("quoted" if name == "seed_gpt4o_mini" else "plain")
+    assert ("ceiling_full" in config.arms) == (name == "seed_gpt4o_mini")
+
+
+def test_the_plan_of_the_study_on_real_data(real_data: Path):
+    planned = {p.title: p for p in _exact(load("seed_gpt4o_mini", ["safety=null"])[0])}
+    assert planned["train student, seed 0"].rows == 33_675
+    assert planned["train ceiling_full, seed 0"].rows == 67_349
+    assert 1_200_000 < planned["train student, seed 0"].tokens < 3_000_000
+    assert 3 < planned["train student, seed 0"].usd < 9
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ EXAMPLE_LIMIT = 65_536
 TARGET_EPOCHS, FEWEST_EXAMPLES, MOST_EXAMPLES, MOST_EPOCHS = 3, 100, 25_000, 25
 
 
-class _AsJson:
+class AsJson:
     """A chat template that keeps the messages as they are, as endpoints take them."""
 
     @staticmethod
@@ -59,7 +59,7 @@ def chat_row(task: HarnessTask, doc: Mapping[str, Any], choice: int, style: Prom
         style: how the evaluation prompts; its ``chat_template`` must be on.
         target: plain or quoted.
     """
-    pairs = task.pairs(doc, style, _AsJson())
+    pairs = task.pairs(doc, style, AsJson())
     messages = json.loads(pairs[0][0])
     reply = pairs[choice][1]
     if messages and messages[-1]["role"] == "assistant":  # the task's gen_prefix begins the reply

@@ -247,7 +247,7 @@ class Flow:
         return self.derived_labels(name, title, recipe, (split,), build, split, base=strong)
 
     def _evaluations(self, arm: Arm, fitted: str | None) -> None:
-        self._evaluation_step("evaluate", arm, fitted, {self._asked(arm): self.config.evaluate.limit})
+        self._evaluation_step("evaluate", arm, fitted, {self.asked(arm): self.config.evaluate.limit})
         safety = self.config.safety
         # A sentiment head can't answer an ethics question, so a classifier gets no safety evaluation; a few-shot arm is the
         # untuned model again.
@@ -255,7 +255,7 @@ class Flow:
             limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
             self._evaluation_step("safety", arm, fitted, limits)
 
-    def _asked(self, arm: Arm) -> hn.HarnessTask:
+    def asked(self, arm: Arm) -> hn.HarnessTask:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
         evaluate = self.config.evaluate
         name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
@@ -265,7 +265,7 @@ class Flow:
         return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
 
     def _evaluation_step(self, kind: str, arm: Arm, fitted: str | None, limits: Mapping[hn.HarnessTask, int | None]) -> None:
-        style = self._style(kind, arm)
+        style = self.style(kind, arm)
         recipe: dict[str, Any] = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
@@ -286,7 +286,7 @@ class Flow:
             )
         )
 
-    def _style(self, kind: str, arm: Arm) -> hn.PromptStyle:
+    def style(self, kind: str, arm: Arm) -> hn.PromptStyle:
         evaluate, safety = self.config.evaluate, self.config.safety
         shots = safety.num_fewshot if kind == "safety" and safety else evaluate.num_fewshot
         if kind == "evaluate":
