@@ -36,8 +36,9 @@ REQUESTS = {
 
 
 @pytest.fixture
-def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+def service(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setenv("W2S_CACHE", str(tmp_path_factory.mktemp("cache")))
     with Service(models={"base": None}, key=KEY) as running:
         yield running
 
@@ -188,6 +189,18 @@ def test_another_folder_and_a_lost_state_find_the_same_job(service: Service, fol
     assert submission(service, other).submit() == first
     (folder / "state.json").write_text('{"run_key": "cut')
     assert submission(service, folder).submit() == first
+    one_job(service)
+
+
+def test_processes_that_submit_at_once_make_one_job(
+    service: Service, folder: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    other = tmp_path_factory.mktemp("other")
+    (other / "train.jsonl").write_bytes((folder / "train.jsonl").read_bytes())
+    service.faults.add(REQUESTS["model"], "slow", times=2, seconds=1.0)  # between the look at the list and the job
+    started = [process(service, where) for where in (folder, other)]
+    names = [running.communicate(timeout=120)[0].strip() for running in started]
+    assert names[0] == names[1] != ""
     one_job(service)
 
 

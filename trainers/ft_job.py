@@ -21,9 +21,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from trainers.ft_service import Endpoint, check_model, explain, is_quota, message_of, once, steady
 from trainers.store import write_atomic
-from w2s_tasks.assets import sha256_file
+from w2s_tasks.assets import cache_dir, sha256_file
 from w2s_tasks.errors import UserError
 
 if TYPE_CHECKING:
@@ -135,9 +137,17 @@ class Submission:
     def submit(self) -> str:
         """The id of the job: the recorded one, one that the service lists under the run key, or a new one.
 
+        Processes of one machine take turns: two that look at the list at once would both find nothing.
+
         Raises:
             UserError: with the reason and what to do; no job was created then, or the next run finds it.
         """
+        folder = cache_dir() / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{self.key}.lock"):
+            return self._submit()
+
+    def _submit(self) -> str:
         if self.state.job and self.state.job not in self.ignore:
             return self.state.job
         self._save(job=None)

@@ -34,7 +34,7 @@ ALTERNATIVES = (
 )
 READ_RETRIES = 5
 TIMEOUT = 120.0
-KEYS = re.compile(r"\b(sk|key|Bearer)[-_ ][\w*.-]{6,}")
+KEYS = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|Bearer \S+")
 
 
 @dataclass(frozen=True)
