@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.server
 import itertools
 import json
@@ -42,6 +43,11 @@ class ApiError(Exception):
         self.body = {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
+# Both are slow to make, and every request needs them.
+_hints = functools.cache(typing.get_type_hints)
+_adapter: Callable[[Any], pydantic.TypeAdapter[Any]] = functools.cache(pydantic.TypeAdapter)
+
+
 def _unknown_fields(kind: Any, value: Any, path: str = "") -> list[str]:
     """Fields of a request that the SDK's typed dictionaries don't have, at any depth."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -50,7 +56,7 @@ def _unknown_fields(kind: Any, value: Any, path: str = "") -> list[str]:
     if typing.is_typeddict(kind) or hasattr(kind, "__required_keys__"):
         if not isinstance(value, Mapping):
             return []
-        hints = typing.get_type_hints(kind)
+        hints = _hints(kind)
         found = [f"{path}{key}" for key in value if key not in hints]
         return found + [f for key in value if key in hints for f in _unknown_fields(hints[key], value[key], f"{path}{key}.")]
     if isinstance(value, list) and arguments:
@@ -92,7 +98,7 @@ class Request:
             raise ApiError(400, f"Unknown parameter: '{unknown[0]}'.", "unknown_parameter", param=unknown[0])
         try:
             # Iterables are checked lazily by pydantic, so the checked copy is not what is returned.
-            pydantic.TypeAdapter(params).validate_python(body)
+            _adapter(params).validate_python(body)
         except pydantic.ValidationError as error:
             first = error.errors()[0]
             param = ".".join(map(str, first["loc"]))

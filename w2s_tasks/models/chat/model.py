@@ -226,7 +226,10 @@ class W2SChat(LM):
         )
         self.mode = _one_of("mode", mode, MODES)
         self.endpoint = Endpoint(
-            wire.resolve_base_url(base_url), str(model), kind, str(api_version) if api_version else None
+            wire.resolve_base_url(base_url, azure=bool(api_version)),
+            str(model),
+            kind,
+            str(api_version) if api_version else None,
         )
         self.connection = Connection(self.endpoint, api_key_env or default_variable(api_version), float(timeout))
         self.extra, self.answer_tokens, self.max_gen_toks = _extra(extra), int(answer_tokens), int(max_gen_toks)
