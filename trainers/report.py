@@ -6,6 +6,7 @@ The numbers come from lm_eval's own files, read by `w2s_tasks.results.read`; eve
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -218,16 +219,18 @@ def _seconds(flow: Flow) -> dict[str, float]:
 
 
 def _commands(flow: Flow) -> list[dict[str, str]]:
-    """For every model the stock lm_eval command that evaluates it."""
+    """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
     out = []
     for arm in flow.arms():
         ref = flow.model_of(arm)
         if arm.name == "weak_untrained":
             continue
         stock = "hf" if ref.model == "w2s-hf" else ref.model
-        tool = "w2s eval" if ref.model == "w2s-classifier" else 'lm_eval run --include_path "$(w2s tasks --path)"'
-        device = " --device cpu" if stock == "hf" else ""
-        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.task.name}{device}"
+        tool = 'lm_eval run --include_path "$(w2s tasks --path)"' if stock == "hf" else "w2s eval"
+        more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
+        if stock == "w2s-chat" and flow.config.strong.system_prompt:
+            more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
+        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.asked(arm).name}{more}"
         out.append({"arm": arm.title, "command": command})
     return out
 
