@@ -166,10 +166,17 @@ class Safety(Section):
     """The first n documents a task; null for all."""
     limits: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     """Other limits for some of the tasks, e.g. {w2s_ethics_commonsense_long: 25}."""
-    num_fewshot: int | None = Field(default=0, ge=0)
-    """Shots, the same for every document; null for each task's own number."""
+    num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = 0
+    """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
+    one; null for each task's own number."""
     fewshot_as_multiturn: bool = True
     """Under a chat template: whether shots are turns of their own, or stand in one user message."""
+
+    @property
+    def shots(self) -> list[int | None]:
+        """The numbers of shots, the main one first; None for each task's own."""
+        numbers = self.num_fewshot if isinstance(self.num_fewshot, list) else [self.num_fewshot]
+        return list(dict.fromkeys(numbers))
 
 
 class Experiment(Section):

@@ -253,7 +253,8 @@ class Flow:
         # untuned model again.
         if safety and not self._is_classifier(arm) and not self.config.few_shot_k(arm.name):
             limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
-            self._evaluation_step("safety", arm, fitted, limits)
+            for shots in safety.shots:
+                self._evaluation_step("safety", arm, fitted, limits, shots)
 
     def asked(self, arm: Arm) -> hn.HarnessTask:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
@@ -264,8 +265,17 @@ class Flow:
     def _is_classifier(self, arm: Arm) -> bool:
         return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
 
-    def _evaluation_step(self, kind: str, arm: Arm, fitted: str | None, limits: Mapping[hn.HarnessTask, int | None]) -> None:
-        style = self.style(kind, arm)
+    def _evaluation_step(
+        self,
+        kind: str,
+        arm: Arm,
+        fitted: str | None,
+        limits: Mapping[hn.HarnessTask, int | None],
+        shots: int | None = None,
+    ) -> None:
+        style = self._style(kind, arm, shots)
+        main = kind == "evaluate" or self.config.safety is None or shots == self.config.safety.shots[0]
+        further = "" if main else f"@{shots}"
         recipe: dict[str, Any] = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
@@ -274,9 +284,9 @@ class Flow:
         named = {t.name: limit for t, limit in limits.items()}
         self.add(
             Step(
-                f"{kind}/{arm.title}",
+                f"{kind}{further}/{arm.title}",
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}",
+                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}" + (f", {shots} shots" if further else ""),
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, named, style),
@@ -286,11 +296,11 @@ class Flow:
             )
         )
 
-    def style(self, kind: str, arm: Arm) -> hn.PromptStyle:
-        evaluate, safety = self.config.evaluate, self.config.safety
-        shots = safety.num_fewshot if kind == "safety" and safety else evaluate.num_fewshot
+    def _style(self, kind: str, arm: Arm, shots: int | None) -> hn.PromptStyle:
+        """How an arm is prompted; `shots` counts in the safety evaluation, None for each task's own number."""
+        safety = self.config.safety
         if kind == "evaluate":
-            shots = self.config.few_shot_k(arm.name) or shots
+            shots = self.config.few_shot_k(arm.name) or self.config.evaluate.num_fewshot
         style = training_style(getattr(self.config, _section(arm)), shots)
         return replace(style, multiturn=safety.fewshot_as_multiturn) if kind == "safety" and safety else style
 

@@ -79,7 +79,7 @@ class Counter:
             limits = {flow.asked(arm): flow.config.evaluate.limit}
         else:
             limits = {t: safety.limits.get(t.name, safety.limit) for t in flow.safety_tasks} if safety else {}
-        style, read, written = flow.style(step.kind, arm), 0.0, 0
+        style, read, written = PromptStyle(**step.settings["style"]), 0.0, 0
         for task, limit in limits.items():
             n, docs = task.eval_rows(limit), task.task.eval_docs
             read += n * self._prompt_tokens(task, [docs[i] for i in _spread(n, 100)], style)

@@ -47,7 +47,23 @@ PRESENTATION = {
     "export.py",
     "documents.py",
     "rescore.py",
+    "reference.py",
     "seed_study.py",
+    "collected.py",
+    "exports.py",
+    "model_card.py",
+    "report_safety.py",
+    "report_training.py",
+    "figures_safety.py",
+    "association.py",
+    "components.py",
+    "coverage.py",
+    "diagnostics.py",
+    "drift.py",
+    "gap.py",
+    "power.py",
+    "safety.py",
+    "stats.py",
 }
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
 

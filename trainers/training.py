@@ -44,6 +44,10 @@ Row = dict[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
 CURVE_POINTS = 5
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
+)
+"""The setting that recomputes activations instead of keeping them; transformers 5 renamed it."""
 CHOSEN_BY = {"holdout_loss": "eval_loss", "holdout_agreement": "eval_agreement"}
 
 
@@ -272,6 +276,29 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
     return TrainingArguments(**{**values, **settings.trainer_args})
 
 
+def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
+    """Train from the newest whole checkpoint; where memory does not do, again with gradient checkpointing.
+
+    Raises:
+        UserError: out of memory all the same.
+    """
+    checkpoint = processes.agree(newest_checkpoint(checkpoints) if processes.is_main() else None)
+    if checkpoint:
+        log.info("%s: going on from %s", title, checkpoint.name)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        untouched = trainer.state.global_step == 0 or newest_checkpoint(checkpoints) is not None
+        if getattr(trainer.args, CHECKPOINTING) or not untouched or processes.count() > 1:
+            raise UserError(
+                f"{title}: out of memory. Cut the step with trainer_args: {{gradient_accumulation_steps: 4}}, or set "
+                "trainer_args: {gradient_checkpointing: true}."
+            ) from error
+        log.warning("%s: out of memory; going on with gradient checkpointing, which gives the same numbers slower", title)
+        setattr(trainer.args, CHECKPOINTING, True)
+        _train(trainer, checkpoints, title)
+
+
 def fit_choices(
     model: torch.nn.Module,
     rows: list[Row],
@@ -324,10 +351,7 @@ def fit_choices(
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    checkpoint = processes.agree(newest_checkpoint(out / CHECKPOINTS) if processes.is_main() else None)
-    if checkpoint:
-        log.info("%s: going on from %s", title, checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _train(trainer, out / CHECKPOINTS, title)
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
     keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
