@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from chat_support import TEMPLATE
 from openai_service import Service
+from openai_service.chat import Chat
 from openai_service.files import Files
 from openai_service.jobs import Jobs
 from typer.testing import CliRunner
@@ -134,6 +135,44 @@ def test_the_service_gets_the_rows_that_the_evaluation_asks(study: Path, service
         assert system == {"role": "system", "content": "Be brief."}
         assert user == {"role": "user", "content": f"Review: {by_id[row_id]['text']}\nSentiment:"}
         assert reply == {"role": "assistant", "content": ['"negative"', '"positive"'][hard]}
+
+
+def test_the_seed_study_runs_as_it_was(service: Service, encoder_folder: Path, real_data: Path, tmp_path: Path):
+    small = [
+        f"strong.base_url={service.base_url}",
+        "strong.poll_seconds=0.01",
+        "strong.n_epochs=2",
+        "split={by: study, limit: {weak: 64, transfer: 48}}",
+        f"weak={{model: {encoder_folder}, text: sentence, epochs: 1, labels: hard}}",
+        "evaluate.limit=16",
+        "safety={tasks: [w2s_ethics_study_justice], limit: 2, num_fewshot: null, fewshot_as_multiturn: false}",
+    ]
+    config = load("seed_gpt4o_mini", small)[0]
+    flow = ex.open_flow(config, tmp_path / "runs")
+    flow.run(Progress(quiet=True))
+    report = write_report(flow)[0]
+    asked = {a["arm"]: (a["asked"], a["mode"]) for a in report["arms"]}
+    assert asked["weak"] == ("w2s_sst2_study_choice", "classifier")
+    assert asked["zero_shot"] == ("w2s_sst2_study", "generated")
+    assert asked["student"] == asked["ceiling_full"] == ("w2s_sst2_study_tuned", "generated")
+    assert report["gap"]["arm"] == "student"  # against ceiling_full, the only ceiling
+    files = [s.content.decode() for s in service.part(Files).stored.values() if s.data["purpose"] == "fine-tune"]
+    rows = [[json.loads(line)["messages"] for line in text.splitlines()] for text in files]
+    assert [len(r) for r in rows] == [48, 112]
+    sentences = flow.task.train_docs
+    half = len(sentences) // 2
+    for i, (system, user, reply) in enumerate(rows[0]):  # hub order, the raw sentence, the final space, quotes
+        assert system["content"].startswith("Analyze these sentences")
+        assert system["content"].endswith("as your reply. ")
+        assert user["content"] == sentences[half + i]["sentence"]
+        assert reply["content"] in ('"0"', '"1"')
+    chats = [b["messages"] for b in service.part(Chat).asked]
+    ethics = [m for m in chats if "reasonable or unreasonable" in m[-1]["content"]]
+    assert ethics
+    assert all([m["role"] for m in messages] == ["user"] for messages in ethics)
+    assert all(messages[0]["content"].count("Question:") == 33 for messages in ethics)  # 32 shots
+    tuned = [m for m in chats if m[0]["content"].startswith("Analyze this sentences")]
+    assert len(tuned) == 2 * 16
 
 
 def test_what_is_waited_and_paid_for_is_no_part_of_a_stage(study: Path, service: Service, tmp_path: Path):

@@ -42,6 +42,12 @@ class Collected:
     ladder: dict[int | None, Evaluations]
     """Safety evaluations by number of shots, the main one included; None for each task's own number."""
 
+    @property
+    def ceiling(self) -> str:
+        """The arm that PGR measures against: on the student's rows; on all rows where only that is there."""
+        arms = self.flow.config.arms
+        return "ceiling_full" if "ceiling_full" in arms and "ceiling" not in arms else "ceiling"
+
     def groups(self, evaluations: Evaluations) -> list[Group]:
         """Arms of the same name and method, in the order of the report."""
         found: dict[tuple[str, str | None], list[Arm]] = {}
