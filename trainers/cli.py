@@ -101,7 +101,7 @@ def run(
     assignments: Set = None,
     if_exists: Annotated[IfExists, typer.Option("--if-exists", help="What to do about finished work.")] = IfExists.resume,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="Stop before spending more (USD); local runs cost nothing.")
+        float | None, typer.Option("--max-cost", help="USD that services may cost in all; local runs cost nothing.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
@@ -125,7 +125,7 @@ def run(
     from trainers.tables import show
 
     with _interruptible():
-        flow = open_flow(experiment, runs_dir)
+        flow = open_flow(experiment, runs_dir, max_cost)
         flow.run(Progress(quiet))
         if not processes.is_main():
             return
@@ -290,7 +290,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
     task: Annotated[str, typer.Option(help="A trainable multiple_choice task.")],
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")],
-    trainer: Annotated[str, typer.Option(help="lora or classifier.")] = "lora",
+    trainer: Annotated[str, typer.Option(help="lora, classifier or openai.")] = "lora",
     labels: Annotated[Path | None, typer.Option(help="A label set; without it the gold labels.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first n rows.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set lr=1e-3 (repeatable).")] = None,

@@ -39,8 +39,14 @@ class Collected:
     flow: Flow
     training: Evaluations
     safety: Evaluations
-    ladder: dict[int, Evaluations]
-    """Safety evaluations by number of shots, the main one included."""
+    ladder: dict[int | None, Evaluations]
+    """Safety evaluations by number of shots, the main one included; None for each task's own number."""
+
+    @property
+    def ceiling(self) -> str:
+        """The arm that PGR measures against: on the student's rows; on all rows where only that is there."""
+        arms = self.flow.config.arms
+        return "ceiling_full" if "ceiling_full" in arms and "ceiling" not in arms else "ceiling"
 
     def groups(self, evaluations: Evaluations) -> list[Group]:
         """Arms of the same name and method, in the order of the report."""
@@ -62,9 +68,7 @@ class Collected:
 
     def mode(self, arm: Arm, scores: TaskScores) -> str:
         """How answers were scored."""
-        if scores.generated:
-            return "generated"
-        return getattr(scores, "mode", None) or MODES.get(self.flow.model_of(arm).model, "loglikelihood")
+        return "generated" if scores.generated else scores.mode or MODES.get(self.flow.model_of(arm).model, "loglikelihood")
 
 
 def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[list[Any], list[Any]]:
@@ -84,8 +88,9 @@ def parts_of(scores: Scores) -> list[tuple[str, bool, list[str]]]:
     return [(*key, tasks) for key, tasks in sorted(found.items(), key=lambda item: (item[0][1], item[0][0] == "hard"))]
 
 
-def _shots(settings: dict[str, Any]) -> int:
-    return int(settings["style"]["num_fewshot"])
+def _shots(settings: dict[str, Any]) -> int | None:
+    shots: int | None = settings["style"]["num_fewshot"]
+    return shots
 
 
 def collect(flow: Flow) -> Collected:
@@ -95,8 +100,8 @@ def collect(flow: Flow) -> Collected:
         UserError: a file that is missing or not whole.
     """
     training: Evaluations = {}
-    ladder: dict[int, Evaluations] = {}
-    main: int | None = None
+    ladder: dict[int | None, Evaluations] = {}
+    main = flow.config.safety.shots[0] if flow.config.safety else None
     for name, step in flow.steps.items():
         if step.arm is None or step.kind not in ("evaluate", "safety"):
             continue
@@ -105,6 +110,6 @@ def collect(flow: Flow) -> Collected:
             # A task that asks the training task's documents another way stands in for it.
             training[step.arm] = {flow.task.name: next(iter(scores.values()))}
         else:
-            main = _shots(step.settings) if main is None else main
             ladder.setdefault(_shots(step.settings), {})[step.arm] = scores
-    return Collected(flow, training, ladder.get(main, {}) if main is not None else {}, dict(sorted(ladder.items())))
+    by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
+    return Collected(flow, training, ladder.get(main, {}), by_shots)

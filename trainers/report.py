@@ -17,9 +17,10 @@ import yaml
 
 from trainers import report_safety as safe
 from trainers import report_training as trained
-from trainers.collected import Collected, collect
+from trainers.collected import collect
 from trainers.config import Experiment
 from trainers.experiment import Flow
+from trainers.openai_settings import OpenAIStrong
 from trainers.store import MANIFEST, Stage, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
@@ -43,9 +44,9 @@ def _stages_folder(flow: Flow) -> str:
     return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
 
 
-def _commands(found: Collected) -> list[dict[str, str]]:
+def _commands(flow: Flow) -> list[dict[str, str]]:
     """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
-    flow, out = found.flow, []
+    out = []
     for arm in flow.arms():
         ref = flow.model_of(arm)
         if arm.name == "weak_untrained":
@@ -53,10 +54,9 @@ def _commands(found: Collected) -> list[dict[str, str]]:
         stock = "hf" if ref.model == "w2s-hf" else ref.model
         tool = 'lm_eval run --include_path "$(w2s tasks --path)"' if stock == "hf" else "w2s eval"
         more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
-        if stock == "w2s-chat" and flow.config.strong.system_prompt:
+        if stock == "w2s-chat" and isinstance(flow.config.strong, OpenAIStrong) and flow.config.strong.system_prompt:
             more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
-        asked = found.training[arm][flow.task.name].task
-        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {asked}{more}"
+        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.asked(arm).name}{more}"
         out.append({"arm": arm.title, "command": command})
     return out
 
@@ -146,7 +146,7 @@ def build_report(flow: Flow) -> dict[str, Any]:
         "stages_folder": _stages_folder(flow),
         "stages": {name: stage.path.name for name, stage in flow.stages.items()},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in flow.stages.items()},
-        "commands": _commands(found),
+        "commands": _commands(flow),
         "costs_usd": _costs(flow),
         "command": f"w2s run {flow.folder / CONFIG}",
         "config": config.model_dump(),

@@ -79,10 +79,10 @@ def _gap_entry(group: Group, seeds: list[int], gap: Gap) -> Entry:
 
 def gap_entries(found: Collected) -> list[Entry]:
     """PGR of every student, then of the untuned model and the controls, which tell how much of it needs no teacher."""
-    weak, ceiling = (found.group(found.training, name) for name in ("weak", "ceiling"))
+    weak, ceiling = (found.group(found.training, name) for name in ("weak", found.ceiling))
     if weak is None or ceiling is None:
         return []
-    groups = [g for g in found.groups(found.training) if g.name not in ("ceiling", "weak", "weak_untrained")]
+    groups = [g for g in found.groups(found.training) if g.name not in (found.ceiling, "weak", "weak_untrained")]
     like, seeds = _of(found, ceiling)[0], list(found.flow.config.seeds)
     entries = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
@@ -129,14 +129,15 @@ def curve_entries(flow: Flow) -> list[Entry]:
 def diagnostic_entries(found: Collected) -> list[Entry]:
     """Every arm of the strong model against the weak supervisor of its seed, on the evaluation rows."""
     task = found.flow.task.name
-    weak, ceiling = ({a.seed: s[task] for a, s in found.training.items() if a.name == name} for name in ("weak", "ceiling"))
+    names = ("weak", found.ceiling)
+    weak, ceiling = ({a.seed: s[task] for a, s in found.training.items() if a.name == name} for name in names)
     first = found.flow.config.seeds[0]
     entries = []
     for arm in found.flow.arms():
         if arm.name.startswith("weak"):
             continue
         seed = first if arm.seed is None else arm.seed
-        diagnosis = diagnose(found.training[arm][task], weak[seed], None if arm.name == "ceiling" else ceiling.get(seed))
+        diagnosis = diagnose(found.training[arm][task], weak[seed], None if arm.name == found.ceiling else ceiling.get(seed))
         if diagnosis is not None:
             entries.append({"arm": arm.name, "method": arm.method, "seed": arm.seed, **asdict(diagnosis)})
     return entries

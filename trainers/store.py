@@ -42,6 +42,7 @@ PRESENTATION = {
     "doctor.py",
     "validate.py",
     "plan.py",
+    "plan_costs.py",
     "sweep.py",
     "export.py",
     "documents.py",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,8 @@ class TaskScores:
     generated: bool = False
     unparsed: float = 0.0
     parsed: Array | None = None
+    mode: str | None = None
+    """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
 
     @property
     def choices(self) -> int:
@@ -194,5 +196,6 @@ def read_evaluation(folder: Path) -> dict[str, TaskScores]:
         if len(rows) != expected:
             raise UserError(f"{path}: {len(rows)} rows, the result file counts {expected}; the evaluation is not whole.")
         values, errors = _metric_values(data["results"][task])
-        scores[task] = _reader(config, rows)(task, rows, values, errors)
+        mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
+        scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)
     return scores
