@@ -163,6 +163,7 @@ def test_p_and_interval_tell_the_same():
     assert p_value(float(critical(seeds, rows, 2, 299)), seeds, rows, 2, 299) == pytest.approx(0.05, rel=1e-6)
     assert (found.p < 0.05) == (found.low > 0)
     assert p_value(0.0, seeds, rows, 2, 299) == 1
+    assert p_value(1e-16, seeds, rows, 2, 299) == 1  # a difference of rounding errors
 
 
 def test_mean_accuracy_over_seeds_is_wider_than_over_rows_alone():

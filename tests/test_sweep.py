@@ -17,6 +17,7 @@ from trainers import harness as hn
 from trainers import sweep as sw
 from trainers.cli import app, main
 from trainers.config import load
+from trainers.costs import Budget
 from trainers.experiment import open_flow
 from trainers.progress import Progress
 from trainers.report import recomputed
@@ -218,8 +219,9 @@ def test_two_shards_at_once_build_each_stage_once_and_a_killed_one_is_taken_over
 def test_many_finished_cells_are_looked_through_without_hashing_stages_or_loading_models(
     experiment_file: Path, tmp_path: Path, monkeypatch
 ):
-    grid = [f"weak.warmup={','.join(f'0.{k}' for k in range(1, 3))}", "seed=0"]
-    _sweep(experiment_file, tmp_path / "runs", grid)
+    grid = ["weak.warmup=0.1,0.2", "seed=0"]
+    sets = [*SETS, "safety={tasks: [w2s_ethics_probe], limit: 4}"]
+    _sweep(experiment_file, tmp_path / "runs", grid, sets)
     hashed: list[str] = []
     from trainers import store
     from w2s_tasks.models import ref
@@ -232,11 +234,11 @@ def test_many_finished_cells_are_looked_through_without_hashing_stages_or_loadin
     loaded: list[str] = []
     load_task = hn.Harness._load
     monkeypatch.setattr(hn.Harness, "_load", lambda self, name: loaded.append(name) or load_task(self, name))
-    _, outcomes = _sweep(experiment_file, tmp_path / "runs", grid)
+    _, outcomes = _sweep(experiment_file, tmp_path / "runs", grid, sets)
     assert [o["status"] for o in outcomes] == ["done", "done"]
     assert not hashed
     assert len(asked) == 2  # weak and strong, once for all cells
-    assert loaded == ["own_reviews"]
+    assert loaded == ["own_reviews", "w2s_ethics_probe"]
 
 
 def test_a_cells_report_can_be_formed_anew_from_the_shared_stages(experiment_file: Path, tmp_path: Path):
@@ -247,3 +249,18 @@ def test_a_cells_report_can_be_formed_anew_from_the_shared_stages(experiment_fil
     again, _ = recomputed(folder)
     assert again["arms"] == before["arms"]
     assert (folder / "report.html").is_file()
+
+
+def test_a_stage_that_cells_share_is_paid_once(tmp_path: Path):
+    (tmp_path / "cost.json").write_text('{"usd": 2.0, "tokens": 10}')
+    budget = Budget(5.0)
+    for _ in range(3):
+        budget.book_stage(tmp_path, reused=True)
+    assert budget.left == 3.0
+    built = tmp_path / "built"
+    built.mkdir()
+    (built / "cost.json").write_text('{"usd": 1.0, "tokens": 10}')
+    budget.book(1.0)  # by the trainer, while it was built
+    budget.book_stage(built, reused=False)
+    budget.book_stage(built, reused=True)
+    assert budget.left == 2.0

@@ -144,6 +144,9 @@ def sweep(
     assignments: Set = None,
     runs_dir: RunsDir = Path("runs"),
     shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th cell: i/n, i from 1 to n.")] = None,
+    max_cost: Annotated[
+        float | None, typer.Option("--max-cost", help="USD that services may cost in all cells; local runs cost nothing.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
@@ -165,7 +168,7 @@ def sweep(
     _quiet_libraries()
     from trainers.progress import Progress
 
-    opened = open_sweep(config, assignments or [], values, runs_dir)
+    opened = open_sweep(config, assignments or [], values, runs_dir, max_cost)
     cells = of_shard(opened.cells, shard)
     with _interruptible():
         outcomes = list(run_cells(opened, cells, Progress(quiet, new_only=True)))

@@ -247,6 +247,8 @@ class Experiment(Section):
                 f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
                 "Use methods: [xent], operations on the labels, or strong.trainer: lora."
             )
+        if self.strong.trainer == "openai" and "unsupervised" in self.arms:
+            raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
         if self.strong.trainer == "lora" and self.strong.objective == "language_model" and others:
             raise ValueError(
                 "strong.objective: language_model learns tokens, not a distribution; methods may change the labels, but the "

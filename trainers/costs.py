@@ -75,6 +75,7 @@ class Budget:
 
     def __init__(self, limit: float | None = None) -> None:
         self.limit, self.spent = limit, 0.0
+        self._stages: set[Path] = set()
 
     @property
     def left(self) -> float | None:
@@ -84,6 +85,12 @@ class Budget:
     def book(self, usd: float | None) -> None:
         """Add what was spent."""
         self.spent += usd or 0.0
+
+    def book_stage(self, folder: Path, *, reused: bool) -> None:
+        """Add what a finished stage cost, once, however many cells of a sweep find it; one just built is booked already."""
+        if reused and folder not in self._stages:
+            self.book(read_cost(folder))
+        self._stages.add(folder)
 
     def check(self, usd: float | None, what: str) -> None:
         """Stop before an amount is spent that passes the limit.

@@ -25,7 +25,7 @@ import numpy as np
 from trainers import harness as hn
 from trainers import lora, openai_ft, processes, splits, teachers, unsupervised, weak
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
-from trainers.costs import Budget, read_cost
+from trainers.costs import Budget
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet, gold_labels
 from trainers.methods import parse_method
@@ -490,14 +490,13 @@ class Flow:
         for number, (name, step) in enumerate(self.steps.items(), start=1):
             there = store.find(step.kind, self.key(name)) if progress.new_only else None
             if there:
-                self.pool.budget.book(read_cost(there.path))
+                self.pool.budget.book_stage(there.path, reused=True)
                 self.stages[name] = there
                 continue
             with progress.step(number, len(self.steps), step.title) as shown:
                 stage = store.build(step.kind, self.recipe(name), step.build)
                 self.stages[name] = stage
-                if stage.reused:
-                    self.pool.budget.book(read_cost(stage.path))
+                self.pool.budget.book_stage(stage.path, reused=stage.reused)
                 shown.done(stage.seconds, stage.reused)
 
     def arms(self) -> list[Arm]:

@@ -225,6 +225,8 @@ class Harness:
         self.include_path = list(include_path)
         self._manager = W2STaskManager(include_path=self.include_path)
         self._loaded: dict[str, HarnessTask] = {}
+        self._members: dict[str, list[str]] = {}
+        """The tasks of every name that was asked for: a group's, or a task itself."""
 
     def load(self, names: Sequence[str]) -> list[HarnessTask]:
         """Load tasks and groups by name; groups become their tasks.
@@ -234,12 +236,13 @@ class Harness:
         """
         out = []
         for name in names:
-            if name not in self._loaded:
-                for loaded, task in self._load(name).items():
-                    self._loaded.setdefault(loaded, HarnessTask(task))
-                    out.append(self._loaded[loaded])
-            else:
-                out.append(self._loaded[name])
+            if name not in self._members:
+                tasks = self._load(name)
+                for member, task in tasks.items():
+                    self._loaded.setdefault(member, HarnessTask(task))
+                    self._members.setdefault(member, [member])
+                self._members[name] = list(tasks)
+            out += [self._loaded[member] for member in self._members[name]]
         return out
 
     def task(self, name: str) -> HarnessTask:

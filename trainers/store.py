@@ -150,7 +150,8 @@ class Store:
                 f"the run folder {root} can't be written: {error.strerror}. Choose another with --runs-dir."
             ) from error
 
-    def _folder(self, kind: str, key: str) -> Path:
+    def folder_of(self, kind: str, key: str) -> Path:
+        """Where a finished stage is, or would be."""
         return self.root / f"{kind}-{key}"
 
     def work_folder(self, kind: str, key: str) -> Path:
@@ -159,7 +160,7 @@ class Store:
 
     def find(self, kind: str, key: str) -> Stage | None:
         """The finished stage, if it is there and every file is as its manifest says."""
-        folder = self._folder(kind, key)
+        folder = self.folder_of(kind, key)
         if not (folder / MANIFEST).is_file():
             return None
         if self._checked and folder in self._checked:
@@ -225,7 +226,7 @@ class Store:
             builder(Path(folder))
 
     def _finished(self, kind: str, key: str) -> Stage:
-        folder = self._folder(kind, key)
+        folder = self.folder_of(kind, key)
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
 
@@ -252,7 +253,7 @@ class Store:
             "git": _git_commit(),
         }
         write_atomic(work / MANIFEST, json.dumps(manifest, indent=2, default=str))
-        final = self._folder(kind, key)
+        final = self.folder_of(kind, key)
         if final.exists():
             shutil.rmtree(final)
         work.replace(final)

@@ -148,6 +148,8 @@ class Sweep:
     grid: Grid
     cells: list[Cell]
     folder: Path
+    max_cost: float | None = None
+    """USD that services may cost in all cells together."""
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
@@ -161,13 +163,14 @@ class Sweep:
         return self.folder / "cells" / cell.name
 
     def _flow(self, cell: Cell) -> Flow:
+        from trainers.costs import Budget
         from trainers.experiment import Flow
         from trainers.harness import Harness, ModelPool
 
         paths = tuple(cell.config.include_path)
         if paths not in self._harnesses:
             self._harnesses[paths] = Harness(cell.config.include_path)
-        self._pool = self._pool or ModelPool()
+        self._pool = self._pool or ModelPool(Budget(self.max_cost))
         harness, folder = self._harnesses[paths], self.folder_of(cell)
         return Flow(cell.config, folder, harness, pool=self._pool, identities=self._identities)
 
@@ -196,6 +199,8 @@ class Sweep:
         key = recipe_key({"config": cell.config.model_dump(), "stages": stages, "code": code_version(everything=True)})
         known = self.outcome(cell)
         if known.get("key") == key and (folder / "report.json").is_file():
+            for name, step in flow.steps.items() if self.max_cost is not None else ():
+                flow.pool.budget.book_stage(self.store.folder_of(step.kind, stages[name]), reused=True)
             return known, True
         folder.mkdir(parents=True, exist_ok=True)
         flow.run(progress, self.store)
@@ -244,7 +249,7 @@ def _summary(report: dict[str, Any]) -> Outcome:
     }
 
 
-def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path) -> Sweep:
+def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path, max_cost: float | None = None) -> Sweep:
     """Lay out a sweep over its folder, ``runs_dir/<experiment>``.
 
     Raises:
@@ -255,7 +260,7 @@ def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Pa
             "w2s sweep runs in one process: share its cells out with --shard i/n, or launch w2s run for one large cell."
         )
     base, cells = lay_out(config, assignments, grid)
-    return Sweep(base, grid, cells, runs_dir / base.name)
+    return Sweep(base, grid, cells, runs_dir / base.name, max_cost)
 
 
 def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterator[Outcome]:

@@ -163,8 +163,10 @@ def p_value(statistic: float, seeds: float, rows: float, seed_df: int, row_df: i
         level = 1 - math.exp(log_p)
         return float(critical(np.array(seeds), np.array(rows), seed_df, row_df, level)) - size
 
-    smallest = -30.0
-    return math.exp(brentq(beyond, smallest, -1e-12)) if beyond(smallest) > 0 else math.exp(smallest)
+    smallest, largest = -30.0, -1e-12
+    if beyond(largest) >= 0:
+        return 1.0  # a difference of rounding errors
+    return math.exp(brentq(beyond, smallest, largest)) if beyond(smallest) > 0 else math.exp(smallest)
 
 
 def average(parts: Sequence[Components]) -> Components:
