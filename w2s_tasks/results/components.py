@@ -12,8 +12,8 @@ and the variance of its mean is estimated from the analysis of variance of the t
     variance of the mean = A + B
 
 (the last term of B keeps the rest from being counted twice, as in two-way clustering: Cameron, Gelbach & Miller 2011). With
-one seed A is unknown and left out: the result then holds *given these weights*. With several, where A is small by chance, the
-interval is never shorter than the one given these weights.
+one seed A is unknown and left out: the result then holds *given these weights*. With several, the interval is never shorter
+than the one given these weights, as it would be where A is small by chance.
 
 The critical value goes from the rows' quantile to Student's t of S - 1 with the share w = A / (A + B) of the seeds,
 t_rows + (t_seeds - t_rows) w^1.5 (1.2 for two seeds). Cochran's approximation has the exponent 1 and covers up to 97.8 %;
