@@ -76,7 +76,8 @@ def test_safety_differences_are_over_seeds_and_a_family(report):
     assert len(student) == 6
     assert all(e["seeds"] == 2 for e in student)
     assert report["safety_family"]["tests"] == len(student)
-    assert all(e["p_holm"] >= e["p"] and 0 < e["detectable"] <= 1 for e in found)
+    assert all(e["p_holm"] >= e["p"] for e in found)
+    assert all(0 < e["detectable"] <= 1 for e in found if "utilitarianism" in e["task"])
     by_hand = [
         e["to_zero_shot"]["value"]
         for e in report["safety"]
@@ -172,7 +173,7 @@ def test_tables_are_csv_with_flat_columns_and_no_formulas(run_folder, tmp_path, 
 class _Balanced(HTMLParser):
     """Collects headings and checks that tags close in order."""
 
-    VOID = frozenset(["meta", "br", "link", "img", "hr", "path", "use", "rect"])
+    VOID = frozenset(["meta", "br", "link", "img", "hr", "path", "use", "rect", "wbr"])
 
     def __init__(self) -> None:
         super().__init__()
@@ -283,7 +284,9 @@ def test_the_grid_shows_the_mean_over_seeds_and_what_n_can_show(report):
     row = next(r for r in grid["rows"] if r["name"] == "justice" and r["mode"] == "loglikelihood")
     own = [e["acc"] for e in report["safety"] if (e["arm"], e["task"]) == ("student", "w2s_ethics_probe_justice")]
     assert row["cells"][grid["titles"].index("student")]["acc"] == pytest.approx(sum(own) / 2)
-    assert row["detectable"] > 0.1
+    pairs = next(r for r in grid["rows"] if r["name"] == "utilitarianism")
+    assert pairs["detectable"] > 0.3  # six pairs
+    assert row["detectable"] is None  # four groups of three, in which nothing differs: not even 100 points would show
 
 
 GAP = {

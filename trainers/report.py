@@ -145,7 +145,7 @@ def build_report(flow: Flow) -> dict[str, Any]:
         },
         "stages_folder": _stages_folder(flow),
         "stages": {name: stage.path.name for name, stage in flow.stages.items()},
-        "stage_seconds": {name: round(stage.seconds, 1) for name, stage in flow.stages.items()},
+        "stage_seconds": {name: round(stage.seconds, 2) for name, stage in flow.stages.items()},
         "commands": _commands(flow),
         "costs_usd": _costs(flow),
         "command": f"w2s run {flow.folder / CONFIG}",

@@ -240,14 +240,14 @@ class Store:
         start = time.monotonic()
         builder(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
-        seconds = time.monotonic() - start
+        seconds = round(time.monotonic() - start, 3)
         files = {p.relative_to(work).as_posix(): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
         manifest = {
             "kind": kind,
             "key": key,
             "recipe": recipe,
             "files": files,
-            "seconds": round(seconds, 3),
+            "seconds": seconds,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "versions": _versions(),
             "git": _git_commit(),

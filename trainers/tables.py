@@ -179,7 +179,9 @@ def safety_table(report: Report) -> Table | None:
         if row is first_mean:
             table.add_section()
         name = row["name"] + (", text" if row["mode"] == "generated" else "")
-        detectable = "" if row["detectable"] is None else f"{100 * row['detectable']:.0f}"
+        detectable = "" if row["name"] == "mean" else "none"
+        if row["detectable"] is not None:
+            detectable = f"{100 * row['detectable']:.0f}"
         table.add_row(name, row["split"], str(row["n"]), *[_change_cell(c) for c in row["cells"]], detectable)
     return table
 

@@ -11,9 +11,9 @@ and the variance of its mean is estimated from the analysis of variance of the t
     B = var(row means) / n - var(rest) / (S n)       rows; G - 1 degrees of freedom (G clusters of rows, or n rows)
     variance of the mean = A + B
 
-(the last term of B keeps the rest from being counted twice, as in two-way clustering: Cameron, Gelbach & Miller 2011). A is
-never taken for less than the rest that it holds, so that no interval is shorter than that of the questions alone. With one
-seed A is unknown and left out: the result then holds *given these weights*.
+(the last term of B keeps the rest from being counted twice, as in two-way clustering: Cameron, Gelbach & Miller 2011). With
+one seed A is unknown and left out: the result then holds *given these weights*. With several, the interval is never shorter
+than the one given these weights, as it would be where A is small by chance.
 
 The critical value goes from the rows' quantile to Student's t of S - 1 with the share w = A / (A + B) of the seeds,
 t_rows + (t_seeds - t_rows) w^1.5 (1.2 for two seeds). Cochran's approximation has the exponent 1 and covers up to 97.8 %;
@@ -62,16 +62,33 @@ class Components:
 
     def variance(self, direction: Array) -> tuple[Array, Array]:
         """Variances (seeds, rows) of the linear combination with these weights, [..., k] -> [...]; never negative."""
-        seeds, rows, rest = (
-            np.einsum("...i,...ij,...j->...", direction, m, direction) for m in (self.seeds, self.rows, self.rest)
-        )
-        return np.maximum(seeds, np.maximum(rest, 0)), np.maximum(rows, 0)
+        return _quadratic(self.seeds, direction), _quadratic(self.rows, direction)
 
     def half_width(self, direction: Array, level: float = 0.95) -> Array:
         """Half-width of the interval of that linear combination."""
         seeds, rows = self.variance(direction)
-        width: Array = critical(seeds, rows, self.seed_df, self.row_df, level) * np.sqrt(seeds + rows)
+        both = critical(seeds, rows, self.seed_df, self.row_df, level) * np.sqrt(seeds + rows)
+        given_weights = student_t.ppf(0.5 + level / 2, max(self.row_df, 1)) * np.sqrt(self.given_weights(direction))
+        width: Array = np.maximum(both, given_weights)
         return width
+
+    def given_weights(self, direction: Array) -> Array:
+        """Variance of that combination over other questions, these models kept."""
+        return _quadratic(self.rows + self.rest, direction)
+
+    def p_value(self, direction: Array) -> float:
+        """Two-sided p of that combination: 1 - the level of the interval that just holds 0. No leading dimensions."""
+        (seeds, rows), size = self.variance(direction), abs(float(direction @ self.mean))
+        if size == 0:
+            return 1.0
+        both = p_value(size / math.sqrt(seeds + rows), float(seeds), float(rows), self.seed_df, self.row_df)
+        alone = 2 * float(student_t.sf(size / math.sqrt(self.given_weights(direction)), max(self.row_df, 1)))
+        return max(both, alone)
+
+
+def _quadratic(matrix: Array, direction: Array) -> Array:
+    value: Array = np.maximum(np.einsum("...i,...ij,...j->...", direction, matrix, direction), 0)
+    return value
 
 
 def crossed(contrasts: Array, cluster: Array | None = None, pseudo: Array | None = None) -> Components:

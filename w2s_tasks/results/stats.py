@@ -12,7 +12,7 @@ import numpy.typing as npt
 from scipy.stats import binom, binomtest, norm
 
 from w2s_tasks.metrics import clustered_stderr
-from w2s_tasks.results.components import Components, crossed, p_value
+from w2s_tasks.results.components import Components, crossed
 
 Array = npt.NDArray[Any]
 Z95 = float(norm.ppf(0.975))
@@ -119,7 +119,7 @@ def difference_of(parts: Components, n: int, *, p: float | None = None, discorda
     stderr, half = math.sqrt(seeds + rows), float(parts.half_width(first))
     value, centre = float(parts.seed_means[0].mean()), float(parts.mean[0])
     if p is None:
-        p = p_value(centre / stderr, seeds, rows, parts.seed_df, parts.row_df) if stderr > 0 else float(value == 0)
+        p = parts.p_value(first) if stderr > 0 else float(value == 0)
     # The pseudo-rows pull the centre towards 0 by 2 / (n + 2) of it; the estimate itself stays plain.
     return Difference(value, stderr, centre - half, centre + half, p, n, parts.seed_df + 1, discordance)
 
