@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from openai_service import Service
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -214,3 +218,22 @@ def _quiet() -> None:
     import logging
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
+
+
+@pytest.fixture(scope="session")
+def reviewer(causal_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny model that answers `own_reviews` well."""
+    from chat_support import teach
+
+    return teach(causal_model("llama"), tmp_path_factory.mktemp("reviewer"))
+
+
+@pytest.fixture
+def service(reviewer: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    """The stand-in of the OpenAI service with that model as `tiny` and `twin`; its key is in the environment."""
+    from openai_service import Service
+
+    with Service(models={"tiny": reviewer, "twin": reviewer}) as running:
+        monkeypatch.setenv("OPENAI_API_KEY", running.key)
+        monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+        yield running

@@ -52,6 +52,11 @@ def test_a_twin_has_its_tasks_prompts(manager, name, real_data):
     assert_same_prompts(manager, name)
 
 
+@pytest.mark.pypi
+def test_the_twin_of_the_movie_reviews_has_its_tasks_prompts(manager):
+    assert_same_prompts(manager, "w2s_movie_reviews")
+
+
 @pytest.mark.parametrize("name", [f"{name}_gen" for name in PROBE])
 def test_process_results_knows_the_tasks_choices_and_every_metric_has_an_aggregation(manager, name):
     task = load(manager, name)

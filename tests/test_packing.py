@@ -134,7 +134,7 @@ def test_packed_passes_score_as_lm_evals_hf(causal_model, architecture: str, doc
     folder = str(causal_model(architecture))
     lm = W2SHF(folder, device="cpu", token_budget=64)
     ours = lm.loglikelihood(instances(documents(12)), disable_tqdm=True)
-    assert set(scoring._packable[lm.language_model].values()) == {True}
+    assert set(scoring._packable[lm.language_model].values()) == {scoring.DENSE}
     theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1).loglikelihood(
         instances(documents(12)), disable_tqdm=True
     )
@@ -266,6 +266,21 @@ def test_block_masks_say_what_dense_masks_say(causal_model, architecture: str):
         assert torch.equal(block.mask_mod(torch.tensor(0), torch.tensor(0), row, key), additive[0, 0] == 0)
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_flex_attention_scores_as_the_dense_mask_does(causal_model, monkeypatch: pytest.MonkeyPatch, architecture: str):
+    """Without its compiler, which needs a GPU to be worth having; the masks, the cache and the switching are the same."""
+    lm = W2SHF(str(causal_model(architecture)), device="cpu", token_budget=64)
+    dense = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
+    scoring._packable.clear()
+    monkeypatch.setattr(masks, "wants_blocks", lambda model, device: True)
+    before = lm.language_model.config._attn_implementation  # type: ignore[union-attr]
+    with torch.compiler.set_stance("force_eager"):
+        blocks = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
+    assert scoring._packable[lm.language_model] == {True: scoring.BLOCKS}
+    assert [a[0] for a in blocks] == pytest.approx([a[0] for a in dense], abs=1e-4)
+    assert lm.language_model.config._attn_implementation == before  # type: ignore[union-attr]
+
+
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 
@@ -332,7 +347,7 @@ def test_packed_decoding_replies_as_lm_evals_hf(causal_model, architecture: str)
     folder = str(causal_model(architecture))
     lm = W2SHF(folder, device="cpu", token_budget=48)
     ours = lm.generate_until(prompts(9), disable_tqdm=True)
-    assert set(scoring._packable[lm.language_model].values()) == {True}
+    assert set(scoring._packable[lm.language_model].values()) == {scoring.DENSE}
     assert ours == HFLM(folder, device="cpu", dtype="float32", batch_size=1).generate_until(prompts(9), disable_tqdm=True)
     assert len(set(ours)) > 1
 
@@ -342,7 +357,7 @@ def test_prompts_of_one_pack_are_decoded_together_and_single_ones_too(causal_mod
     lm, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=1)
     single = prompts(1, limit=6)
     assert lm.generate_until(single) == theirs.generate_until(single)
-    assert scoring._packable[lm.language_model] == {False: True}
+    assert scoring._packable[lm.language_model] == {False: scoring.DENSE}
     texts = ["a story", "dull", "Review: the film", "the plot was cold and the actor false", "Sentiment:"]
     wanted = {"until": ["\n\n"], "max_gen_toks": 6}
     apart = [Instance("generate_until", {}, (t, dict(wanted)), i, metadata=("t", i, 1)) for i, t in enumerate(texts)]

@@ -1,23 +1,291 @@
-"""The page: one static file, nothing fetched, nothing run, everything escaped."""
+"""The report of a real small run over two seeds, and the page: one static file, nothing fetched or run, all escaped."""
 
 from __future__ import annotations
 
-import copy
+import csv
 import json
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import EXPERIMENT, OWN_TASK, rows
 
-from trainers.page import render
-from trainers.tables import pgr_text, verdict
+from trainers.config import load
+from trainers.exports import write_tables
+from trainers.figures import recovered_panels, run_columns
+from trainers.page import render, render_comparison
+from trainers.report import read_report, recomputed, write_report
+from trainers.tables import pgr_text, safety_grid, verdict
+from w2s_tasks.errors import UserError
 
-ARM = {"method": None, "seed": None, "model": "m", "mode": "loglikelihood", "objective": None, "num_fewshot": 0, "n": 100}
-SCORES = {
-    "metrics": {"acc": 0.8, "precision": 0.7, "recall": 0.9, "f1": 0.79},
-    "stderr": {"acc": 0.04},
-    "ci95": {"acc": [0.7, 0.87]},
-}
-CHANGE = {"value": -0.05, "stderr": 0.03, "low": -0.11, "high": 0.01, "p": 0.1, "n": 100}
+SETS = (
+    "seeds=[0,1]",
+    "arms=[zero_shot,student,ceiling,random_labels]",
+    "safety={tasks: [w2s_ethics_probe_justice, w2s_ethics_probe_utilitarianism, w2s_ethics_probe_justice_hard_gen], "
+    "limit: 12, num_fewshot: [0, 2]}",
+)
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
+    """A finished run: two seeds, three safety tasks (one of generated text) with 0 and 2 shots."""
+    from trainers.experiment import open_flow
+    from trainers.progress import Progress
+
+    root = tmp_path_factory.mktemp("report")
+    own = root / "own_tasks"
+    own.mkdir()
+    data = rows(300, 3)
+    for name, part in (("train", data[:240]), ("test", data[240:])):
+        (own / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
+    (own / "own_reviews.yaml").write_text(OWN_TASK.format(folder=own), encoding="utf-8")
+    config = root / "small.yaml"
+    config.write_text(EXPERIMENT.format(encoder=encoder_folder, strong=causal_model("llama")), encoding="utf-8")
+    flow = open_flow(load(str(config), list(SETS))[0], root / "runs")
+    flow.run(Progress(quiet=True))
+    write_report(flow)
+    return flow.folder
+
+
+@pytest.fixture
+def report(run_folder: Path) -> dict[str, Any]:
+    return read_report(run_folder)
+
+
+def test_arms_are_given_by_seed_and_over_seeds(report):
+    assert [(a["arm"], a["seed"]) for a in report["arms"]][:3] == [("weak", 0), ("weak", 1), ("zero_shot", None)]
+    means = {m["arm"]: m for m in report["arm_means"]}
+    own = [a["metrics"]["acc"] for a in report["arms"] if a["arm"] == "student"]
+    assert means["student"]["acc"] == pytest.approx(sum(own) / 2)
+    assert means["student"]["per_seed"] == pytest.approx(own)
+    assert means["student"]["ci95"][0] <= means["student"]["acc"] <= means["student"]["ci95"][1]
+    assert all(g["seeds"] == [0, 1] for g in report["gaps"])
+    assert all(g["defined"] == (g["gap_ci95"][0] > 0) for g in report["gaps"])
+    for arm in report["arms"]:
+        assert sum(map(sum, arm["confusion"])) == arm["n"]
+
+
+def test_safety_differences_are_over_seeds_and_a_family(report):
+    found = report["safety_gaps"]
+    assert {e["contrast"] for e in found} == {"to_zero_shot", "to_ceiling"}
+    student = [e for e in found if e["arm"] == "student"]
+    assert len(student) == 6
+    assert all(e["seeds"] == 2 for e in student)
+    assert report["safety_family"]["tests"] == len(student)
+    assert all(e["p_holm"] >= e["p"] and 0 < e["detectable"] <= 1 for e in found)
+    by_hand = [
+        e["to_zero_shot"]["value"]
+        for e in report["safety"]
+        if (e["arm"], e["task"]) == ("student", "w2s_ethics_probe_justice")
+    ]
+    first = next(e for e in student if e["task"] == "w2s_ethics_probe_justice" and e["contrast"] == "to_zero_shot")
+    assert first["value"] == pytest.approx(sum(by_hand) / 2)
+
+
+def test_generated_text_is_never_averaged_with_choices_and_shows_its_objective(report):
+    modes = {(m["split"], m["mode"], m["tasks"]) for m in report["safety_means"]}
+    assert modes == {("test", "loglikelihood", 2), ("hard", "generated", 1)}
+    for entry in report["safety"]:
+        if entry["mode"] == "generated":
+            assert entry["objective"] == (None if entry["arm"] == "zero_shot" else "choices")
+    page = render(report)
+    assert "never teaches a format" in page
+
+
+def test_drift_adds_up(report):
+    assert {d["arm"] for d in report["drift"]} == {"student", "ceiling", "random_labels"}
+    for d in report["drift"]:
+        parts = [d[k]["value"] if d[k] else 0 for k in ("unparsed", "prior", "errors")]
+        assert sum(parts) == pytest.approx(d["total"]["value"], abs=1e-9)
+        if d["mode"] != "generated":
+            assert d["unparsed"]["value"] == 0
+
+
+def test_the_ladder_holds_every_number_of_shots(report):
+    assert {e["num_fewshot"] for e in report["ladder"]} == {0, 2}
+    assert {(e["arm"], e["split"]) for e in report["ladder"]} >= {("student", "test"), ("zero_shot", "hard")}
+    main = next(e for e in report["ladder"] if (e["arm"], e["split"], e["num_fewshot"]) == ("zero_shot", "test", 0))
+    means = next(m for m in report["safety_means"] if (m["arm"], m["split"]) == ("zero_shot", "test"))
+    assert main["acc"] == pytest.approx(means["acc"])
+
+
+def test_diagnostics_and_disagreements_come_from_the_rows(report):
+    student = [d for d in report["diagnostics"] if d["arm"] == "student"]
+    assert [d["seed"] for d in student] == [0, 1]
+    for d in report["disagreements"]:
+        assert d["student"] != d["weak"]
+        assert (d["student"] == d["gold"]) == d["right"]
+        assert d["text"]
+    overrides = sum(next(d["of"] for d in report["disagreements"] if d["right"] == right)
+                    for right in {d["right"] for d in report["disagreements"]})  # fmt: skip
+    assert overrides == student[0]["overrides"]
+
+
+def test_few_arms_give_no_rank_correlation(report):
+    assert report["associations"]
+    assert all(a["defined"] is False and "4 points" in a["reason"] for a in report["associations"])
+
+
+def test_the_command_runs_the_same_configuration(run_folder, report):
+    config, _ = load(str(run_folder / "config.yaml"))
+    assert config.model_dump() == report["config"]
+    assert report["command"].endswith("config.yaml")
+
+
+def test_recomputing_finds_the_stages_whatever_the_code_is_now(run_folder, report):
+    again, path = recomputed(run_folder)
+    assert again == report
+    assert path.is_file()
+    with pytest.raises(UserError, match="not a readable report"):
+        recomputed(run_folder / "stages")
+
+
+def test_recomputing_without_a_stage_says_which(run_folder, tmp_path, report):
+    report["stages"]["labels/0"] = "labels-gone"
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    (tmp_path / "stages").symlink_to(run_folder / "stages")
+    with pytest.raises(UserError, match="labels/0"):
+        recomputed(tmp_path)
+
+
+def test_tables_are_csv_with_flat_columns_and_no_formulas(run_folder, tmp_path, report):
+    with (run_folder / "tables" / "gaps.csv").open() as f:
+        gaps = list(csv.DictReader(f))
+    assert [g["arm"] for g in gaps] == [g["arm"] for g in report["gaps"]]
+    assert {"gap_ci95.low", "gap_ci95.high"} <= set(gaps[0])
+    with (run_folder / "tables" / "drift.csv").open() as f:
+        assert "errors.value" in next(csv.reader(f))
+    report["disagreements"] = [{"text": "=HYPERLINK(1)", "row": "1"}]
+    report["drift"] = []
+    write_tables(report, tmp_path / "tables")
+    assert "'=HYPERLINK(1)" in (tmp_path / "tables" / "disagreements.csv").read_text()
+    assert not (tmp_path / "tables" / "drift.csv").exists()
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------------
+
+
+class _Balanced(HTMLParser):
+    """Collects headings and checks that tags close in order."""
+
+    VOID = frozenset(["meta", "br", "link", "img", "hr", "path", "use", "rect"])
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.headings: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data.strip())
+
+
+def test_the_page_is_static_whole_and_in_order(report):
+    page = render(report)
+    for outside in ("<script", 'http-equiv="refresh', "<link", "<iframe", "src=", "@import", "url("):
+        assert outside not in re.sub(r'(clip-path="url\(#|xlink:href="#|"url\(#)', "", page)
+    parser = _Balanced()
+    parser.feed(page)
+    assert not parser.open
+    order = ["Set-up", "Accuracy and PGR", "ETHICS probe", "Format drift", "Diagnostics", "Learning curves"]
+    order += ["Learning the format", "Disagreements", "Evaluate", "Cost and time"]
+    places = [next(i for i, h in enumerate(parser.headings) if h.startswith(name)) for name in order]
+    assert places == sorted(places)
+    assert page.index('class="verdict"') < page.index("Set-up</h2>")
+
+
+def test_every_figure_is_well_formed_and_names_its_axes(report):
+    figures = re.findall(r"<svg.*?</svg>", render(report), flags=re.DOTALL)
+    assert len(figures) >= 7
+    texts = []
+    for figure in figures:
+        tree = ET.fromstring(figure)  # noqa: S314 - our own
+        assert tree.get("aria-label")
+        texts.append(" ".join("".join(t.itertext()) for t in tree.iter() if t.tag.endswith("text")))
+    for label in (
+        "accuracy on own_reviews, %",
+        "optimizer step",
+        "training loss, nats",
+        "num_fewshot",
+        "points",
+        "accuracy, %",
+    ):
+        assert any(label in text for text in texts), label
+
+
+def test_every_field_is_escaped(report):
+    planted = '"><script>alert(1)</script>'
+    text = json.dumps(report)
+    texts = [d["text"] for d in report["disagreements"]]
+    for value in ("own_reviews", "justice", "positive", "negative", "test", report["experiment"], *texts):
+        text = text.replace(json.dumps(value), json.dumps(planted))
+    page = render(json.loads(text))
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_report_of_the_first_version_still_renders(report):
+    new = "arm_means safety_gaps safety_family safety_mean_gaps drift ladder associations tradeoff diagnostics disagreements"
+    for key in (*new.split(), "models", "software", "command", "stage_seconds", "choices"):
+        del report[key]
+    for arm in report["arms"]:
+        del arm["confusion"], arm["unparsed"]
+    for entry in (*report["safety_means"], *report["gaps"]):
+        for key in ("mode", "gap_ci95", "rows_ci95", "per_seed"):
+            entry.pop(key, None)
+    page = render(report)
+    assert "own_reviews" in page
+
+
+def test_without_matplotlib_the_page_has_its_tables_and_says_why(report, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    page = render(report)
+    assert "<svg" not in page
+    assert "pip install 'w2s-harness[report]'" in page
+
+
+def test_costs_of_services_are_summed_and_unknown_prices_said(report):
+    assert "no service was paid" in render(report)
+    report["costs_usd"] = {"fit/student, seed 0": 1.5, "fit/ceiling, seed 0": None}
+    page = render(report)
+    assert page.count("<td>1.50</td>") == 2
+    assert "price unknown" in page
+
+
+def test_runs_are_compared_by_the_size_of_the_strong_model(report):
+    large = json.loads(json.dumps(report))
+    large["models"]["strong"]["parameters"] = 10 * report["models"]["strong"]["parameters"]
+    large["experiment"] = "large"
+    page = render_comparison([large, report])
+    assert "parameters of the strong model, millions" in page
+    assert "large" in page
+    assert recovered_panels(run_columns([report]), "run") is None
+    assert "parameters of the strong model" not in render_comparison([report, report])
+
+
+def test_the_grid_shows_the_mean_over_seeds_and_what_n_can_show(report):
+    grid = safety_grid(report)
+    assert grid["probe"]
+    row = next(r for r in grid["rows"] if r["name"] == "justice" and r["mode"] == "loglikelihood")
+    own = [e["acc"] for e in report["safety"] if (e["arm"], e["task"]) == ("student", "w2s_ethics_probe_justice")]
+    assert row["cells"][grid["titles"].index("student")]["acc"] == pytest.approx(sum(own) / 2)
+    assert row["detectable"] > 0.1
+
+
 GAP = {
     "arm": "student",
     "method": "xent",
@@ -25,68 +293,8 @@ GAP = {
     "pgr": 0.5,
     "ci95": [0.2, None],
     "defined": True,
-    "reason": "given these weights",
+    "reason": "one seed",
 }
-SAFE = {
-    "task": "w2s_ethics_justice",
-    "subtask": "justice",
-    "split": "test",
-    "mode": "loglikelihood",
-    "n": 50,
-    "acc": 0.6,
-    "stderr": 0.07,
-}
-
-
-@pytest.fixture
-def report() -> dict[str, Any]:
-    arms = [{**ARM, **SCORES, "arm": "zero_shot"}, {**ARM, **SCORES, "arm": "student", "method": "xent", "seed": 0}]
-    return copy.deepcopy(
-        {
-            "schema": 1,
-            "experiment": "demo",
-            "task": "w2s_sst2",
-            "arms": arms,
-            "gaps": [GAP],
-            "gap": GAP,
-            "weak_labels": [{"seed": 0, "n": 64, "acc": 0.75}],
-            "safety": [
-                {**SAFE, "arm": "zero_shot", "method": None, "seed": None, "to_zero_shot": None},
-                {**SAFE, "arm": "student", "method": "xent", "seed": 0, "to_zero_shot": CHANGE},
-            ],
-            "safety_means": [],
-            "curves": [
-                {
-                    "arm": "student",
-                    "method": "xent",
-                    "seed": 0,
-                    "points": [{"step": 1, "loss": 0.7}, {"step": 1, "eval_accuracy": 0.5}],
-                }
-            ],
-            "commands": [{"arm": "student", "command": "lm_eval run"}],
-            "config": {"weak": {"model": "w"}, "strong": {"model": "s"}},
-            "seconds": {"fit": 1.0, "total": 1.0},
-        }
-    )
-
-
-def test_the_page_is_static_and_complete(report):
-    page = render(report)
-    assert page.count("<svg") == 3
-    for outside in ("<script", 'http-equiv="refresh', "<link", "<iframe", "src=", "@import", "url("):
-        assert outside not in page.replace('clip-path="url(#', "")
-    assert "student" in page
-    assert "-5.0 ± 3.0" in page
-
-
-def test_every_field_is_escaped(report):
-    planted = "<script>alert(1)</script>"
-    text = json.dumps(report)
-    for value in ("demo", "w2s_sst2", "justice", "lm_eval run", "given these weights"):
-        text = text.replace(f'"{value}"', json.dumps(planted))
-    page = render(json.loads(text))
-    assert "<script" not in page
-    assert "&lt;script&gt;" in page
 
 
 def test_pgr_is_told_with_its_interval_or_as_undefined():
@@ -95,6 +303,7 @@ def test_pgr_is_told_with_its_interval_or_as_undefined():
 
 
 def test_the_verdict_says_why_there_is_no_number(report):
+    report["gap"] = GAP
     assert "recovered 0.50" in verdict(report)
     report["gap"] = {**GAP, "defined": False, "pgr": None, "reason": "the ceiling is not significantly above"}
     assert verdict(report).startswith("PGR is undefined: the ceiling")

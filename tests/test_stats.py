@@ -1,13 +1,32 @@
-"""Intervals, paired differences and PGR against references and by simulation."""
+"""Intervals, paired differences and their tests against references and by simulation."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
-from scipy.stats import binomtest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest, t
 
-from w2s_tasks.results.gap import recovered
-from w2s_tasks.results.stats import bootstrap_means, paired_difference, wilson
+from w2s_tasks.metrics import clustered_stderr
+from w2s_tasks.results.association import rank_correlation
+from w2s_tasks.results.components import critical, crossed, p_value
+from w2s_tasks.results.coverage import BAND, PairSetting, Setting, cover, cover_pair, main
+from w2s_tasks.results.power import detectable, needed
+from w2s_tasks.results.safety import Change, adjusted
+from w2s_tasks.results.stats import (
+    Difference,
+    accuracy_interval,
+    bootstrap_means,
+    design_effect,
+    holm,
+    mean_accuracy,
+    paired_difference,
+    sign_flip_p,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(("right", "n"), [(0, 10), (7, 10), (770, 872), (872, 872)])
@@ -16,20 +35,245 @@ def test_wilson_equals_scipy(right, n):
     assert wilson(right, n) == pytest.approx((reference.low, reference.high), abs=1e-12)
 
 
+def test_the_interval_of_an_accuracy_counts_clusters_not_rows():
+    correct = np.repeat(np.arange(20) % 4 > 0, 5).astype(float)
+    cluster = np.repeat(np.arange(20), 5)
+    assert design_effect(correct, cluster) == pytest.approx(5)
+    assert accuracy_interval(correct, cluster) == pytest.approx(wilson(15, 20))
+    assert design_effect(np.ones(100), cluster) == 5  # all right tells nothing about the groups: the worst is taken
+
+
+# ---- paired differences ---------------------------------------------------------------------------------------------------
+
+
 def test_paired_difference_uses_only_the_questions_that_differ():
     first, second = np.array([1.0] * 80 + [0] * 20), np.array([1.0] * 70 + [0] * 30)
     found = paired_difference(first, second)
     assert found.value == pytest.approx(0.1)
+    assert found.discordance == pytest.approx(0.1)
     assert found.p == pytest.approx(binomtest(10, 10).pvalue)
     assert found.stderr < np.hypot(first.std(), second.std()) / 10
 
 
-def test_paired_difference_with_clusters_is_wider_for_equal_rows():
+def test_the_interval_is_bonett_and_prices():
+    wins, losses, n = 12, 5, 80
+    first = np.array([1.0] * wins + [0] * losses + [1] * (n - wins - losses))
+    second = np.array([0.0] * wins + [1] * losses + [1] * (n - wins - losses))
+    found = paired_difference(first, second)
+    p12, p21 = (wins + 1) / (n + 2), (losses + 1) / (n + 2)
+    stderr = np.sqrt((p12 + p21 - (p12 - p21) ** 2) / (n + 2))
+    half = t.ppf(0.975, n - 1) * stderr
+    assert (found.low, found.high) == pytest.approx((p12 - p21 - half, p12 - p21 + half), abs=1e-12)
+
+
+def test_models_that_agree_everywhere_still_have_an_interval():
+    same = np.ones(50)
+    found = paired_difference(same, same)
+    assert found.value == 0
+    assert found.p == 1
+    assert -0.1 < found.low < 0 < found.high < 0.1
+
+
+def test_clusters_of_equal_rows_count_once():
     rng = np.random.default_rng(0)
     first, second = (np.repeat(rng.integers(2, size=50), 4).astype(float) for _ in range(2))
-    alone = paired_difference(first, second)
-    grouped = paired_difference(first, second, np.repeat(np.arange(50), 4))
-    assert grouped.stderr == pytest.approx(2 * alone.stderr, rel=1e-6)
+    cluster = np.repeat(np.arange(50), 4)
+    alone, grouped = paired_difference(first, second), paired_difference(first, second, cluster)
+    assert grouped.stderr == pytest.approx(2 * alone.stderr, rel=0.02)
+    assert grouped.p > alone.p
+    # The order of the rows is of no importance.
+    order = rng.permutation(200)
+    shuffled = paired_difference(first[order], second[order], cluster[order])
+    assert (shuffled.stderr, shuffled.p) == pytest.approx((grouped.stderr, grouped.p))
+
+
+def test_the_clustered_error_without_pseudo_rows_is_millers():
+    rng = np.random.default_rng(1)
+    values, cluster = rng.normal(size=90), np.repeat(np.arange(30), 3)
+    parts = crossed(values[None, None], cluster)
+    assert np.sqrt(parts.rows[0, 0]) == pytest.approx(clustered_stderr(values, cluster) * np.sqrt(30 / 29))
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(ValueError, match="paired comparison"):
+        paired_difference(np.ones(3), np.ones(4))
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+@settings(max_examples=60, deadline=None)
+def test_the_sign_flip_test_equals_all_sign_patterns(sums):
+    values = np.array(sums)
+    patterns = np.array(list(itertools.product([-1, 1], repeat=len(sums))))
+    reference = (np.abs(patterns @ values) >= abs(values.sum())).mean()
+    assert sign_flip_p(values) == pytest.approx(reference)
+
+
+def test_the_sign_flip_test_of_single_rows_is_mcnemars():
+    delta = np.array([1] * 14 + [-1] * 5 + [0] * 40)
+    assert sign_flip_p(delta) == pytest.approx(binomtest(14, 19).pvalue)
+    assert paired_difference((delta > 0).astype(float), (delta < 0).astype(float)).p == pytest.approx(
+        binomtest(14, 19).pvalue
+    )
+
+
+# ---- seeds ----------------------------------------------------------------------------------------------------------------
+
+
+def test_without_rows_the_interval_over_seeds_is_students():
+    """Every seed has its own accuracy and the questions make no difference: t over the seed-level values."""
+    seeds = np.array([0.60, 0.70, 0.75])
+    parts = crossed(np.repeat(seeds[:, None], 5000, axis=1)[None])
+    assert parts.rows[0, 0] == pytest.approx(0, abs=1e-12)
+    stderr = np.sqrt(parts.seeds[0, 0])
+    assert stderr == pytest.approx(seeds.std(ddof=1) / np.sqrt(3))
+    assert float(critical(parts.seeds[0, 0], parts.rows[0, 0], 2, 4999)) == pytest.approx(t.ppf(0.975, 2))
+
+
+def test_equal_seeds_add_no_information_and_no_error():
+    rng = np.random.default_rng(3)
+    first, second = ((rng.random(400) < p).astype(float) for p in (0.8, 0.7))
+    one = paired_difference(first, second)
+    three = paired_difference(np.tile(first, (3, 1)), np.tile(second, (3, 1)))
+    assert three.value == pytest.approx(one.value)
+    assert (three.low, three.high) == pytest.approx((one.low, one.high), abs=2e-3)
+
+
+def test_components_find_the_variances_they_were_made_with():
+    """Mean of the estimates over many tables against the variance of the mean, which neither source alone reaches."""
+    rng = np.random.default_rng(5)
+    seeds, n, reps = 4, 60, 4000
+    of_seed, of_row, rest = (s * rng.standard_normal(shape) for s, shape in (
+        (0.05, (reps, seeds, 1)), (0.4, (reps, 1, n)), (0.3, (reps, seeds, n))
+    ))  # fmt: skip
+    parts = crossed((of_seed + of_row + rest)[:, None])
+    true = 0.05**2 / seeds + 0.4**2 / n + 0.3**2 / (seeds * n)
+    estimate = (parts.seeds + parts.rows)[:, 0, 0].mean()
+    assert estimate == pytest.approx(true, rel=0.03)
+    assert parts.mean[:, 0].var() == pytest.approx(true, rel=0.06)
+    assert parts.seeds[:, 0, 0].mean() < 0.5 * true
+
+
+def test_p_and_interval_tell_the_same():
+    rng = np.random.default_rng(6)
+    first = (rng.random((3, 300)) < np.array([[0.74], [0.8], [0.83]])).astype(float)
+    second = (rng.random((3, 300)) < 0.7).astype(float)
+    found = paired_difference(first, second)
+    parts = crossed((first - second)[None])
+    seeds, rows = float(parts.seeds[0, 0]), float(parts.rows[0, 0])
+    assert p_value(float(critical(seeds, rows, 2, 299)), seeds, rows, 2, 299) == pytest.approx(0.05, rel=1e-6)
+    assert (found.p < 0.05) == (found.low > 0)
+    assert p_value(0.0, seeds, rows, 2, 299) == 1
+
+
+def test_mean_accuracy_over_seeds_is_wider_than_over_rows_alone():
+    rng = np.random.default_rng(7)
+    correct = (rng.random((3, 500)) < np.array([[0.6], [0.75], [0.8]])).astype(float)
+    acc, low, high = mean_accuracy(correct)
+    assert acc == pytest.approx(correct.mean())
+    assert high - low > 2 * (wilson(350, 500)[1] - wilson(350, 500)[0])
+    assert mean_accuracy(correct[:1])[1:] == pytest.approx(wilson(correct[0].sum(), 500))
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *(Setting(s, 200, gap) for gap in (0.02, 0.2) for s in (1, 3, 5, 10)),
+        *(Setting(s, 400, 0.1, acc_sd=0.1) for s in (1, 3, 5, 10)),
+        Setting(3, 400, 0.1, pgr_sd=0.5),
+    ],
+    ids=str,
+)
+def test_nominal_95_percent_intervals_cover_93_to_97_over_seeds(setting):
+    """A short form of scripts/coverage; with 2,500 repetitions the standard error of a coverage is 0.44 points."""
+    found = cover(setting, repetitions=2500)
+    low, high = BAND[0] - 0.005, BAND[1] + 0.005
+    for name in ("pgr", "gap", "student_to_weak"):
+        assert low <= getattr(found, name) <= high, name
+
+
+def test_rows_alone_do_not_cover_the_truth_over_seeds():
+    found = cover(Setting(3, 400, 0.1, acc_sd=0.1), repetitions=400)
+    assert found.rows_only < 0.3
+
+
+@pytest.mark.parametrize(
+    "setting", [PairSetting(400, 0.1), PairSetting(400, 0.3, 0.0, 4, 1.0), PairSetting(100, 0.3)], ids=str
+)
+def test_paired_differences_cover(setting):
+    found = cover_pair(setting, repetitions=4000)
+    assert BAND[0] <= found.interval <= BAND[1]
+    if setting.within:
+        assert found.unclustered < 0.8
+
+
+@pytest.mark.parametrize("setting", [PairSetting(24, 0.1), PairSetting(100, 0.02)], ids=str)
+def test_few_differing_questions_make_intervals_wider_never_shorter(setting):
+    assert cover_pair(setting, repetitions=2000).interval > 0.97
+
+
+def test_the_coverage_command_prints_json(capsys):
+    import json
+
+    main(["--json", "--repetitions", "2"])
+    data = json.loads(capsys.readouterr().out)
+    assert {row["setting"]["seeds"] for row in data["pgr"]} >= {1, 3, 5, 10}
+
+
+# ---- families, power, ranks -----------------------------------------------------------------------------------------------
+
+
+def test_holm_by_hand():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1, 1]
+
+
+def test_a_family_is_adjusted_as_a_whole():
+    family = [Change(f"t{i}", Difference(0.1, 0.02, 0.05, 0.15, p, 100)) for i, p in enumerate((0.001, 0.02, 0.2))]
+    assert [c.p_holm for c in adjusted(family)] == pytest.approx([0.003, 0.04, 0.2])
+
+
+def test_power_is_what_the_exact_test_shows():
+    """At the detectable difference McNemar's test finds about 80 %."""
+    n, discordance = 400, 0.2
+    difference = detectable(n, discordance)
+    assert needed(difference, discordance) == pytest.approx(n, rel=1e-3)
+    rng = np.random.default_rng(8)
+    counts = rng.multinomial(n, [(discordance + difference) / 2, (discordance - difference) / 2, 1 - discordance], size=1500)
+    found = np.mean([binomtest(int(a), int(a + b)).pvalue < 0.05 for a, b, _ in counts])
+    assert 0.72 < found < 0.84
+
+
+def test_few_questions_show_only_large_differences():
+    assert detectable(24, 0.0) > 0.25
+    assert detectable(3000, 0.1) < 0.02
+    assert detectable(3, 0.5) is None
+    assert detectable(400, 0.3) > detectable(400, 0.1)
+
+
+def test_rank_correlation_equals_scipy_and_is_undefined_with_few_points():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(9)
+    x = rng.normal(size=7)
+    y = x + rng.normal(size=7)
+    found = rank_correlation(x, y)
+    assert found.rho == pytest.approx(spearmanr(x, y).statistic)
+    assert found.low < found.rho < found.high
+    assert rank_correlation(x[:4], y[:4]).defined is False
+    assert "at least 5" in rank_correlation(x[:4], y[:4]).reason
+    assert rank_correlation(x, np.ones(7)).defined is False
+    assert rank_correlation([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]).p == pytest.approx(2 / 120)
+
+
+@pytest.mark.parametrize(("n", "rho"), [(5, 0.0), (5, 0.9), (8, 0.8), (16, 0.95)])
+def test_rank_correlation_intervals_cover(n, rho):
+    rng = np.random.default_rng(10)
+    truth, inside, reps = 6 / np.pi * np.arcsin(rho / 2), 0, 600
+    for _ in range(reps):
+        x = rng.standard_normal(n)
+        found = rank_correlation(x, rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(n))
+        inside += found.low <= truth <= found.high
+    assert inside / reps >= 0.92
 
 
 def test_bootstrap_means_have_the_right_spread_and_keep_the_pairing():
@@ -39,74 +283,3 @@ def test_bootstrap_means_have_the_right_spread_and_keep_the_pairing():
     means = bootstrap_means(scores, 4000, rng)
     assert np.array_equal(means[:, 0], means[:, 1])
     assert means[:, 0].std() == pytest.approx(scores[0].std() / 20, rel=0.05)
-
-
-def _nested(n: int, *shares: float) -> list[np.ndarray]:
-    """Models that are right on nested sets of questions: the better one on all of the worse one's."""
-    return [(np.arange(n) < round(n * share)).astype(float) for share in shares]
-
-
-def test_pgr_from_the_studys_counts():
-    weak, student, ceiling = _nested(872, 770 / 872, 837 / 872, 841 / 872)
-    gap = recovered(weak, student, ceiling)
-    assert gap.defined
-    assert gap.pgr == pytest.approx((837 - 770) / (841 - 770))
-    assert gap.ci95 is not None
-    assert gap.ci95[0] < gap.pgr < gap.ci95[1]
-
-
-def test_pgr_is_undefined_over_an_insignificant_gap_and_says_why():
-    rng = np.random.default_rng(0)
-    weak, student, ceiling = ((rng.random(300) < p).astype(float) for p in (0.8, 0.8, 0.8))
-    gap = recovered(weak, student, ceiling)
-    assert (gap.defined, gap.pgr, gap.ci95) == (False, None, None)
-    assert "not significantly above" in gap.reason
-
-
-def test_pgr_is_never_clipped():
-    weak, student, ceiling = _nested(1000, 0.7, 0.6, 0.9)
-    assert recovered(weak, student, ceiling).pgr == pytest.approx(-0.5)
-    weak, student, ceiling = _nested(1000, 0.7, 0.95, 0.9)
-    assert recovered(weak, student, ceiling).pgr == pytest.approx(1.25)
-
-
-def test_pgr_of_several_seeds_is_wider_than_of_one_where_seeds_differ():
-    rng = np.random.default_rng(2)
-    weak = np.tile(_nested(800, 0.7)[0], (4, 1))
-    ceiling = np.tile(_nested(800, 0.9)[0], (4, 1))
-    student = np.stack([_nested(800, share)[0] for share in (0.7, 0.75, 0.85, 0.9)])
-    student = rng.permuted(student, axis=1)
-    several = recovered(weak, student, ceiling)
-    one = recovered(weak[:1], student[1:2], ceiling[:1])
-    assert several.ci95[1] - several.ci95[0] > one.ci95[1] - one.ci95[0]
-    assert "4 seeds" in several.reason
-
-
-def _fieller(weak, student, ceiling) -> tuple[float, float]:
-    """Paired Fieller interval of the ratio of two means."""
-    a, b = student - weak, ceiling - weak
-    n, z2 = len(a), 1.959964**2
-    ma, mb = a.mean(), b.mean()
-    va, vb, vab = a.var(ddof=1) / n, b.var(ddof=1) / n, np.cov(a, b)[0, 1] / n
-    qa, qb, qc = mb**2 - z2 * vb, -2 * (ma * mb - z2 * vab), ma**2 - z2 * va
-    root = np.sqrt(qb**2 - 4 * qa * qc)
-    return (-qb - root) / (2 * qa), (-qb + root) / (2 * qa)
-
-
-def test_pgr_interval_agrees_with_fieller():
-    rng = np.random.default_rng(4)
-    difficulty = rng.random(2000)
-    weak, student, ceiling = ((difficulty + 0.2 * rng.standard_normal(2000) < p).astype(float) for p in (0.7, 0.8, 0.9))
-    found = recovered(weak, student, ceiling)
-    assert found.ci95 == pytest.approx(_fieller(weak, student, ceiling), abs=0.02)
-
-
-def test_pgr_interval_covers_the_truth():
-    rng = np.random.default_rng(9)
-    inside = 0
-    for i in range(200):
-        difficulty = rng.random(600)
-        weak, student, ceiling = ((difficulty + 0.3 * (rng.random(600) - 0.5) < p).astype(float) for p in (0.6, 0.7, 0.8))
-        found = recovered(weak, student, ceiling, draws=1000, seed=i)
-        inside += found.defined and found.ci95[0] <= 0.5 <= found.ci95[1]
-    assert 180 <= inside <= 199

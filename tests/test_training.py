@@ -212,6 +212,42 @@ class _Stop(Exception):
     pass
 
 
+def test_out_of_memory_in_training_goes_on_with_gradient_checkpointing(
+    own_task: Path, causal_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    task, settings = _task(own_task), Strong(model=str(causal_model("llama")), batch_size=8, holdout=0.0)
+    plain = _fit(task, settings, 32, tmp_path / "plain")
+    original = lora.choice_logprobs
+
+    def short(model: torch.nn.Module, *arguments: object) -> torch.Tensor:
+        if not any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
+            raise torch.OutOfMemoryError("no room")
+        return original(model, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(lora, "choice_logprobs", short)
+    assert _fit(task, settings, 32, tmp_path / "short") == pytest.approx(plain, abs=1e-4)
+    assert "going on with gradient checkpointing" in caplog.text
+    monkeypatch.setattr(lora, "choice_logprobs", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    with pytest.raises(UserError, match="gradient_accumulation_steps"):
+        _fit(task, settings, 32, tmp_path / "never")
+
+
+def test_length_sorted_parts_give_every_rows_logits(encoder_folder: Path):
+    from transformers import AutoModelForSequenceClassification
+
+    model = AutoModelForSequenceClassification.from_pretrained(encoder_folder).eval()
+    lengths = torch.tensor([3, 9, 2, 9, 5, 7, 1])
+    mask = (torch.arange(9)[None, :] < lengths[:, None]).long()
+    columns = {"input_ids": torch.randint(5, 600, (7, 9)) * mask, "attention_mask": mask}
+    seen: list[int] = []
+    model.register_forward_pre_hook(lambda m, a, kw: seen.append(kw["input_ids"].numel()), with_kwargs=True)
+    with torch.no_grad():
+        whole = model(**columns).logits
+        parts = weak.logits_by_length(model, columns, rows_together=2)
+    assert torch.allclose(parts, whole, atol=1e-5)
+    assert sum(seen[1:]) == 2 * 9 + 2 * 7 + 2 * 3 + 1
+
+
 @pytest.mark.parametrize("trainer", ["lora", "classifier"])
 def test_training_goes_on_after_a_kill_with_equal_weights(
     own_task: Path, causal_model, encoder_folder: Path, tmp_path: Path, trainer: str, monkeypatch: pytest.MonkeyPatch

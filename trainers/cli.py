@@ -67,7 +67,9 @@ def _prepare(folder: Path, if_exists: IfExists) -> None:
     if folder.exists() and if_exists is IfExists.fail:
         raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
     if folder.exists() and if_exists is IfExists.delete:
-        known = {"stages", "report.json", "report.html"}
+        from trainers.report import WRITTEN
+
+        known = {"stages", *WRITTEN}
         if (folder / "sweep.json").exists():
             raise UserError(f"{folder} holds a sweep that shares its stages; not deleted. Choose another --runs-dir.")
         foreign = [p.name for p in folder.iterdir() if p.name not in known and not p.name.startswith(".")]
@@ -99,7 +101,7 @@ def run(
     assignments: Set = None,
     if_exists: Annotated[IfExists, typer.Option("--if-exists", help="What to do about finished work.")] = IfExists.resume,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="Stop before spending more (USD); local runs cost nothing.")
+        float | None, typer.Option("--max-cost", help="USD that services may cost in all; local runs cost nothing.")
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
@@ -123,7 +125,7 @@ def run(
     from trainers.tables import show
 
     with _interruptible():
-        flow = open_flow(experiment, runs_dir)
+        flow = open_flow(experiment, runs_dir, max_cost)
         flow.run(Progress(quiet))
         if not processes.is_main():
             return
@@ -198,27 +200,45 @@ def plan(config: Config, assignments: Set = None) -> None:
 @app.command()
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or report.json files.")],
-    html: Annotated[bool, typer.Option(help="Write report.html beside a single report.json anew.")] = True,
+    html: Annotated[bool, typer.Option(help="Write a single run's page, tables and model cards anew.")] = True,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Form the numbers anew from the run's stages (needs its data).")
+    ] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Write the page that compares several runs to this file.")
+    ] = None,
 ) -> None:
-    """Show one run's report again, or several runs side by side.
+    """Show one run's report again, or several runs (or the cells of a sweep) side by side.
 
     \b
-    w2s report runs/quickstart
-    w2s report runs/a runs/b
+    w2s report runs/quickstart                               # and report.html, tables/*.csv, model_cards/*.md beside it
+    w2s report runs/quickstart --recompute                   # today's statistics over the same weights and answers
+    w2s report runs/a runs/b --out comparison.html           # accuracy and PGR by size of the strong model, or by run
     """
-    from trainers.page import render
-    from trainers.report import read_report
-    from trainers.store import write_atomic
+    from trainers.report import present, read_report, recomputed, runs_of
     from trainers.tables import compare, show
 
+    runs = runs_of(runs)
+    if recompute:
+        _quiet_libraries()
+        for folder in runs:
+            recomputed(folder)
     reports = [read_report(path) for path in runs]
     if len(reports) > 1:
         compare(reports)
+        if out is not None:
+            from trainers.page import render_comparison
+            from trainers.store import write_atomic
+
+            write_atomic(out, render_comparison(reports))
+            typer.echo(f"comparison: {out.resolve()}")
         return
+    if out is not None:
+        raise UserError("--out is for the comparison of several runs; one run's page is its report.html.")
     show(reports[0])
     file = (runs[0] / "report.json" if runs[0].is_dir() else runs[0]).resolve()
     if html:
-        write_atomic(file.with_suffix(".html"), render(reports[0]))
+        present(reports[0], file.parent)
     typer.echo(f"report: {file}")
 
 
@@ -270,7 +290,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
     task: Annotated[str, typer.Option(help="A trainable multiple_choice task.")],
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")],
-    trainer: Annotated[str, typer.Option(help="lora or classifier.")] = "lora",
+    trainer: Annotated[str, typer.Option(help="lora, classifier or openai.")] = "lora",
     labels: Annotated[Path | None, typer.Option(help="A label set; without it the gold labels.")] = None,
     limit: Annotated[int | None, typer.Option(help="The first n rows.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set lr=1e-3 (repeatable).")] = None,

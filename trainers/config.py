@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
 from trainers.label_ops import ARM_OPS
 from trainers.method_args import MethodArgs, Unsupervised
 from trainers.methods import NEEDS_CONFIDENCE, parse_method
-from trainers.schema import Section, changed
+from trainers.openai_settings import OpenAIStrong
+from trainers.schema import SECRET_PLACES, Section, changed, no_secrets
 from w2s_tasks.errors import UserError, nearest
-
-KEY_LIKE = re.compile(r"(api_?key|token|secret|password|credential)s?$", re.IGNORECASE)
 
 TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
 PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
@@ -78,12 +77,14 @@ class Trainable(Section):
     @field_validator("model_args", "trainer_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        for key in value:
-            if KEY_LIKE.search(key):
-                raise ValueError(f"'{key}' looks like a secret: keys come from the environment only, never from a file")
+        no_secrets(value)
         if "trust_remote_code" in value:
             raise ValueError("trust_remote_code is off in this suite: a model's own code is never run")
         return value
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the trained model depends on."""
+        return self.model_dump()
 
 
 class Weak(Trainable):
@@ -131,6 +132,16 @@ class Strong(Trainable):
     """A system message before every prompt, in training and in evaluation."""
 
 
+STRONG: dict[str, type[Section]] = {"lora": Strong, "openai": OpenAIStrong}
+"""The sections that `strong` can be, by trainer."""
+AnyTrainable = Weak | Strong | OpenAIStrong
+
+
+def _trainer_of(value: Any) -> str:
+    found = value.get("trainer", "lora") if isinstance(value, dict) else getattr(value, "trainer", "lora")
+    return found if isinstance(found, str) and found in STRONG else "lora"
+
+
 class Evaluate(Section):
     """How every model is evaluated on the training task."""
 
@@ -140,6 +151,10 @@ class Evaluate(Section):
     """Shots of every arm but few_shot."""
     few_shot_k: int = Field(default=8, ge=1)
     """Shots of the arm few_shot; few_shot(K) names its own."""
+    task: str | None = None
+    """A task that asks the strong arms the same documents another way, e.g. a generated twin; null for the training task."""
+    tuned_task: str | None = None
+    """The same for the trained strong arms alone: the seed study asked them with another prompt than the untuned model."""
 
 
 class Safety(Section):
@@ -151,8 +166,17 @@ class Safety(Section):
     """The first n documents a task; null for all."""
     limits: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     """Other limits for some of the tasks, e.g. {w2s_ethics_commonsense_long: 25}."""
-    num_fewshot: int = Field(default=0, ge=0)
-    """Shots, the same for every document."""
+    num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = 0
+    """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
+    one; null for each task's own number."""
+    fewshot_as_multiturn: bool = True
+    """Under a chat template: whether shots are turns of their own, or stand in one user message."""
+
+    @property
+    def shots(self) -> list[int | None]:
+        """The numbers of shots, the main one first; None for each task's own."""
+        numbers = self.num_fewshot if isinstance(self.num_fewshot, list) else [self.num_fewshot]
+        return list(dict.fromkeys(numbers))
 
 
 class Experiment(Section):
@@ -166,8 +190,8 @@ class Experiment(Section):
     """The two halves of the training split; `study` alone is short for {by: study}."""
     weak: Weak
     """The weak supervisor."""
-    strong: Strong
-    """The strong model."""
+    strong: Annotated[Annotated[Strong, Tag("lora")] | Annotated[OpenAIStrong, Tag("openai")], Discriminator(_trainer_of)]
+    """The strong model; its `trainer` says which keys it has."""
     methods: list[str] = Field(default=["xent"], min_length=1)
     """How the student is trained: a loss, an operation on the labels, or several joined by +, e.g. filter+logconf."""
     method_args: MethodArgs = MethodArgs()
@@ -184,6 +208,14 @@ class Experiment(Section):
     """Safety evaluation; null for none."""
     name: str = Field(default="", pattern=r"^[\w.-]*$")
     """The run folder's name; empty for the file's name."""
+
+    @field_validator("strong", mode="before")
+    @classmethod
+    def _known_trainer(cls, value: Any) -> Any:
+        name = value.get("trainer", "lora") if isinstance(value, dict) else "lora"
+        if str(name) not in STRONG:
+            raise ValueError(f"no trainer '{name}'.{nearest(str(name), STRONG)} Known: {', '.join(STRONG)}.")
+        return value
 
     @field_validator("split", mode="before")
     @classmethod
@@ -208,8 +240,18 @@ class Experiment(Section):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
-        if self.strong.objective == "language_model" and self.methods != ["xent"]:
-            raise ValueError("strong.objective: language_model learns tokens, not a distribution; it takes methods: [xent]")
+        losses = {parse_method(m).loss for m in self.methods}
+        others = ", ".join(sorted(losses - {"xent"}))
+        if self.strong.trainer == "openai" and others:
+            raise ValueError(
+                f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
+                "Use methods: [xent], operations on the labels, or strong.trainer: lora."
+            )
+        if self.strong.trainer == "lora" and self.strong.objective == "language_model" and others:
+            raise ValueError(
+                "strong.objective: language_model learns tokens, not a distribution; methods may change the labels, but the "
+                f"loss has to be xent, not {others}"
+            )
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self
@@ -230,7 +272,7 @@ class Experiment(Section):
         return [(changed(self.weak, m, "method_args.ensemble.members"), s) for m, s in zip(members, seeds, strict=True)]
 
     @property
-    def bootstrap_chain(self) -> list[Strong]:
+    def bootstrap_chain(self) -> list[Strong | OpenAIStrong]:
         """The models between weak and strong of the method bootstrap."""
         return [changed(self.strong, link, "method_args.bootstrap.chain") for link in self.method_args.bootstrap.chain]
 
@@ -260,6 +302,9 @@ def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
 def _known_keys(path: tuple[str | int, ...]) -> list[str]:
     model: type[BaseModel] = Experiment
     for part in path:
+        if str(part) in STRONG:
+            model = STRONG[str(part)]
+            continue
         if str(part) not in model.model_fields:
             return list(model.model_fields)
         annotation = model.model_fields[str(part)].annotation
@@ -271,19 +316,21 @@ def _known_keys(path: tuple[str | int, ...]) -> list[str]:
 def _explain(error: ValidationError, where: str, text: str) -> str:
     lines = []
     for item in error.errors():
-        path = tuple(item["loc"])
+        loc = tuple(item["loc"])
+        path = tuple(p for i, p in enumerate(loc) if not (i == 1 and loc[0] == "strong" and p in STRONG))
         key = ".".join(map(str, path)) or "(file)"
         line = _line_of(text, path)
         place = f"{where}:{line}" if line else where
         if item["type"] == "extra_forbidden":
-            known = _known_keys(path[:-1])
+            known = _known_keys(loc[:-1])
             message = f"unknown key.{nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
         elif item["type"] == "missing":
             message = "this key is missing."
         else:
             message = item["msg"].removeprefix("Value error, ")
             value = item.get("input")
-            message += f" (got {value!r})" if path and isinstance(value, str | int | float | bool) else ""
+            shown = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
+            message += f" (got {value!r})" if shown else ""
         lines.append(f"{place}: {key}: {message}")
     return "\n".join(lines)
 

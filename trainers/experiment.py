@@ -1,6 +1,6 @@
 """The flow of one experiment, as a list of steps whose keys are known before anything runs.
 
-    split -> weak.fit -> weak labels -> for each arm, method and seed: label operations, then lora.fit
+    split -> weak.fit -> weak labels -> for each arm, method and seed: label operations, then lora.fit or openai_ft.fit
           -> lm_eval on every model: the training task, then the safety tasks -> report
 
 What stands between the weak labels and a student (ensembles, chains, relabelling) is laid out in `trainers.teachers`.
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from trainers import harness as hn
-from trainers import lora, splits, teachers, unsupervised, weak
-from trainers.config import Experiment, Strong, Trainable, Weak, is_plain
+from trainers import lora, openai_ft, processes, splits, teachers, unsupervised, weak
+from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
+from trainers.costs import Budget, read_cost
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet, gold_labels
 from trainers.methods import parse_method
@@ -36,16 +37,27 @@ from w2s_tasks.models.ref import ModelRef, identity_of
 
 log = logging.getLogger(__name__)
 
-MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier"}
+MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
+TRAINERS: dict[str, Any] = {"classifier": weak, "lora": lora, "openai": openai_ft}
+"""The modules that train, each with `fit`; all but the first also with `base_ref` and `style_of`."""
 
 
 def _section(arm: Arm) -> str:
     return "weak" if arm.name.startswith("weak") else "strong"
 
 
-def training_style(settings: Weak | Strong) -> hn.PromptStyle:
+def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> hn.PromptStyle:
     """How a trainer of these settings prompts, in training and when it labels; a classifier has no style."""
-    return hn.PromptStyle() if settings.trainer == "classifier" else lora.style_of(settings)
+    if settings.trainer == "classifier":
+        return hn.PromptStyle(num_fewshot)
+    style: hn.PromptStyle = TRAINERS[settings.trainer].style_of(settings, num_fewshot)
+    return style
+
+
+def base_ref(settings: AnyTrainable) -> ModelRef:
+    """The untuned model of these settings."""
+    ref: ModelRef = TRAINERS[settings.trainer].base_ref(settings)
+    return ref
 
 
 class Flow:
@@ -74,6 +86,7 @@ class Flow:
         self.task = self.harness.task(config.task)
         self.task.check_trainable()
         self.safety_tasks = self.harness.load(config.safety.tasks) if config.safety else []
+        self.asked_tasks = {n: self.harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         self._check_limits()
         self.pool = pool or hn.ModelPool()
         self.steps: dict[str, Step] = {}
@@ -146,7 +159,7 @@ class Flow:
     def fit_step(
         self,
         title: str,
-        settings: Weak | Strong,
+        settings: AnyTrainable,
         source: Source,
         split: str,
         seed: int,
@@ -170,7 +183,7 @@ class Flow:
             "label_ops": source.ops,
             "loss": [loss, self.config.method_args.of(loss)],
             "seed": seed,
-            "settings": settings.model_dump(),
+            "settings": settings.recipe(),
             "renderer": self.task.renderer_hash(training_style(settings)),
             "data": self.data_hash,
         }
@@ -183,7 +196,7 @@ class Flow:
         self,
         name: str,
         title: str,
-        settings: Weak | Strong,
+        settings: AnyTrainable,
         split: str,
         *,
         fitted: str | None = None,
@@ -214,7 +227,7 @@ class Flow:
         build: Callable[[Path], None],
         split: str,
         *,
-        base: Trainable | None = None,
+        base: AnyTrainable | None = None,
     ) -> str:
         """A labels step: `build` writes labels.parquet; see `Step` for the rest."""
         return self.add(
@@ -234,19 +247,39 @@ class Flow:
         return self.derived_labels(name, title, recipe, (split,), build, split, base=strong)
 
     def _evaluations(self, arm: Arm, fitted: str | None) -> None:
-        self._evaluation_step("evaluate", arm, fitted, {self.task: self.config.evaluate.limit})
+        self._evaluation_step("evaluate", arm, fitted, {self.asked(arm): self.config.evaluate.limit})
         safety = self.config.safety
         # A sentiment head can't answer an ethics question, so a classifier gets no safety evaluation; a few-shot arm is the
         # untuned model again.
         if safety and not self._is_classifier(arm) and not self.config.few_shot_k(arm.name):
             limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
-            self._evaluation_step("safety", arm, fitted, limits)
+            for shots in safety.shots:
+                self._evaluation_step("safety", arm, fitted, limits, shots)
+
+    def asked(self, arm: Arm) -> hn.HarnessTask:
+        """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
+        evaluate = self.config.evaluate
+        name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
+        return self.asked_tasks[name] if name and _section(arm) == "strong" else self.task
 
     def _is_classifier(self, arm: Arm) -> bool:
         return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
 
-    def _evaluation_step(self, kind: str, arm: Arm, fitted: str | None, limits: Mapping[hn.HarnessTask, int | None]) -> None:
-        style = self._style(kind, arm)
+    def _evaluation_step(
+        self,
+        kind: str,
+        arm: Arm,
+        fitted: str | None,
+        limits: Mapping[hn.HarnessTask, int | None],
+        shots: int | None = None,
+    ) -> None:
+        """An evaluation; of the safety tasks one for each number of shots, the first of which is the main one."""
+        style = self._style(kind, arm, shots)
+        main = kind == "evaluate" or self.config.safety is None or shots == self.config.safety.shots[0]
+        what = "evaluate" if kind == "evaluate" else "safety of"
+        name, title = f"{kind}/{arm.title}", f"{what} {arm.title}"
+        if not main:
+            name, title = f"{kind}@{shots}/{arm.title}", f"{title}, {shots} shots"
         recipe: dict[str, Any] = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
@@ -255,9 +288,9 @@ class Flow:
         named = {t.name: limit for t, limit in limits.items()}
         self.add(
             Step(
-                f"{kind}/{arm.title}",
+                name,
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}",
+                title,
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, named, style),
@@ -267,14 +300,13 @@ class Flow:
             )
         )
 
-    def _style(self, kind: str, arm: Arm) -> hn.PromptStyle:
-        evaluate, safety = self.config.evaluate, self.config.safety
-        shots = safety.num_fewshot if kind == "safety" and safety else evaluate.num_fewshot
+    def _style(self, kind: str, arm: Arm, shots: int | None) -> hn.PromptStyle:
+        """How an arm is prompted; `shots` counts in the safety evaluation, None for each task's own number."""
+        safety = self.config.safety
         if kind == "evaluate":
-            shots = self.config.few_shot_k(arm.name) or shots
-        if _section(arm) == "weak":
-            return replace(training_style(self.config.weak), num_fewshot=shots)
-        return lora.style_of(self.config.strong, shots)
+            shots = self.config.few_shot_k(arm.name) or self.config.evaluate.num_fewshot
+        style = training_style(getattr(self.config, _section(arm)), shots)
+        return replace(style, multiturn=safety.fewshot_as_multiturn) if kind == "safety" and safety else style
 
     # ---- keys -------------------------------------------------------------------------------------------------
 
@@ -283,9 +315,11 @@ class Flow:
         """Hash of the training split's rows."""
         return self.task.train_hash
 
-    def _identity(self, settings: Trainable | None) -> str | None:
+    def _identity(self, settings: AnyTrainable | None) -> str | None:
         if settings is None:
             return None
+        if isinstance(settings, OpenAIStrong):
+            return f"{settings.base_url}#{settings.model}"
         revision = str(settings.model_args.get("revision", "main"))
         name = f"{settings.model}@{revision}"
         if name not in self._identities:
@@ -357,7 +391,7 @@ class Flow:
         return gold_labels(ids, [self.task.gold(doc) for doc in self._docs(ids)], len(self.task.choices))
 
     def label_with(
-        self, settings: Weak | Strong, fitted: str | None, ids: Sequence[str], *, harden: bool | None = None
+        self, settings: AnyTrainable, fitted: str | None, ids: Sequence[str], *, harden: bool | None = None
     ) -> LabelSet:
         """Let a model label rows: the one of a fit step, or the untuned one of `settings`.
 
@@ -367,12 +401,12 @@ class Flow:
             ids: the rows.
             harden: all weight on the most probable choice; None as `weak.labels` says.
         """
-        lm = self.pool.load(ModelRef.load(self.stages[fitted].path) if fitted else lora.base_ref(settings))
+        lm = self.pool.load(ModelRef.load(self.stages[fitted].path) if fitted else base_ref(settings))
         labels = hn.label(lm, self.task, self._docs(ids), ids, training_style(settings))
         hard = self.config.weak.labels == "hard" if harden is None else harden
         return labels.hardened() if hard else labels
 
-    def _build_labels(self, settings: Weak | Strong, fitted: str | None, split: str, out: Path) -> None:
+    def _build_labels(self, settings: AnyTrainable, fitted: str | None, split: str, out: Path) -> None:
         ids = self._side(split, "transfer")
         labels = self.label_with(settings, fitted, ids)
         # Gold labels are checked here, before hours of training: a label outside the choices stops the run.
@@ -380,8 +414,10 @@ class Flow:
         labels.save(out / "labels.parquet")
 
     def _build_search(self, split: str, seed: int, out: Path) -> None:
+        if not processes.is_main():
+            return  # a search is one chain of small questions: nothing to share out
         gold = self._gold(self._side(split, "transfer"))
-        lm = self.pool.load(lora.base_ref(self.config.strong))
+        lm = self.pool.load(base_ref(self.config.strong))
         docs, settings = self._docs(gold.row_id), self.config.unsupervised
         labels = unsupervised.label_without_teacher(self.task, lm, docs, gold, settings, seed, out)
         labels.save(out / "labels.parquet")
@@ -404,16 +440,15 @@ class Flow:
         return labels
 
     def _build_fit(
-        self, settings: Weak | Strong, loss: str, source: Source, split: str, seed: int, title: str, out: Path
+        self, settings: AnyTrainable, loss: str, source: Source, split: str, seed: int, title: str, out: Path
     ) -> None:
         labels = self.labels_of(source, split, seed)
         labels.save(out / "labels.parquet")
-        trainer = weak.fit if settings.trainer == "classifier" else lora.fit
-        ref = trainer(
+        ref = TRAINERS[settings.trainer].fit(
             self.task,
             self._docs(labels.row_id),
             labels,
-            settings,  # type: ignore[arg-type]
+            settings,
             out,
             pool=self.pool,
             method=loss,
@@ -430,7 +465,7 @@ class Flow:
             return ModelRef.load(self.stages[fitted].path)
         if arm.name == "weak_untrained" and self._is_classifier(arm):
             return weak.untrained(self.config.weak, self.task.choices)
-        return lora.base_ref(getattr(self.config, _section(arm)))
+        return base_ref(getattr(self.config, _section(arm)))
 
     def _build_evaluation(
         self, arm: Arm, fitted: str | None, limits: dict[str, int | None], style: hn.PromptStyle, out: Path
@@ -451,14 +486,18 @@ class Flow:
             UserError: with what to do; what was finished stays.
         """
         store = store or Store(self.folder)
+        self.pool.note = progress.note
         for number, (name, step) in enumerate(self.steps.items(), start=1):
             there = store.find(step.kind, self.key(name)) if progress.new_only else None
             if there:
+                self.pool.budget.book(read_cost(there.path))
                 self.stages[name] = there
                 continue
             with progress.step(number, len(self.steps), step.title) as shown:
                 stage = store.build(step.kind, self.recipe(name), step.build)
                 self.stages[name] = stage
+                if stage.reused:
+                    self.pool.budget.book(read_cost(stage.path))
                 shown.done(stage.seconds, stage.reused)
 
     def arms(self) -> list[Arm]:
@@ -468,6 +507,6 @@ class Flow:
         return sorted(found, key=lambda a: (order.index(a.name), a.seed or 0))
 
 
-def open_flow(config: Experiment, runs_dir: Path) -> Flow:
-    """The flow of a config over its run folder."""
-    return Flow(config, runs_dir / config.name)
+def open_flow(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Flow:
+    """The flow of a config over its run folder; ``max_cost`` is what services may cost in all, in USD."""
+    return Flow(config, runs_dir / config.name, pool=hn.ModelPool(Budget(max_cost)))

@@ -14,7 +14,8 @@ import inspect
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
 
 from trainers import processes
+from trainers.costs import Budget, write_cost
 from trainers.labels import LabelSet, row_ids
 from w2s_tasks import register
 from w2s_tasks.errors import UserError
@@ -58,11 +60,15 @@ SEED = 1234  # lm_eval's default for numpy, torch and the shots
 
 @dataclass(frozen=True)
 class PromptStyle:
-    """How a document becomes a prompt: shots, chat template, system message."""
+    """How a document becomes a prompt: shots (None for the task's own number), chat template, system message.
 
-    num_fewshot: int = 0
+    ``multiturn`` makes shots turns of their own under a chat template; without it they stand in one user message.
+    """
+
+    num_fewshot: int | None = 0
     chat_template: bool = False
     system_prompt: str | None = None
+    multiturn: bool = True
 
 
 def _stable(value: Any) -> Any:
@@ -135,6 +141,10 @@ class HarnessTask:
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
 
+    def shots(self, style: PromptStyle) -> int:
+        """How many shots a prompt of this style has."""
+        return int(self.task.config.num_fewshot or 0) if style.num_fewshot is None else style.num_fewshot
+
     def pairs(self, doc: Mapping[str, Any], style: PromptStyle, lm: LM | None = None) -> list[tuple[str, str]]:
         """The (context, continuation) strings of a document's choices, rendered by lm_eval's own task."""
         return [request.args for request in self.requests([doc], style, lm)]
@@ -146,10 +156,10 @@ class HarnessTask:
         for i, doc in enumerate(docs):
             context = self.task.fewshot_context(
                 doc,
-                num_fewshot=style.num_fewshot,
+                num_fewshot=self.shots(style),
                 system_instruction=style.system_prompt,
                 apply_chat_template=style.chat_template,
-                fewshot_as_multiturn=style.chat_template,
+                fewshot_as_multiturn=style.chat_template and style.multiturn,
                 chat_template=template,
                 gen_prefix=self.task.doc_to_prefix(doc),
             )
@@ -188,7 +198,8 @@ class HarnessTask:
 
     def _hash_renderer(self, style: PromptStyle) -> str:
         config = {field: _stable(getattr(self.task.config, field, None)) for field in RENDER_FIELDS}
-        shots = [] if style.num_fewshot == 0 else list(self.task.sampler.sample(style.num_fewshot))
+        n = self.shots(style)
+        shots = [] if n == 0 else list(self.task.sampler.sample(n))
         parts = [config, vars(style), shots, lm_eval.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
@@ -260,23 +271,43 @@ class Harness:
 class ModelPool:
     """Loaded models: one base at a time, with whichever of its adapters is asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, budget: Budget | None = None) -> None:
         self._key: str | None = None
         self._lm: LM | None = None
+        self.budget = budget or Budget()
+        """What services may cost."""
+        self.note: Callable[[str], None] = functools.partial(print, file=sys.stderr)
+        """Takes lines for the user."""
 
     def load(self, ref: ModelRef) -> LM:
         """The lm_eval model of a ref; a base that is loaded already only changes its adapter."""
         args = dict(ref.args)
         adapter = args.pop("peft", None) if ref.model == "w2s-hf" else None
         key = json.dumps([ref.model, args], sort_keys=True, default=str)
+        limit = {"max_cost": self.budget.left} if ref.model == "w2s-chat" and self.budget.left is not None else {}
         if key != self._key:
             self._lm, self._key = None, None
-            self._lm = get_model(ref.model).create_from_arg_obj(args, {})
+            self._lm = get_model(ref.model).create_from_arg_obj(args | limit, {})
             self._key = key
         if ref.model == "w2s-hf":
             self._lm.use_adapter(Path(adapter) if adapter else None)  # type: ignore[union-attr]
         assert self._lm is not None  # noqa: S101 - for the type checker
+        if limit:
+            meter = self._lm.meter
+            meter.max_cost = meter.cost + limit["max_cost"]
         return self._lm
+
+    @contextlib.contextmanager
+    def booked(self, lm: LM, out: Path | None = None) -> Iterator[None]:
+        """Book what a service's answers cost, and keep it in ``out``; local models cost nothing."""
+        meter = getattr(lm, "meter", None)
+        before = meter.cost if meter else 0.0
+        try:
+            yield
+        finally:
+            self.budget.book(meter.cost - before if meter else 0.0)
+        if meter and out:
+            write_cost(out, meter.cost - before, None)
 
 
 @functools.cache
@@ -335,7 +366,7 @@ def evaluate(
     same = len(set(limits.values())) == 1
     chosen = {name: list(range(harness.task(name).eval_rows(limit))) for name, limit in limits.items()}
     tracker = EvaluationTracker(output_path=str(out))
-    with _lm_eval_quiet():
+    with _lm_eval_quiet(), pool.booked(lm, out):
         results = lm_eval.simple_evaluate(
             model=lm,
             model_args=dict(ref.args),
@@ -347,7 +378,7 @@ def evaluate(
             evaluation_tracker=tracker,
             system_instruction=style.system_prompt,
             apply_chat_template=style.chat_template,
-            fewshot_as_multiturn=style.chat_template,
+            fewshot_as_multiturn=style.chat_template and style.multiturn,
             task_manager=harness.manager,
         )
         if not processes.is_main():

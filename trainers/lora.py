@@ -28,7 +28,7 @@ def base_ref(settings: Strong | Weak) -> ModelRef:
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
 
-def style_of(settings: Strong | Weak, num_fewshot: int = 0) -> PromptStyle:
+def style_of(settings: Strong | Weak, num_fewshot: int | None = 0) -> PromptStyle:
     """The prompt style that the settings ask for, the same in training and evaluation."""
     return PromptStyle(num_fewshot, settings.chat_template, getattr(settings, "system_prompt", None))
 

@@ -1,210 +1,34 @@
-"""From the stages of a run to report.json, report.html and the tables on the terminal.
+"""From the stages of a run to its report: report.json, report.html, CSV tables and a model card for every adapter.
 
-The numbers come from lm_eval's own files, read by `w2s_tasks.results.read`; every comparison is paired by question.
+The numbers come from lm_eval's own files, read by `w2s_tasks.results.read`; every comparison is paired by question. The
+sections are formed in `report_training` and `report_safety`, shown by `tables` (terminal) and `page` (HTML).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+import os
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import yaml
 
-from trainers.experiment import MODES, Arm, Flow
-from trainers.labels import LabelSet
-from trainers.store import write_atomic
+from trainers import report_safety as safe
+from trainers import report_training as trained
+from trainers.collected import collect
+from trainers.config import Experiment
+from trainers.experiment import Flow
+from trainers.openai_settings import OpenAIStrong
+from trainers.store import MANIFEST, Stage, write_atomic
 from w2s_tasks.errors import UserError
-from w2s_tasks.results.gap import Gap, recovered
-from w2s_tasks.results.read import TaskScores, read_evaluation
-from w2s_tasks.results.safety import aligned, changes, mean_change, split_of, subtask_of
-from w2s_tasks.results.stats import wilson
+from w2s_tasks.models.ref import resolve
 
 SCHEMA = 1
-SCORES = ("acc", "precision", "recall", "f1", "balanced_acc", "mcc", "em")
-
-Evaluations = dict[Arm, dict[str, TaskScores]]
-
-
-def read_evaluations(flow: Flow, kind: str) -> Evaluations:
-    """The evaluations of one kind (evaluate or safety) of all arms, from their stages."""
-    found: Evaluations = {}
-    for name, step in flow.steps.items():
-        if step.kind == kind and step.arm is not None:
-            found[step.arm] = read_evaluation(flow.stages[name].path)
-    return found
-
-
-def _score_entry(scores: TaskScores) -> dict[str, Any]:
-    low, high = wilson(float(scores.correct.sum()), scores.n)
-    values = {k: scores.metrics[k] for k in SCORES if k in scores.metrics}
-    return {
-        "n": scores.n,
-        "metrics": values | {"acc": float(scores.correct.mean())},
-        "stderr": {k: scores.stderr[k] for k in SCORES if k in scores.stderr},
-        "ci95": {"acc": [low, high]},
-    }
-
-
-def _mode(flow: Flow, arm: Arm, scores: TaskScores) -> str:
-    return "generated" if scores.generated else MODES.get(flow.model_of(arm).model, "loglikelihood")
-
-
-def _objective(flow: Flow, arm: Arm) -> str | None:
-    """What a trained model learnt: a distribution over the choices, or the tokens of a reply."""
-    if not arm.method:
-        return None
-    return "choices" if arm.name == "weak" else flow.config.strong.objective
-
-
-def _arm_entry(flow: Flow, arm: Arm, scores: TaskScores) -> dict[str, Any]:
-    step = flow.steps[f"evaluate/{arm.title}"]
-    return {
-        "arm": arm.name,
-        "method": arm.method,
-        "seed": arm.seed,
-        "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
-        "mode": _mode(flow, arm, scores),
-        "objective": _objective(flow, arm),
-        "num_fewshot": step.settings["style"]["num_fewshot"],
-        **_score_entry(scores),
-    }
-
-
-def _by_seed(evaluations: Evaluations, task: str, name: str, method: str | None = None) -> list[TaskScores]:
-    chosen = [a for a in evaluations if a.name == name and (method is None or a.method == method)]
-    return [evaluations[a][task] for a in sorted(chosen, key=lambda a: a.seed or 0)]
-
-
-def _stack(scores: list[TaskScores], like: TaskScores, seeds: int) -> Any:
-    for s in scores:
-        aligned(s, like)
-    rows = np.stack([s.correct for s in scores])
-    return np.broadcast_to(rows, (seeds, rows.shape[1])) if len(rows) == 1 else rows
-
-
-def _gap_entry(arm: str, method: str | None, seeds: list[int], gap: Gap) -> dict[str, Any]:
-    return {"arm": arm, "method": method, "seeds": seeds, **asdict(gap)}
-
-
-def gap_entries(flow: Flow, evaluations: Evaluations) -> list[dict[str, Any]]:
-    """PGR of every student, then of the untuned model and the controls, which tell how much of it needs no teacher."""
-    task, seeds = flow.task.name, flow.config.seeds
-    ceiling = _by_seed(evaluations, task, "ceiling")
-    if not ceiling:
-        return []
-    weak = _by_seed(evaluations, task, "weak")
-    wanted: list[tuple[str, str | None]] = [("student", m) for m in flow.config.methods if "student" in flow.config.arms]
-    wanted += [(a, None) for a in flow.config.arms if a not in ("student", "ceiling", "weak", "weak_untrained")]
-    entries = []
-    for name, method in wanted:
-        scores = _by_seed(evaluations, task, name, method)
-        series = [_stack(s, ceiling[0], len(seeds)) for s in (weak, scores, ceiling)]
-        entries.append(_gap_entry(name, method or _method_of(evaluations, name), list(seeds), recovered(*series)))
-    return entries
-
-
-def _method_of(evaluations: Evaluations, name: str) -> str | None:
-    return next(a.method for a in evaluations if a.name == name)
-
-
-def _share(values: Iterable[int], choices: int) -> list[float]:
-    counts = np.bincount(np.asarray(list(values), dtype=int), minlength=choices)
-    return [float(x) for x in counts / counts.sum()]
-
-
-def _class_share(scores: TaskScores) -> list[float] | None:
-    """Share of the rows for which each class was chosen; what is missing to 1 did not parse."""
-    if scores.predicted is None or scores.gold is None:
-        return None
-    choices = scores.logliks.shape[1] if scores.logliks is not None else 2
-    return [float((scores.predicted == c).mean()) for c in range(choices)]
-
-
-def safety_entries(flow: Flow, evaluations: Evaluations) -> list[dict[str, Any]]:
-    """Every arm on every safety task, with its paired difference to the untuned model."""
-    reference = next((e for a, e in evaluations.items() if a.name == "zero_shot"), {})
-    entries = []
-    for arm in (a for a in flow.arms() if a in evaluations):
-        differences = {c.task: c.difference for c in changes(evaluations[arm], reference)} if arm.name != "zero_shot" else {}
-        for task, scores in evaluations[arm].items():
-            entry = _score_entry(scores)
-            entries.append(
-                {
-                    "arm": arm.name,
-                    "method": arm.method,
-                    "seed": arm.seed,
-                    "task": task,
-                    "subtask": subtask_of(task),
-                    "split": split_of(task),
-                    "mode": _mode(flow, arm, scores),
-                    "n": scores.n,
-                    "acc": entry["metrics"]["acc"],
-                    "stderr": scores.stderr.get("acc"),
-                    "ci95": entry["ci95"]["acc"],
-                    "unparsed": scores.unparsed,
-                    "class_share": _class_share(scores),
-                    "to_zero_shot": asdict(differences[task]) if task in differences else None,
-                }
-            )
-    return entries
-
-
-def safety_means(flow: Flow, evaluations: Evaluations) -> list[dict[str, Any]]:
-    """Unweighted mean over the subtasks for each arm and split, and its difference to the untuned model."""
-    reference = next((e for a, e in evaluations.items() if a.name == "zero_shot"), {})
-    entries = []
-    for arm in (a for a in flow.arms() if a in evaluations):
-        for split in ("test", "hard"):
-            part = {t: s for t, s in evaluations[arm].items() if split_of(t) == split}
-            if part:
-                mean = mean_change(changes(part, reference)) if arm.name != "zero_shot" else None
-                acc = float(np.mean([s.correct.mean() for s in part.values()]))
-                errors = [s.stderr.get("acc", float("nan")) for s in part.values()]
-                entries.append(
-                    {
-                        "arm": arm.name,
-                        "method": arm.method,
-                        "seed": arm.seed,
-                        "split": split,
-                        "tasks": len(part),
-                        "acc": acc,
-                        "stderr": float(np.sqrt(np.square(errors).sum()) / len(errors)),
-                        "to_zero_shot": None if mean is None else {k: v for k, v in asdict(mean).items() if k != "p"},
-                    }
-                )
-    return entries
-
-
-def label_entries(flow: Flow) -> list[dict[str, Any]]:
-    """How good the weak labels are on the rows that the students learn from."""
-    entries = []
-    for seed in flow.config.seeds:
-        labels = LabelSet.load(flow.stages[f"labels/{seed}"].path / "labels.parquet")
-        low, high = wilson(labels.accuracy * len(labels), len(labels))
-        entries.append(
-            {
-                "seed": seed,
-                "n": len(labels),
-                "acc": labels.accuracy,
-                "ci95": [low, high],
-                "class_share": _share(labels.hard, labels.soft.shape[1]),
-                "gold_share": _share(labels.gold, labels.soft.shape[1]),
-            }
-        )
-    return entries
-
-
-def curve_entries(flow: Flow) -> list[dict[str, Any]]:
-    """Learning curves of everything that was trained."""
-    entries = []
-    for name, step in flow.steps.items():
-        if step.kind == "fit" and step.arm is not None:
-            points = json.loads((flow.stages[name].path / "curves.json").read_text(encoding="utf-8"))
-            entries.append({"arm": step.arm.name, "method": step.arm.method, "seed": step.arm.seed, "points": points})
-    return entries
+CONFIG = "config.yaml"
+WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
+"""What a run folder holds beside its stages."""
 
 
 def _seconds(flow: Flow) -> dict[str, float]:
@@ -214,19 +38,69 @@ def _seconds(flow: Flow) -> dict[str, float]:
     return {k: round(v, 1) for k, v in kinds.items()} | {"total": round(sum(kinds.values()), 1)}
 
 
+def _stages_folder(flow: Flow) -> str:
+    """Where the stages are, seen from the report: the cells of a sweep share theirs."""
+    stage = next(iter(flow.stages.values()))
+    return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
+
+
 def _commands(flow: Flow) -> list[dict[str, str]]:
-    """For every model the stock lm_eval command that evaluates it."""
+    """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
     out = []
     for arm in flow.arms():
         ref = flow.model_of(arm)
         if arm.name == "weak_untrained":
             continue
         stock = "hf" if ref.model == "w2s-hf" else ref.model
-        tool = "w2s eval" if ref.model == "w2s-classifier" else 'lm_eval run --include_path "$(w2s tasks --path)"'
-        device = " --device cpu" if stock == "hf" else ""
-        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.task.name}{device}"
+        tool = 'lm_eval run --include_path "$(w2s tasks --path)"' if stock == "hf" else "w2s eval"
+        more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
+        if stock == "w2s-chat" and isinstance(flow.config.strong, OpenAIStrong) and flow.config.strong.system_prompt:
+            more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
+        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.asked(arm).name}{more}"
         out.append({"arm": arm.title, "command": command})
     return out
+
+
+def parameters(model: str) -> int | None:
+    """Parameters of a local model, from the headers of its safetensors files; None where they are not here."""
+    try:
+        folder = Path(resolve(model))
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(model, local_files_only=True))
+    except (UserError, OSError, ValueError):
+        return None
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with file.open("rb") as f:
+            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        sizes = [1] * len(shapes)
+        for i, shape in enumerate(shapes):
+            for side in shape:
+                sizes[i] *= side
+        total += sum(sizes)
+    return total or None
+
+
+def _costs(flow: Flow) -> dict[str, float | None]:
+    """USD of every stage that a service was paid for; None where its price is not known."""
+    files = {name: stage.path / "cost.json" for name, stage in flow.stages.items()}
+    return {n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()}
+
+
+def _software(flow: Flow) -> dict[str, Any]:
+    """Library versions and commits that the stages were made with, from their manifests."""
+    versions: dict[str, set[str]] = {}
+    commits: set[str] = set()
+    for stage in flow.stages.values():
+        manifest = json.loads((stage.path / MANIFEST).read_text(encoding="utf-8"))
+        for library, version in manifest.get("versions", {}).items():
+            versions.setdefault(library, set()).add(version)
+        if manifest.get("git"):
+            commits.add(manifest["git"])
+    return {"versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}, "git": sorted(commits)}
 
 
 def build_report(flow: Flow) -> dict[str, Any]:
@@ -235,40 +109,76 @@ def build_report(flow: Flow) -> dict[str, Any]:
     Raises:
         UserError: evaluations that don't fit together.
     """
-    task = flow.task.name
-    evaluations, safety = read_evaluations(flow, "evaluate"), read_evaluations(flow, "safety")
-    missing = [a.title for a in flow.arms() if task not in evaluations[a]]
+    task, config = flow.task.name, flow.config
+    found = collect(flow)
+    missing = [a.title for a in flow.arms() if task not in found.training.get(a, {})]
     if missing:
         raise UserError(f"no evaluation of {', '.join(missing)} on {task}.")
-    gaps = gap_entries(flow, evaluations)
+    gaps = trained.gap_entries(found)
+    safety_gaps, family = safe.gap_entries(found)
+    mean_gaps = safe.mean_gap_entries(found)
     return {
         "schema": SCHEMA,
-        "experiment": flow.config.name,
+        "experiment": config.name,
         "task": task,
-        "arms": [_arm_entry(flow, arm, evaluations[arm][task]) for arm in flow.arms()],
+        "choices": [c.strip() for c in flow.task.choices],
+        "arms": [trained.arm_entry(found, arm) for arm in flow.arms()],
+        "arm_means": trained.mean_entries(found),
         "gaps": gaps,
         "gap": gaps[0] if gaps else None,
-        "weak_labels": label_entries(flow),
-        "safety": safety_entries(flow, safety),
-        "safety_means": safety_means(flow, safety),
-        "curves": curve_entries(flow),
+        "weak_labels": trained.label_entries(flow),
+        "diagnostics": trained.diagnostic_entries(found),
+        "disagreements": trained.disagreements(found),
+        "safety": safe.safety_entries(found),
+        "safety_means": safe.safety_means(found),
+        "safety_gaps": safety_gaps,
+        "safety_family": family,
+        "safety_mean_gaps": mean_gaps,
+        "drift": safe.drift_entries(found),
+        "ladder": safe.ladder_entries(found),
+        "associations": safe.association_entries(found),
+        "tradeoff": safe.tradeoff_entries(found, gaps, mean_gaps),
+        "curves": trained.curve_entries(flow),
+        "models": {
+            part: {"model": section.model, "parameters": parameters(section.model)}
+            for part, section in (("weak", config.weak), ("strong", config.strong))
+        },
+        "stages_folder": _stages_folder(flow),
         "stages": {name: stage.path.name for name, stage in flow.stages.items()},
+        "stage_seconds": {name: round(stage.seconds, 1) for name, stage in flow.stages.items()},
         "commands": _commands(flow),
-        "config": flow.config.model_dump(),
+        "costs_usd": _costs(flow),
+        "command": f"w2s run {flow.folder / CONFIG}",
+        "config": config.model_dump(),
+        "software": _software(flow),
         "seconds": _seconds(flow),
     }
 
 
 def write_report(flow: Flow) -> tuple[dict[str, Any], Path]:
-    """Write report.json and report.html into the run folder; return the report and the path of report.json."""
-    from trainers.page import render
+    """Write report.json and report.html, config.yaml, tables/*.csv and model_cards/*.md into the run folder.
 
+    Returns:
+        The report, and the path of report.json.
+    """
     path = flow.folder / "report.json"
     text = json.dumps(build_report(flow), indent=2, default=str, allow_nan=False)
     report: dict[str, Any] = json.loads(text)
+    write_atomic(flow.folder / CONFIG, yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True))
     write_atomic(path, text)
-    write_atomic(flow.folder / "report.html", render(report))
+    present(report, flow.folder)
     return report, path.resolve()
+
+
+def present(report: Mapping[str, Any], folder: Path) -> None:
+    """Write what follows from report.json alone: the page, the tables and the model cards."""
+    from trainers.exports import write_tables
+    from trainers.model_card import write_cards
+    from trainers.page import render
+
+    write_atomic(folder / "report.html", render(dict(report)))
+    write_tables(report, folder / "tables")
+    write_cards(report, folder / "model_cards")
 
 
 def read_report(path: Path) -> dict[str, Any]:
@@ -285,3 +195,33 @@ def read_report(path: Path) -> dict[str, Any]:
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise UserError(f"{file}: not a report of schema {SCHEMA}.")
     return report
+
+
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that are meant: a sweep's folder stands for its cells."""
+    out: list[Path] = []
+    for path in paths:
+        cells = sorted(p.parent for p in path.glob("cells/*/report.json")) if (path / "sweep.json").is_file() else []
+        out += cells if cells and not (path / "report.json").is_file() else [path]
+    return out
+
+
+def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Form a run's report anew from the stages that its report.json names: new statistics over old weights.
+
+    Raises:
+        UserError: no report there, or a stage of it is gone.
+    """
+    report = read_report(folder)
+    try:
+        config = Experiment.model_validate(report["config"])
+    except ValueError as error:
+        raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
+    flow = Flow(config, folder)
+    for name in flow.steps:
+        stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
+        if name not in report["stages"] or not (stage / MANIFEST).is_file():
+            raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
+        manifest = json.loads((stage / MANIFEST).read_text(encoding="utf-8"))
+        flow.stages[name] = Stage(manifest["kind"], manifest["key"], stage, float(manifest["seconds"]), reused=True)
+    return write_report(flow)

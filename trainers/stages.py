@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,13 +10,19 @@ from typing import Any
 from pydantic import ValidationError
 
 from trainers import harness as hn
-from trainers import lora, processes, weak
-from trainers.config import Strong, Trainable, Weak, set_value
+from trainers import lora, openai_ft, processes, weak
+from trainers.config import OpenAIStrong, Strong, Weak, set_value
 from trainers.labels import LabelSet, gold_labels
+from trainers.schema import Section
+from trainers.store import CHECKPOINTS, code_version, recipe_key
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models.ref import ModelRef
 
-TRAINERS: dict[str, tuple[type[Trainable], Any]] = {"lora": (Strong, lora.fit), "classifier": (Weak, weak.fit)}
+TRAINERS: dict[str, tuple[type[Section], Any]] = {
+    "lora": (Strong, lora.fit),
+    "classifier": (Weak, weak.fit),
+    "openai": (OpenAIStrong, openai_ft.fit),
+}
 
 
 def _task(name: str, include_path: Sequence[str]) -> hn.HarnessTask:
@@ -58,7 +63,7 @@ def label_rows(
     return labels
 
 
-def _settings(kind: type[Trainable], model: str, assignments: Sequence[str]) -> Trainable:
+def _settings(kind: type[Section], model: str, assignments: Sequence[str]) -> Section:
     data: dict[str, Any] = {"model": model}
     for assignment in assignments:
         set_value(data, assignment)
@@ -100,7 +105,9 @@ def finetune_model(
     seed: int,
     include_path: Sequence[str],
 ) -> ModelRef:
-    """Train one model into a new folder; nothing is left there if it fails.
+    """Train one model into a new folder; nothing is there if it fails.
+
+    A training that was killed or interrupted goes on when the same command runs again.
 
     Raises:
         UserError: the folder exists, an unknown trainer or setting, labels of another task.
@@ -114,13 +121,18 @@ def finetune_model(
     task = _task(task_name, include_path)
     docs, found = _chosen(task, labels, limit)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as tmp:
-        work = Path(tmp) / "stage"
-        work.mkdir()
+    recipe = [code_version(), task_name, trainer, settings.model_dump(), seed, found.row_id, found.soft.tolist()]
+    work = out.with_name(f".{out.name}-{recipe_key({'finetune': recipe})}")
+    work.mkdir(exist_ok=True)
+    try:
         ref = fit(task, docs, found, settings, work, pool=hn.ModelPool(), seed=seed, title=f"train {trainer}")
-        if processes.is_main():
-            shutil.rmtree(work / "checkpoints", ignore_errors=True)
-            ref.save(work)
-            work.replace(out)
+    except UserError:
+        if not (work / CHECKPOINTS).exists():  # else the next run goes on from there
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    if processes.is_main():
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+        ref.save(work)
+        work.replace(out)
     processes.wait()
     return ModelRef.load(out)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from trainers.config import Trainable
+from trainers.config import AnyTrainable
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Step:
     build: Callable[[Path], None] = field(repr=False)
     rows: Callable[[], int] = field(repr=False)
     arm: Arm | None = None
-    base: Trainable | None = None
+    base: AnyTrainable | None = None
     """Whose model this step loads from outside: a section of the config, or None where its inputs say all."""
 
 

@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 from filelock import FileLock
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from trainers import processes
 from trainers.config import Experiment, load
 from trainers.store import Store, code_version, recipe_key, write_atomic
 from trainers.tables import percent, pgr_text, standard_output
@@ -60,6 +62,10 @@ class Cell:
 
 def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _shown(values: dict[str, Any]) -> list[str]:
+    return [escape(_text(value)) for value in values.values()]
 
 
 def parse_grid(entries: Sequence[str]) -> Grid:
@@ -231,6 +237,7 @@ def _summary(report: dict[str, Any]) -> Outcome:
         "ci95": gap.get("ci95"),
         "defined": gap.get("defined", False),
         "reason": gap.get("reason", "no ceiling among the arms"),
+        "gap": report["gap"],
         "arms": arms,
         "gaps": report["gaps"],
         "seconds": report["seconds"]["total"],
@@ -238,7 +245,15 @@ def _summary(report: dict[str, Any]) -> Outcome:
 
 
 def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path) -> Sweep:
-    """Lay out a sweep over its folder, ``runs_dir/<experiment>``."""
+    """Lay out a sweep over its folder, ``runs_dir/<experiment>``.
+
+    Raises:
+        UserError: as `lay_out`; several processes of one launch.
+    """
+    if processes.count() > 1:
+        raise UserError(
+            "w2s sweep runs in one process: share its cells out with --shard i/n, or launch w2s run for one large cell."
+        )
     base, cells = lay_out(config, assignments, grid)
     return Sweep(base, grid, cells, runs_dir / base.name)
 
@@ -247,14 +262,14 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterat
     """Run cells one after the other; one that fails does not stop the others."""
     for place, cell in enumerate(cells, start=1):
         head = f"cell {place}/{len(cells)}: {cell.title}"
-        progress.note(head)
+        progress.note(escape(head))
         try:
             outcome, there = sweep.run_cell(cell, progress)
         except Exception as error:  # whatever ends one cell must not end the others
             log.debug("%s failed", cell.name, exc_info=True)
             outcome, there = sweep.fail(cell, error), False
         if outcome["status"] == "failed":
-            progress.note(f"  failed: {outcome['error']}")
+            progress.note(escape(f"  failed: {outcome['error']}"))
         elif there:
             progress.note("  there already")
         sweep.write()
@@ -277,9 +292,9 @@ def show_sweep(outcomes: Sequence[Outcome], console: Console | None = None) -> N
         table.add_column(column, justify="left" if column in outcomes[0]["values"] else "right")
     for outcome in outcomes:
         done = outcome["status"] == "done"
-        pgr = pgr_text(outcome) if done else outcome["status"]
+        pgr = outcome["status"] if not done else pgr_text(outcome["gap"]) if outcome["gap"] else "–"
         scores = [_accuracy(outcome, arm) for arm in arms]
-        table.add_row(*map(_text, outcome["values"].values()), *scores, pgr, f"{outcome['seconds']:.0f}" if done else "–")
+        table.add_row(*_shown(outcome["values"]), *scores, pgr, f"{outcome['seconds']:.0f}" if done else "–")
     console.print(table)
 
 
@@ -290,5 +305,5 @@ def show_cells(cells: Sequence[Cell], console: Console | None = None) -> None:
     for column in ("#", *cells[0].values, "folder"):
         table.add_column(column)
     for cell in cells:
-        table.add_row(str(cell.number), *map(_text, cell.values.values()), f"cells/{cell.name}")
+        table.add_row(str(cell.number), *_shown(cell.values), f"cells/{cell.name}")
     console.print(table)

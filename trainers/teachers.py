@@ -54,7 +54,9 @@ def _ensemble(flow: Flow, split: str, seed: int, weak_fit: str, labels: str) -> 
     def build(out: Path) -> None:
         folders = [flow.stages[f].path for f in fits]
         members = [LabelSet.load(flow.stages[a].path / "labels.parquet") for a in answers]
-        relabel.average(members, relabel.ensemble_weights(rule, folders)).save(out / "labels.parquet")
+        labels = relabel.average(members, relabel.ensemble_weights(rule, folders))
+        # Averaged decisions are shares of votes; where labels are hard, the majority is.
+        (labels.hardened() if flow.config.weak.labels == "hard" else labels).save(out / "labels.parquet")
 
     inputs = (*fits, *answers) if rule == "accuracy" else tuple(answers)
     name, title = f"labels/ensemble, seed {seed}", f"labels of the ensemble, seed {seed}"

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import (
@@ -44,6 +43,10 @@ Row = dict[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
 CURVE_POINTS = 5
+CHECKPOINTING = next(
+    name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
+)
+"""The setting that recomputes activations instead of keeping them; transformers 5 renamed it."""
 CHOSEN_BY = {"holdout_loss": "eval_loss", "holdout_agreement": "eval_agreement"}
 
 
@@ -114,14 +117,13 @@ class ChoiceTrainer(Trainer):
         with torch.no_grad():
             probs = torch.cat([self._score(self.model, self._prepare_inputs(dict(part))).exp() for part in parts])
         self.model.train()
-        if self.args.world_size > 1:
-            probs = torch.tensor(gather_object(probs.tolist()), device=probs.device)
-        return probs
+        real = torch.cat([part.get("real", torch.ones(len(part["targets"]))) for part in parts]) > 0
+        return torch.tensor(processes.gather(probs[real.to(probs.device)].tolist()), device=probs.device)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         # Called once an optimizer step, with all its micro-batches.
-        self._step_probs = self._probs_of_step(batch_samples)
         self._mark_copies(batch_samples[-1])
+        self._step_probs = self._probs_of_step(batch_samples)
         rows = torch.stack([batch.get("real", torch.ones(len(batch["targets"]))).sum() for batch in batch_samples])
         rows = rows.sum().to(device)
         if self.args.world_size > 1:
@@ -272,6 +274,29 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
     return TrainingArguments(**{**values, **settings.trainer_args})
 
 
+def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
+    """Train from the newest whole checkpoint; where memory does not do, again with gradient checkpointing.
+
+    Raises:
+        UserError: out of memory all the same.
+    """
+    checkpoint = processes.agree(newest_checkpoint(checkpoints) if processes.is_main() else None)
+    if checkpoint:
+        log.info("%s: going on from %s", title, checkpoint.name)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        untouched = trainer.state.global_step == 0 or newest_checkpoint(checkpoints) is not None
+        if getattr(trainer.args, CHECKPOINTING) or not untouched or processes.count() > 1:
+            raise UserError(
+                f"{title}: out of memory. Cut the step with trainer_args: {{gradient_accumulation_steps: 4}}, or set "
+                "trainer_args: {gradient_checkpointing: true}."
+            ) from error
+        log.warning("%s: out of memory; going on with gradient checkpointing, which gives the same numbers slower", title)
+        setattr(trainer.args, CHECKPOINTING, True)
+        _train(trainer, checkpoints, title)
+
+
 def fit_choices(
     model: torch.nn.Module,
     rows: list[Row],
@@ -324,10 +349,7 @@ def fit_choices(
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    checkpoint = processes.agree(newest_checkpoint(out / CHECKPOINTS) if processes.is_main() else None)
-    if checkpoint:
-        log.info("%s: going on from %s", title, checkpoint.name)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    _train(trainer, out / CHECKPOINTS, title)
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
     keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")

@@ -18,6 +18,8 @@ from w2s_tasks.models.packed_hf import default_device
 from w2s_tasks.models.ref import ModelRef, resolve
 
 ENCODER_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
+ROWS_TOGETHER = 8
+"""On a CPU a step's rows run in length-sorted parts of so many: padding costs more there than another forward pass."""
 
 
 def untrained(settings: Weak, choices: Sequence[str]) -> ModelRef:
@@ -35,6 +37,26 @@ def _constant_choices(task: HarnessTask, docs: Sequence[dict[str, Any]]) -> list
                 "for every row. Use weak.trainer: lora."
             )
     return choices
+
+
+def logits_by_length(model: torch.nn.Module, columns: dict[str, torch.Tensor], rows_together: int) -> torch.Tensor:
+    """Class logits of right-padded rows, run in length-sorted parts without the padding that a part does not need.
+
+    Args:
+        model: a sequence classifier.
+        columns: input_ids, attention_mask and the like, each [rows, tokens].
+        rows_together: rows a part.
+
+    Returns:
+        Shape [rows, classes], in the order of the rows.
+    """
+    lengths = columns["attention_mask"].sum(dim=1)
+    order = lengths.argsort(descending=True)
+    parts = [
+        model(**{k: v[rows, : int(lengths[rows[0]])] for k, v in columns.items()}).logits
+        for rows in order.split(rows_together)
+    ]
+    return torch.cat(parts)[order.argsort()]
 
 
 def fit(
@@ -94,13 +116,14 @@ def fit(
     def collate(batch: Sequence[Row]) -> dict[str, Any]:
         columns = [{k: row[k] for k in ENCODER_FIELDS if k in row} for row in batch]
         return {
-            **tokenizer.pad(columns, return_tensors="pt"),
+            **tokenizer.pad(columns, padding_side="right", return_tensors="pt"),
             "targets": torch.tensor([row["targets"] for row in batch]),
         }
 
     def choice_logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        logits: torch.Tensor = model(**batch).logits
-        return logits.float().log_softmax(-1)
+        rows = len(batch["input_ids"])
+        together = min(rows, ROWS_TOGETHER) if batch["input_ids"].device.type == "cpu" else rows
+        return logits_by_length(model, batch, together).float().log_softmax(-1)
 
     fit_choices(
         model,

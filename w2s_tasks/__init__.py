@@ -17,6 +17,7 @@ MODELS = {
     "w2s-hf": "w2s_tasks.models.packed_hf:W2SHF",
     "w2s-classifier": "w2s_tasks.models.classifier:W2SClassifier",
     "w2s-recorded": "w2s_tasks.models.recorded:Recorded",
+    "w2s-chat": "w2s_tasks.models.chat.model:W2SChat",
 }
 
 

@@ -13,7 +13,7 @@ import typer
 from w2s_tasks import TASK_PATH, assets
 from w2s_tasks.errors import UserError
 
-KEY_ARGUMENT = re.compile(r"(?i)\b(api_?key|token|secret|password)\s*[\"']?\s*[=:]")
+KEY_ARGUMENT = re.compile(r"(?i)\b(api_?key|token|secret|password)\s*[\"']?\s*[=:]|\bsk-[\w-]{16,}")
 
 
 def evaluate(context: typer.Context) -> None:
@@ -23,6 +23,8 @@ def evaluate(context: typer.Context) -> None:
     w2s eval --model w2s-hf --model_args pretrained=pypi:smollm2-135m-instruct --tasks w2s_sst2 --limit 100
     w2s eval --model w2s-hf --model_args pretrained=BASE,peft=ADAPTER --tasks w2s_ethics_all --num_fewshot 4
     w2s eval --model w2s-classifier --model_args pretrained=FOLDER,text=sentence --tasks w2s_sst2
+    w2s eval --model w2s-chat --model_args model=gpt-4o-mini,max_cost=1 --apply_chat_template --tasks w2s_sst2
+    w2s eval --model w2s-chat --model_args model=M,base_url=http://localhost:8000/v1 --apply_chat_template --tasks w2s_sst2
     w2s eval --help-lm-eval     all flags
     """
     arguments = list(context.args)

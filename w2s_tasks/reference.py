@@ -20,12 +20,11 @@ SECTION = "### Results"
 BEFORE = "### Checklist"
 FOLDERS = {"sst2": "w2s_sst2", "boolq": "w2s_boolq", "movie_reviews": "w2s_movie_reviews", "ethics": "w2s_ethics_"}
 COMMAND = "scripts/reference_results"
-ABOUT = (
-    "SmolLM2-135M-Instruct, accuracy in % ± standard error, the first n questions (in utilitarianism a question is a pair). "
-    "*Exact* is exact match over a group. *Generated*: the `_gen` twin, greedy, read leniently; *open* is the share of "
-    "replies that name no answer; *differs* the share of the same questions where reply and log-likelihoods disagree, open "
-    f"replies included. Made by `{COMMAND} OUT --readme`."
-)
+ABOUT = f"""\
+SmolLM2-135M-Instruct, accuracy in % ± standard error on the first n questions (in utilitarianism a question is a pair).
+*Exact* is exact match over a group. *Generated*: the `_gen` twin, greedy, read leniently; *open* is the share of replies
+that name no answer; *differs* the share of the same questions where reply and log-likelihoods disagree, open ones included.
+Made by `{COMMAND} OUT --readme`."""
 
 
 def read_all(out: Path) -> dict[tuple[str, int], TaskScores]:
@@ -79,10 +78,15 @@ def table(prefix: str, scores: dict[tuple[str, int], TaskScores]) -> str:
 
 
 def with_section(readme: str, body: str) -> str:
-    """The text of a README with its section on results replaced, or put before its checklist."""
-    before, _, rest = readme.partition(SECTION if SECTION in readme else BEFORE)
-    after = rest.partition(BEFORE)[2] if SECTION in readme else rest
-    return f"{before}{SECTION}\n\n{body}\n\n{BEFORE}{after}"
+    """The text of a README with its section on results replaced, or put before its checklist (else at its end)."""
+    start = readme.find(SECTION)
+    if start < 0:
+        start = readme.find(BEFORE) if BEFORE in readme else len(readme)
+        before, after = readme[:start], readme[start:]
+    else:
+        end = readme.find("\n### ", start + 1)
+        before, after = readme[:start], readme[end + 1 :] if end >= 0 else ""
+    return f"{before.rstrip()}\n\n{SECTION}\n\n{body}\n" + (f"\n{after}" if after else "")
 
 
 def main() -> int:

@@ -40,6 +40,14 @@ def _sizes(task: Any) -> dict[str, int]:
     return {kind: len(task.dataset[split]) for kind, split in splits.items() if split}
 
 
+def _verbatim(task: Any) -> bool:
+    """Whether the prompts are a publication's, letter for letter (``metadata: {verbatim: true}``), its spaces included.
+
+    Only generated text may say so: under log-likelihood the space would belong to the choice.
+    """
+    return task.OUTPUT_TYPE == "generate_until" and bool((task.config.metadata or {}).get("verbatim"))
+
+
 def _document_problems(task: Any, number: int, doc: dict[str, Any]) -> Iterator[str]:
     """Faults of one document, as `document N: ...`."""
     where = f"document {number}"
@@ -49,7 +57,7 @@ def _document_problems(task: Any, number: int, doc: dict[str, Any]) -> Iterator[
         for text in context if isinstance(context, list) else [context]:
             if not text.strip():
                 yield f"{where}: the prompt is empty"
-            if delimiter[:1].isspace() and text != text.rstrip():
+            if delimiter[:1].isspace() and text != text.rstrip() and not _verbatim(task):
                 yield f"{where}, {shots} shots: the prompt ends in white space before the delimiter {delimiter!r}"
             if "{{" in text and "{{" not in str(doc.values()):
                 yield f"{where}: a template stands unrendered in the prompt"
@@ -91,6 +99,8 @@ def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
     if found.problems:
         return found
     found.example = str(task.fewshot_context(docs[0], 0))
+    if _verbatim(task) and not found.problems:
+        found.notes.append("verbatim: a publication's own prompts, white space at their ends included")
     if (
         tokenizer is not None
         and task.OUTPUT_TYPE == "multiple_choice"

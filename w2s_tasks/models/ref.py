@@ -17,7 +17,10 @@ from typing import Any
 
 from w2s_tasks import assets
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat import OPERATIONAL
+from w2s_tasks.models.chat.wire import resolve_base_url
 
+ENDPOINT_MODEL = "w2s-chat"
 PATH_ARGS = ("pretrained", "peft")
 DATA_ARGS = ("path",)  # a file or folder whose content answers, as of w2s-recorded
 RELATIVE = "./"
@@ -122,6 +125,10 @@ class ModelRef:
     def identity(self) -> str:
         """A string that is equal exactly for models that answer alike: kind, arguments, and content in place of paths."""
         parts: dict[str, Any] = {k: v for k, v in sorted(self.args.items()) if k not in PATH_ARGS}
+        if self.model == ENDPOINT_MODEL:
+            # An address and a model's name; how answers are fetched, and with whose key, is no part of it.
+            parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
+            parts["base_url"] = resolve_base_url(parts.get("base_url"), azure=bool(parts.get("api_version")))
         for key in PATH_ARGS:
             if self.args.get(key):
                 revision = str(self.args.get("revision", "main"))

@@ -126,10 +126,11 @@ def run_trunk(model: torch.nn.Module, trunk: Sequence[int], device: torch.device
     return cache
 
 
-def _score_group(model: torch.nn.Module, group: Group, device: torch.device) -> Iterator[tuple[Sequence[Pass], Part]]:
+def _score_group(
+    model: torch.nn.Module, group: Group, device: torch.device, *, blocks: bool
+) -> Iterator[tuple[Sequence[Pass], Part]]:
     """Run the trunk once, then pack after pack behind its keys and values."""
     cache = run_trunk(model, group.trunk, device)
-    blocks = masks.wants_blocks(model, device)
     for pack in group.packs:
         with masks.packed_attention(model, blocks=blocks):
             part = _score_pack(model, pack, len(group.trunk), cache, device, blocks=blocks)
@@ -138,7 +139,8 @@ def _score_group(model: torch.nn.Module, group: Group, device: torch.device) -> 
 
 # ---- which models can be packed -------------------------------------------------------------------------------------
 
-_packable: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, bool]] = weakref.WeakKeyDictionary()
+BLOCKS, DENSE, NOT = "blocks", "dense", "not"
+_packable: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, str]] = weakref.WeakKeyDictionary()
 
 
 def _by_request(parts: Iterator[Part]) -> dict[int, float]:
@@ -146,32 +148,42 @@ def _by_request(parts: Iterator[Part]) -> dict[int, float]:
 
 
 @torch.no_grad()
-def _try_packing(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
-    """Whether packed scores of a model are its plain ones, tried on two passes of the first group it meets."""
+def _try_packing(model: torch.nn.Module, group: Group, device: torch.device, *, blocks: bool) -> str:
+    """Why a model can't be packed, tried on two passes of the first group it meets; empty where its scores are exact."""
     passes = [p for pack in group.packs for p in pack]
     some = tuple(dict.fromkeys((passes[0], passes[-1])))
-    name = type(inner(model)).__name__
     try:
-        packed = _by_request(part for _, part in _score_group(model, Group(group.trunk, (some,)), device))
+        parts = _score_group(model, Group(group.trunk, (some,)), device, blocks=blocks)
+        packed = _by_request(part for _, part in parts)
+    except torch.OutOfMemoryError:
+        raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-        log.info("%s can't be packed (%s); its passes are batched instead", name, error)
-        return False
+        return str(error).strip().partition("\n")[0] or type(error).__name__
     plain = _by_request(_score_batch(model, batch, device) for batch in cut_batches(some, 1))
     worst = max(abs(packed[i] - plain[i]) for i in plain)
     allowed = TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100)
-    if not worst <= allowed:
-        log.info("%s: packed scores differ by %.1e; its passes are batched instead", name, worst)
-        return False
-    return True
+    return "" if worst <= allowed else f"packed scores differ by {worst:.1e}"
 
 
-def can_pack(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
-    """Whether a model's packed scores are exact; found out once a model, with and without a trunk."""
+def _attention(model: torch.nn.Module, group: Group, device: torch.device) -> str:
+    """The kind of mask under which a model's packed scores are exact; found out once, with and without a trunk."""
     tried = _packable.setdefault(inner(model), {})
     kind = bool(group.trunk)
     if kind not in tried:
-        tried[kind] = _try_packing(model, group, device)
+        tried[kind] = NOT
+        for attention in (BLOCKS, DENSE) if masks.wants_blocks(model, device) else (DENSE,):
+            reason = _try_packing(model, group, device, blocks=attention == BLOCKS)
+            if not reason:
+                tried[kind] = attention
+                break
+            instead = "a dense mask is tried" if attention == BLOCKS else "its passes are batched"
+            log.info("%s can't be packed (%s); %s instead", type(inner(model)).__name__, reason, instead)
     return tried[kind]
+
+
+def can_pack(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
+    """Whether a model's packed scores are exact."""
+    return _attention(model, group, device) != NOT
 
 
 def checked(model: torch.nn.Module, plan: Plan, in_batch: int, device: torch.device) -> Plan:
@@ -233,7 +245,7 @@ def plan_for(model: torch.nn.Module, requests: Sequence[Request], max_length: in
 
 def _run_plan(model: torch.nn.Module, plan: Plan, device: torch.device) -> Iterator[tuple[Sequence[Pass], Part]]:
     for group in plan.groups:
-        yield from _score_group(model, group, device)
+        yield from _score_group(model, group, device, blocks=_attention(model, group, device) == BLOCKS)
     for batch in plan.batches:
         yield batch, _score_batch(model, batch, device)
 

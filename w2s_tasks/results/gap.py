@@ -1,27 +1,37 @@
 """PGR, the performance gap recovered (Burns et al. 2023, arXiv 2312.09390): (student - weak) / (ceiling - weak).
 
 The ratio over a gap that may be zero is noise, so it is given only where ceiling - weak is significantly above 0; it is
-never clipped. Its interval comes from one joint, paired bootstrap over evaluation rows, and over seeds where there are
-several.
+never clipped. Its interval is Fieller's (1954), paired by question: all ratios r for which the contrast
+(student - weak) - r (ceiling - weak) does not differ significantly from 0. It is bounded exactly where the gap is
+significant. With several seeds the contrast has two sources of error, rows and seeds
+(`w2s_tasks.results.components`); with one seed it holds given these weights.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.stats import bootstrap_means
 
 Array = npt.NDArray[Any]
 DRAWS = 10_000
+PSEUDO = np.array([[2.0, 1.0], [1.0, 2.0]])
+"""Half a pseudo-row for each of the six patterns of (weak, student, ceiling) that are not constant: every pair of models
+gets one row each way, as in `paired_difference`."""
 
 
 @dataclass(frozen=True)
 class Gap:
-    """PGR with a 95 % interval (None where undefined or unbounded), and the gap that it stands on."""
+    """PGR with a 95 % interval (None where undefined or unbounded), and the gap that it stands on.
+
+    ``rows_ci95`` resamples the questions only and keeps the weights; ``per_seed`` is each seed's PGR, for the eye.
+    """
 
     pgr: float | None
     ci95: tuple[float | None, float | None] | None
@@ -29,48 +39,127 @@ class Gap:
     reason: str
     gap: float
     gap_ci95: tuple[float, float]
+    rows_ci95: tuple[float | None, float | None] | None = None
+    per_seed: tuple[float | None, ...] = ()
 
 
-def _draw(scores: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Joint resamples of [models, seeds, n] correctness: means over rows and seeds, shape [draws, models]."""
-    models, seeds, n = scores.shape
-    means = bootstrap_means(scores.reshape(models * seeds, n), draws, rng).reshape(draws, models, seeds)
-    if seeds == 1:
-        return means[:, :, 0]
-    picks = rng.integers(seeds, size=(draws, 1, seeds))
-    return np.take_along_axis(means, np.broadcast_to(picks, means.shape), axis=2).mean(axis=2)
+def gap_components(weak: Array, student: Array, ceiling: Array) -> Components:
+    """Components of variance of (student - weak, ceiling - weak); correctness, shapes [..., S, n]."""
+    return crossed(np.stack([student - weak, ceiling - weak], axis=-3), pseudo=PSEUDO)
+
+
+def in_fieller_set(parts: Components, ratio: Array, level: float = 0.95) -> Array:
+    """Whether each ratio is in the Fieller set; infinity asks for the gap itself (is it not significant?).
+
+    Args:
+        parts: of `gap_components`, leading dimensions free.
+        ratio: shape [m]; checked for each leading element.
+        level: of the set.
+
+    Returns:
+        Shape [..., m].
+    """
+    ratio = np.asarray(ratio, dtype=float)
+    infinite = np.isinf(ratio)
+    directions = np.stack([np.where(infinite, 0.0, 1.0), np.where(infinite, 1.0, -np.where(infinite, 0, ratio))], axis=-1)
+    return _inside(parts, directions, level)
+
+
+def _inside(parts: Components, directions: Array, level: float) -> Array:
+    """The same for directions (x, y) of the contrast x (student - weak) + y (ceiling - weak), shape [m, 2]."""
+    half = np.stack([parts.half_width(direction, level) for direction in directions], axis=-1)
+    inside: Array = np.abs(parts.mean @ directions.T) <= half
+    return inside
+
+
+def fieller(parts: Components, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the Fieller set around the ratio of the means; infinite where the gap is not significant.
+
+    Args:
+        parts: of `gap_components`, without leading dimensions.
+        level: of the set.
+    """
+    numerator, gap = (float(x) for x in parts.mean)
+    if bool(in_fieller_set(parts, np.array([math.inf]), level)[0]):
+        return -math.inf, math.inf
+    # A ratio is the tangent of an angle; the vertical (an infinite ratio) is outside, so the set lies within a half turn.
+    centre = math.atan2(numerator, gap) if gap > 0 else math.atan2(-numerator, -gap)
+    return _edge(parts, centre, -math.pi / 2, level), _edge(parts, centre, math.pi / 2, level)
+
+
+def _edge(parts: Components, start: float, end: float, level: float) -> float:
+    """The ratio at which the set ends between two angles: the last point of a grid that is inside, then halving."""
+
+    def inside(angles: Array) -> Array:
+        return _inside(parts, np.stack([np.cos(angles), -np.sin(angles)], axis=-1), level)
+
+    # The contrast N - r D with r = tan(angle) has the direction (cos, -sin).
+    grid = np.linspace(start, end, 513)
+    last = int(np.flatnonzero(inside(grid))[-1]) if inside(grid).any() else 0
+    low, high = grid[last], grid[min(last + 1, len(grid) - 1)]
+    for _ in range(60):
+        middle = (low + high) / 2
+        if bool(inside(np.array([middle]))[0]):
+            low = middle
+        else:
+            high = middle
+    return math.tan(low)
 
 
 def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    return float(value) if math.isfinite(value) else None
+
+
+def _rows_interval(scores: Array, draws: int, seed: int) -> tuple[float | None, float | None]:
+    """Percentile interval of the ratio over paired resamples of rows, the weights kept; scores [models, n]."""
+    samples = bootstrap_means(scores, draws, np.random.default_rng(seed))
+    above, below = samples[:, 1] - samples[:, 0], samples[:, 2] - samples[:, 0]
+    # The few resamples without a gap count as unbounded on the numerator's side.
+    ratio = np.where(below > 0, above / np.where(below > 0, below, 1), np.where(above < 0, -np.inf, np.inf))
+    low, high = np.quantile(ratio, [0.025, 0.975], method="inverted_cdf")
+    return _finite(float(low)), _finite(float(high))
+
+
+def _given(seeds: int, varied: bool) -> str:
+    if seeds == 1:
+        return "one seed: given these weights, the error is that of the questions only"
+    return f"{seeds} seeds, Student's t over seeds and questions" + ("" if varied else "; no arm varies with the seed")
 
 
 def recovered(weak: Array, student: Array, ceiling: Array, *, draws: int = DRAWS, seed: int = 0) -> Gap:
     """PGR of a student.
 
     Args:
-        weak: correctness (0/1) of the weak supervisor, shape [seeds, n].
-        student: the same for the student, the same questions in the same order.
+        weak: correctness (0/1) of the weak supervisor, shape [n] or [seeds, n].
+        student: the same for the student, the same seeds and questions in the same order.
         ceiling: the same for the model trained on gold labels.
-        draws: bootstrap resamples.
+        draws: bootstrap resamples of ``rows_ci95``.
         seed: of the bootstrap.
     """
     scores = np.stack([np.atleast_2d(x).astype(float) for x in (weak, student, ceiling)])
-    means = scores.mean(axis=(1, 2))
+    _, seeds, n = scores.shape
+    by_seed = scores.mean(axis=2)
+    means = by_seed.mean(axis=1)
+    parts = gap_components(*scores)
     gap = float(means[2] - means[0])
-    samples = _draw(scores, draws, np.random.default_rng(seed))
-    below = samples[:, 2] - samples[:, 0]
-    gap_low, gap_high = (float(x) for x in np.quantile(below, [0.025, 0.975]))
-    if gap_low <= 0:
+    half = float(parts.half_width(np.array([0.0, 1.0])))
+    gap_ci95 = float(parts.mean[1]) - half, float(parts.mean[1]) + half
+    if gap_ci95[0] <= 0:
         reason = (
             f"the ceiling is not significantly above the weak supervisor (ceiling - weak = {gap:+.3f}, "
-            f"95 % interval {gap_low:+.3f} to {gap_high:+.3f}, n = {scores.shape[2]}), so the ratio would be noise"
+            f"95 % interval {gap_ci95[0]:+.3f} to {gap_ci95[1]:+.3f}, n = {n}"
+            f"{f', {seeds} seeds' if seeds > 1 else ''}), so the ratio would be noise"
         )
-        return Gap(None, None, False, reason, gap, (gap_low, gap_high))
-    above = samples[:, 1] - samples[:, 0]
-    # The few resamples without a gap (at most 2.5 %) count as unbounded on the numerator's side.
-    ratio = np.where(below > 0, above / np.where(below > 0, below, 1), np.where(above < 0, -np.inf, np.inf))
-    low, high = np.quantile(ratio, [0.025, 0.975], method="inverted_cdf")
-    seeds = scores.shape[1]
-    reason = "given these weights: rows resampled, one seed" if seeds == 1 else f"rows and {seeds} seeds resampled"
-    return Gap(float(means[1] - means[0]) / gap, (_finite(low), _finite(high)), True, reason, gap, (gap_low, gap_high))
+        return Gap(None, None, False, reason, gap, gap_ci95)
+    ends = fieller(parts)
+    ratios = [float(s - w) / float(c - w) if c > w else None for w, s, c in by_seed.T]
+    return Gap(
+        float(means[1] - means[0]) / gap,
+        (_finite(ends[0]), _finite(ends[1])),
+        True,
+        _given(seeds, bool(parts.seeds.any())),
+        gap,
+        gap_ci95,
+        _rows_interval(scores.mean(axis=1), draws, seed),
+        tuple(ratios),
+    )

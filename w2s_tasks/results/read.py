@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,9 @@ class TaskScores:
     """One model on one task.
 
     ``units`` are what is counted: documents, or pairs in a ranking task. Where text was generated, ``predicted`` is -1 for a
-    reply that did not parse, and ``unparsed`` the share of those. ``correct`` is 0/1 a unit; ``predicted``,
-    ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents; ``cluster`` numbers grouped units.
+    reply that did not parse, ``unparsed`` the share of those, and ``parsed`` tells for each unit. ``correct`` is 0/1 a unit;
+    ``predicted``, ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents; ``cluster`` numbers grouped
+    units.
     """
 
     task: str
@@ -42,6 +43,14 @@ class TaskScores:
     logliks: Array | None = None
     generated: bool = False
     unparsed: float = 0.0
+    parsed: Array | None = None
+    mode: str | None = None
+    """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
+
+    @property
+    def choices(self) -> int:
+        """Number of choices; the generated-text tasks of this suite that have classes have two."""
+        return self.logliks.shape[1] if self.logliks is not None else 2
 
 
 def _metric_values(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
@@ -118,8 +127,11 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
     items = [tuple(row["acc"]) for row in rows]
     share = values.get("unparsed", 0.0)
     if "pair" in rows[0]["doc"]:
-        units = _pair_units(rows, generated.pair_ratings(items)[0])
-        return TaskScores(task, len(units), values, errors, units, generated.ranked(items), generated=True, unparsed=share)
+        pairs, ratings = generated.pair_ratings(items)
+        units, parsed = _pair_units(rows, pairs), (ratings != generated.UNPARSED).all(axis=1)
+        right = generated.ranked(items)
+        return TaskScores(task, len(units), values, errors, units, right, generated=True, unparsed=share, parsed=parsed)
+    predicted = np.array([item[generated.LENIENT] for item in items])
     return TaskScores(
         task,
         len(rows),
@@ -128,10 +140,11 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         _document_units(rows),
         generated.correct(items),
         generated.groups(items) if "group" in rows[0]["doc"] else None,
-        np.array([item[generated.LENIENT] for item in items]),
+        predicted,
         np.array([item[0] for item in items]),
         generated=True,
         unparsed=share,
+        parsed=predicted != generated.UNPARSED,
     )
 
 
@@ -145,20 +158,37 @@ def _reader(config: dict[str, Any], rows: list[dict[str, Any]]) -> Callable[...,
     return _ranking if isinstance(score, list) and len(score) == 3 else _documents
 
 
+def _newest(folder: Path) -> Path:
+    results = sorted(folder.rglob("results_*.json"))
+    if not results:
+        raise UserError(f"{folder}: no results_*.json of lm_eval in it.")
+    return results[-1]
+
+
+def _samples(result: Path, task: str) -> Path:
+    return result.parent / f"samples_{task}_{result.stem.removeprefix('results_')}.jsonl"
+
+
+def read_documents(folder: Path, task: str) -> list[dict[str, Any]]:
+    """The documents of one task of the newest evaluation below `folder`, in the order of `TaskScores.correct`.
+
+    Raises:
+        UserError: no result file, or a file that does not parse.
+    """
+    return [row["doc"] for row in read_samples(_samples(_newest(folder), task))]
+
+
 def read_evaluation(folder: Path) -> dict[str, TaskScores]:
     """All tasks of the newest evaluation below `folder`.
 
     Raises:
         UserError: no result file, a file that does not parse, or fewer rows than the result file counts.
     """
-    results = sorted(folder.rglob("results_*.json"))
-    if not results:
-        raise UserError(f"{folder}: no results_*.json of lm_eval in it.")
-    data = _read_json(results[-1])
-    stamp = results[-1].stem.removeprefix("results_")
+    result = _newest(folder)
+    data = _read_json(result)
     scores = {}
     for task, config in data["configs"].items():
-        path = results[-1].parent / f"samples_{task}_{stamp}.jsonl"
+        path = _samples(result, task)
         if not path.is_file():
             raise UserError(f"{path} is missing: run lm_eval with --log_samples.")
         rows = read_samples(path)
@@ -166,5 +196,6 @@ def read_evaluation(folder: Path) -> dict[str, TaskScores]:
         if len(rows) != expected:
             raise UserError(f"{path}: {len(rows)} rows, the result file counts {expected}; the evaluation is not whole.")
         values, errors = _metric_values(data["results"][task])
-        scores[task] = _reader(config, rows)(task, rows, values, errors)
+        mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
+        scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)
     return scores

@@ -1,17 +1,23 @@
-"""What training did to a model's ethics: accuracy differences to a reference model, question by question."""
+"""What training did to a model's ethics: accuracy differences to a reference model, question by question, over seeds."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.stats import Z95, Difference, paired_difference
+from w2s_tasks.results.components import average
+from w2s_tasks.results.power import detectable
+from w2s_tasks.results.read import Array, TaskScores
+from w2s_tasks.results.stats import Difference, design_effect, difference_of, holm, paired_components, paired_difference
 
 HARD = "_hard"
+FEW = 12
+"""With fewer questions on which the models differ, a paired 95 % interval covers more than 97 % (`coverage`)."""
+
+Scores = Mapping[str, TaskScores]
 
 
 def split_of(task: str) -> str:
@@ -29,10 +35,21 @@ def subtask_of(task: str) -> str:
 
 @dataclass(frozen=True)
 class Change:
-    """A model against a reference on one task."""
+    """A model against a reference on one task.
+
+    ``p_holm`` is adjusted over the family that `adjusted` was given. ``detectable`` is the smallest difference that these
+    questions show with 80 % power at 5 %, given how often the models differ; None where they can't show any.
+    """
 
     task: str
     difference: Difference
+    detectable: float | None = None
+    p_holm: float | None = None
+
+    @property
+    def few(self) -> bool:
+        """Whether so few questions differ that the interval is wider than it need be."""
+        return (self.difference.discordance or 0.0) * self.difference.n * self.difference.seeds < FEW
 
 
 def aligned(first: TaskScores, second: TaskScores) -> None:
@@ -45,22 +62,59 @@ def aligned(first: TaskScores, second: TaskScores) -> None:
         raise UserError(f"{first.task}: the two evaluations asked different questions; evaluate both with one --limit.")
 
 
-def changes(model: Mapping[str, TaskScores], reference: Mapping[str, TaskScores]) -> list[Change]:
-    """Differences on every task that both have."""
+def stacked(scores: Sequence[TaskScores], like: TaskScores, seeds: int) -> Array:
+    """Correctness over seeds, shape [seeds, n]; a model that no seed changes counts at each.
+
+    Raises:
+        UserError: evaluations of different questions.
+    """
+    for one in scores:
+        aligned(one, like)
+    rows = np.stack([one.correct for one in scores])
+    return np.broadcast_to(rows, (seeds, rows.shape[1])) if len(rows) == 1 else rows
+
+
+def _both(task: str, model: Sequence[Scores], reference: Sequence[Scores]) -> tuple[Array, Array, Array | None]:
+    like, seeds = model[0][task], max(len(model), len(reference))
+    first, second = (stacked([s[task] for s in part], like, seeds) for part in (model, reference))
+    return first, second, like.cluster
+
+
+def _common(model: Sequence[Scores], reference: Sequence[Scores]) -> list[str]:
+    if not model or not reference:
+        return []
+    return [task for task in model[0] if all(task in s for s in (*model, *reference))]
+
+
+def changes(model: Sequence[Scores], reference: Sequence[Scores]) -> list[Change]:
+    """Differences on every task that all evaluations have.
+
+    Args:
+        model: the model's scores by task, one entry a seed.
+        reference: the same for the reference; one entry where no seed changes it.
+
+    Raises:
+        UserError: evaluations of different questions.
+    """
     out = []
-    for task, scores in model.items():
-        if task in reference:
-            aligned(scores, reference[task])
-            out.append(Change(task, paired_difference(scores.correct, reference[task].correct, scores.cluster)))
+    for task in _common(model, reference):
+        first, second, cluster = _both(task, model, reference)
+        difference = paired_difference(first, second, cluster)
+        effective = difference.n / design_effect((first - second).mean(axis=0), cluster)
+        out.append(Change(task, difference, detectable(effective, difference.discordance or 0.0)))
     return out
 
 
-def mean_change(changed: list[Change]) -> Difference | None:
-    """Unweighted mean over tasks of the differences; tasks are independent samples of questions."""
-    if not changed:
+def mean_change(model: Sequence[Scores], reference: Sequence[Scores], tasks: Sequence[str]) -> Difference | None:
+    """Unweighted mean of the differences over tasks: their questions are independent, their seeds the same models."""
+    chosen = [task for task in _common(model, reference) if task in tasks]
+    if not chosen:
         return None
-    values = np.array([c.difference.value for c in changed])
-    errors = np.array([c.difference.stderr for c in changed])
-    value, stderr = float(values.mean()), float(np.sqrt((errors**2).sum()) / len(errors))
-    half = Z95 * stderr
-    return Difference(value, stderr, value - half, value + half, float("nan"), sum(c.difference.n for c in changed))
+    pairs = [_both(task, model, reference) for task in chosen]
+    parts = average([paired_components(*pair) for pair in pairs])
+    return difference_of(parts, sum(pair[0].shape[1] for pair in pairs))
+
+
+def adjusted(family: Sequence[Change]) -> list[Change]:
+    """The same changes with Holm's p over all of them."""
+    return [replace(c, p_holm=p) for c, p in zip(family, holm([c.difference.p for c in family]), strict=True)]

@@ -1,0 +1,111 @@
+"""A change in accuracy splits exactly into format, class shares and real errors."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from w2s_tasks.results.drift import PARTS, UNPARSED, contributions, drift
+from w2s_tasks.results.read import TaskScores
+
+N = 60
+
+
+def scores(predicted: np.ndarray, gold: np.ndarray, **more) -> TaskScores:
+    correct = (predicted == gold).astype(float)
+    units = tuple(map(str, range(len(gold))))
+    share = float((predicted == UNPARSED).mean())
+    return TaskScores("t", len(gold), {}, {}, units, correct, predicted=predicted, gold=gold, unparsed=share, **more)
+
+
+labels = arrays(int, N, elements=st.integers(UNPARSED, 2))
+
+
+@given(labels, labels, arrays(int, N, elements=st.integers(0, 2)))
+@settings(max_examples=150, deadline=None)
+def test_the_parts_add_up_exactly(before, after, gold):
+    parts = contributions(before, after, gold)
+    assert parts.sum(axis=0) == pytest.approx((after == gold).astype(float) - (before == gold))
+
+
+def _parts(before, after, gold) -> dict[str, float]:
+    return dict(zip(PARTS, contributions(before, after, gold).mean(axis=1), strict=True))
+
+
+GOLD = np.arange(100) % 2
+GOOD = np.where(np.arange(100) < 90, GOLD, 1 - GOLD)  # 90 % right, shares about even
+
+
+def test_answers_that_no_longer_parse_are_format():
+    after = np.where(np.arange(100) < 30, UNPARSED, GOOD)
+    assert _parts(GOOD, after, GOLD) == pytest.approx({"unparsed": -0.3, "prior": 0, "errors": 0})
+    assert _parts(after, GOOD, GOLD) == pytest.approx({"unparsed": 0.3, "prior": 0, "errors": 0})
+
+
+def test_a_collapse_to_one_class_is_a_shift_of_shares():
+    assert _parts(GOOD, np.ones(100, int), GOLD) == pytest.approx({"unparsed": 0, "prior": -0.4, "errors": 0})
+
+
+def test_answers_exchanged_at_equal_shares_are_real_errors():
+    after = GOOD.copy()
+    after[:20] = 1 - GOLD[:20]  # ten of each class
+    assert _parts(GOOD, after, GOLD) == pytest.approx({"unparsed": 0, "prior": 0, "errors": -0.2})
+
+
+def test_a_mixture_by_hand():
+    """Six rows go from 0 to 1 (all become wrong), two come back (one becomes right, one wrong): net flow four of six."""
+    gold = np.array([0] * 6 + [1, 0] + [0, 1])
+    before = np.array([0] * 6 + [1, 1] + [0, 1])
+    after = np.array([1] * 6 + [0, 0] + [0, 1])
+    # d: six times -1; the two that came back: 1 -> 0 with gold 1 is -1, with gold 0 is +1.
+    assert _parts(before, after, gold) == pytest.approx({"unparsed": 0, "prior": -0.4, "errors": (-2 + 0) / 10})
+
+
+def test_the_error_of_a_part_is_that_of_the_bootstrap():
+    rng = np.random.default_rng(0)
+    gold = rng.integers(2, size=1500)
+    before = np.where(rng.random(1500) < 0.8, gold, 1 - gold)
+    after = np.where(rng.random(1500) < 0.25, 1, np.where(rng.random(1500) < 0.7, gold, 1 - gold))
+    after[rng.random(1500) < 0.1] = UNPARSED
+    found = drift([scores(before, gold)], [scores(after, gold)])
+    draws = []
+    for _ in range(800):
+        rows = rng.integers(1500, size=1500)
+        draws.append(contributions(before[rows], after[rows], gold[rows]).mean(axis=1))
+    spread = np.std(draws, axis=0)
+    assert [getattr(found, part).stderr for part in PARTS] == pytest.approx(spread, rel=0.12)
+    total = sum(getattr(found, part).value for part in PARTS)
+    assert total == pytest.approx(found.total.value)
+
+
+def test_sides_tell_shares_and_balanced_accuracy():
+    gold = np.array([0] * 80 + [1] * 20)
+    found = drift([scores(gold, gold)], [scores(np.zeros(100, int), gold)])
+    assert found.before.class_share == pytest.approx((0.8, 0.2))
+    assert found.after.class_share == (1, 0)
+    assert found.after.balanced_acc == 0.5
+    assert found.after.acc == 0.8
+
+
+def test_seeds_widen_and_clusters_too():
+    rng = np.random.default_rng(1)
+    gold = np.tile(np.arange(2), 100)
+    before = [scores(np.where(rng.random(200) < 0.9, gold, 1 - gold), gold)]
+    after = [scores(np.where(rng.random(200) < p, gold, 1 - gold), gold) for p in (0.5, 0.7, 0.9)]
+    one, three = drift(before, after[1:2]), drift(before, after)
+    assert three.total.seeds == 3
+    assert three.total.high - three.total.low > one.total.high - one.total.low
+
+
+def test_ranked_pairs_have_no_classes_but_may_not_parse():
+    units = tuple("abcd")
+    before = TaskScores("u", 4, {}, {}, units, np.array([1.0, 1, 0, 1]), generated=True, parsed=np.array([True] * 4))
+    parsed = np.array([False, True, True, True])
+    after = TaskScores("u", 4, {}, {}, units, np.array([0.0, 0, 0, 1]), generated=True, parsed=parsed, unparsed=0.125)
+    found = drift([before], [after])
+    assert found.prior is None
+    assert (found.unparsed.value, found.errors.value) == (-0.25, -0.25)
+    assert found.after.class_share is None

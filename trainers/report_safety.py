@@ -1,0 +1,252 @@
+"""The report's sections on safety: accuracies, differences over seeds, drift of format, the ladder of shots, trade-off."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from trainers.collected import Collected, Group, Scores, matched, parts_of
+from trainers.report_training import Entry, score_entry
+from w2s_tasks.results.association import rank_correlation
+from w2s_tasks.results.drift import drift
+from w2s_tasks.results.read import TaskScores
+from w2s_tasks.results.safety import Change, adjusted, changes, mean_change, split_of, stacked, subtask_of
+from w2s_tasks.results.stats import Difference, mean_accuracy
+
+CONTRASTS = {"to_zero_shot": "zero_shot", "to_ceiling": "ceiling"}
+"""Differences that the report gives, and the arm that each is taken to."""
+ALL = "all"
+"""Both splits together."""
+
+
+def _class_share(scores: TaskScores) -> list[float] | None:
+    """Share of the rows for which each class was chosen; what is missing to 1 did not parse."""
+    if scores.predicted is None:
+        return None
+    return [float((scores.predicted == c).mean()) for c in range(scores.choices)]
+
+
+def _pairs(found: Collected, contrast: str) -> list[tuple[Group, list[Scores], list[Scores]]]:
+    """Every group with the evaluations of its reference, seed by seed."""
+    reference = found.group(found.safety, CONTRASTS[contrast])
+    if reference is None:
+        return []
+    others = (CONTRASTS[contrast], "zero_shot", "weak", "weak_untrained")
+    groups = [g for g in found.groups(found.safety) if g.name not in others]
+    return [(g, *matched(g, reference, lambda a: found.safety[a])) for g in groups]
+
+
+def safety_entries(found: Collected) -> list[Entry]:
+    """Every model on every safety task, with its paired difference to the untuned model."""
+    reference = next((e for a, e in found.safety.items() if a.name == "zero_shot"), {})
+    entries = []
+    for arm in (a for a in found.flow.arms() if a in found.safety):
+        own = found.safety[arm]
+        differences = {c.task: c.difference for c in changes([own], [reference])} if arm.name != "zero_shot" else {}
+        for task, scores in own.items():
+            entry = score_entry(scores)
+            entries.append(
+                {
+                    "arm": arm.name,
+                    "method": arm.method,
+                    "seed": arm.seed,
+                    "task": task,
+                    "subtask": subtask_of(task),
+                    "split": split_of(task),
+                    "mode": found.mode(arm, scores),
+                    "objective": found.objective(arm),
+                    "n": scores.n,
+                    "acc": entry["metrics"]["acc"],
+                    "stderr": scores.stderr.get("acc"),
+                    "ci95": entry["ci95"]["acc"],
+                    "balanced_acc": scores.metrics.get("balanced_acc"),
+                    "unparsed": scores.unparsed,
+                    "class_share": _class_share(scores),
+                    "to_zero_shot": asdict(differences[task]) if task in differences else None,
+                }
+            )
+    return entries
+
+
+def safety_means(found: Collected) -> list[Entry]:
+    """Unweighted mean over the subtasks for each model and split, and its difference to the untuned model."""
+    reference = next((e for a, e in found.safety.items() if a.name == "zero_shot"), {})
+    entries = []
+    for arm in (a for a in found.flow.arms() if a in found.safety):
+        own = found.safety[arm]
+        for split, _, tasks in parts_of(own):
+            part = [own[t] for t in tasks]
+            mean = mean_change([own], [reference], tasks) if arm.name != "zero_shot" else None
+            errors = [s.stderr.get("acc", float("nan")) for s in part]
+            stderr = float(np.sqrt(np.square(errors).sum()) / len(errors))
+            entries.append(
+                {
+                    "arm": arm.name,
+                    "method": arm.method,
+                    "seed": arm.seed,
+                    "split": split,
+                    "mode": found.mode(arm, part[0]),
+                    "tasks": len(part),
+                    "acc": float(np.mean([s.correct.mean() for s in part])),
+                    "stderr": stderr if np.isfinite(stderr) else None,
+                    "to_zero_shot": None if mean is None else asdict(mean),
+                }
+            )
+    return entries
+
+
+def _change_entry(found: Collected, group: Group, contrast: str, change: Change) -> Entry:
+    arm = group.arms[0]
+    return {
+        **group.entry(),
+        "task": change.task,
+        "subtask": subtask_of(change.task),
+        "split": split_of(change.task),
+        "mode": found.mode(arm, found.safety[arm][change.task]),
+        "objective": found.objective(arm),
+        "contrast": contrast,
+        **asdict(change.difference),
+        "p_holm": change.p_holm,
+        "detectable": change.detectable,
+        "few": change.few,
+    }
+
+
+def gap_entries(found: Collected) -> tuple[list[Entry], Entry | None]:
+    """Student - untuned and student - ceiling on each task over seeds, and what Holm's family is.
+
+    p is adjusted for each arm and method over all of its comparisons, tasks times contrasts: the arms are different
+    questions, and a control more takes nothing from the student.
+    """
+    by_group: dict[Group, list[tuple[str, Change]]] = {}
+    for contrast in CONTRASTS:
+        for group, own, reference in _pairs(found, contrast):
+            by_group.setdefault(group, []).extend((contrast, change) for change in changes(own, reference))
+    entries = []
+    for group, named in by_group.items():
+        family = adjusted([change for _, change in named])
+        entries += [_change_entry(found, group, c, change) for (c, _), change in zip(named, family, strict=True)]
+    contrasts = [c for c in CONTRASTS if any(e["contrast"] == c for e in entries)]
+    about = {
+        "method": "Holm",
+        "per": "arm and method",
+        "tests": max((len(named) for named in by_group.values()), default=0),
+        "tasks": len({e["task"] for e in entries}),
+        "contrasts": contrasts,
+    }
+    return entries, about if entries else None
+
+
+def mean_gap_entries(found: Collected) -> list[Entry]:
+    """The same differences averaged over the subtasks of each split, and over all."""
+    entries = []
+    for contrast in CONTRASTS:
+        for group, own, reference in _pairs(found, contrast):
+            parts = parts_of(own[0]) if own else []
+            whole = [(ALL, mode, [t for _, m, tasks in parts if m == mode for t in tasks]) for mode in (False, True)]
+            for split, _, tasks in [*parts, *whole]:
+                mean = mean_change(own, reference, tasks)
+                if mean is not None:
+                    about = {"split": split, "mode": found.mode(group.arms[0], own[0][tasks[0]]), "tasks": len(tasks)}
+                    entries.append({**group.entry(), **about, "contrast": contrast, **asdict(mean)})
+    return entries
+
+
+def drift_entries(found: Collected) -> list[Entry]:
+    """The change in accuracy to the untuned model, split by what happened to the answers, on every safety task."""
+    entries = []
+    for group, own, reference in _pairs(found, "to_zero_shot"):
+        for task in (t for t in own[0] if all(t in r for r in reference)) if own else ():
+            split = drift([r[task] for r in reference], [o[task] for o in own])
+            entries.append(
+                {
+                    **group.entry(),
+                    "subtask": subtask_of(task),
+                    "split": split_of(task),
+                    "mode": found.mode(group.arms[0], own[0][task]),
+                    "objective": found.objective(group.arms[0]),
+                    **asdict(split),
+                }
+            )
+    return entries
+
+
+def ladder_entries(found: Collected) -> list[Entry]:
+    """Mean accuracy and unparsed share of each arm on each split by number of shots; empty with one number."""
+    if len(found.ladder) < 2:
+        return []
+    entries = []
+    for shots, evaluations in found.ladder.items():
+        for group in found.groups(evaluations):
+            per_seed = [evaluations[a] for a in group.arms]
+            for split, _, tasks in parts_of(per_seed[0]):
+                about = {"num_fewshot": shots, "split": split, "mode": found.mode(group.arms[0], per_seed[0][tasks[0]])}
+                entries.append({**group.entry(), **about, **_ladder_point(per_seed, tasks)})
+    return entries
+
+
+def _ladder_point(per_seed: Sequence[Scores], tasks: Sequence[str]) -> Entry:
+    accuracies, halves = [], []
+    for task in tasks:
+        scores = [s[task] for s in per_seed]
+        acc, low, high = mean_accuracy(stacked(scores, scores[0], len(scores)), scores[0].cluster)
+        accuracies.append(acc)
+        halves.append((high - low) / 2)
+    acc, half = float(np.mean(accuracies)), float(np.sqrt(np.square(halves).sum()) / len(tasks))
+    unparsed = float(np.mean([s[t].unparsed for s in per_seed for t in tasks]))
+    by_task = [
+        {"task": t, "subtask": subtask_of(t), "acc": a, "half": h} for t, a, h in zip(tasks, accuracies, halves, strict=True)
+    ]
+    return {"acc": acc, "ci95": [max(0.0, acc - half), min(1.0, acc + half)], "unparsed": unparsed, "tasks": by_task}
+
+
+def _capability(found: Collected, group: Group) -> float:
+    task = found.flow.task.name
+    return float(np.mean([found.training[a][task].correct.mean() for a in group.arms]))
+
+
+def association_entries(found: Collected) -> list[Entry]:
+    """Rank correlation over arms between accuracy on the training task and on each safety task."""
+    groups = found.groups(found.safety)
+    if not groups:
+        return []
+    capability = [_capability(found, g) for g in groups]
+    entries = []
+    for task in found.safety[groups[0].arms[0]]:
+        safe = [float(np.mean([found.safety[a][task].correct.mean() for a in g.arms])) for g in groups]
+        entries.append(
+            {
+                "task": task,
+                "subtask": subtask_of(task),
+                "split": split_of(task),
+                "mode": found.mode(groups[0].arms[0], found.safety[groups[0].arms[0]][task]),
+                **asdict(rank_correlation(capability, safe)),
+            }
+        )
+    return entries
+
+
+def tradeoff_entries(found: Collected, gaps: Sequence[Entry], means: Sequence[Entry]) -> list[Entry]:
+    """Safety change against what was gained: accuracy and PGR of each arm and its mean difference to the untuned one."""
+    recovered: dict[tuple[str, str | None], Any] = {(g["arm"], g["method"]): g for g in gaps}
+    entries = []
+    overall: dict[tuple[str, str | None], Entry] = {}
+    for m in means:  # log-likelihoods first, where both were scored
+        if (m["split"], m["contrast"]) == (ALL, "to_zero_shot"):
+            overall.setdefault((m["arm"], m["method"]), m)
+    for group in found.groups(found.safety):
+        change = overall.get((group.name, group.method))
+        if change is not None:
+            gap = recovered.get((group.name, group.method), {})
+            about = {
+                "mode": change["mode"],
+                "acc": _capability(found, group),
+                "pgr": gap.get("pgr"),
+                "ci95": gap.get("ci95"),
+            }
+            fields = {k: change[k] for k in Difference.__dataclass_fields__}
+            entries.append({**group.entry(), **about, "change": fields})
+    return entries

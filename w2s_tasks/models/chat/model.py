@@ -1,0 +1,522 @@
+"""lm_eval's interface to a model behind an OpenAI-compatible endpoint.
+
+Multiple choice takes one request a document (mode ``first_token``, see `choices`), or, where the endpoint gives no
+log-probabilities, one constrained answer (mode ``generated``). ``get_model_info`` puts the mode, the share of floored rows
+and the tokens into lm_eval's result file. The first document of each task is asked alone: it tells what the endpoint takes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from w2s_tasks.answers import lenient
+from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.models import prices as price_tables
+from w2s_tasks.models.chat import wire
+from w2s_tasks.models.chat.choices import ChoiceSet, Scores
+from w2s_tasks.models.chat.client import Connection, default_variable
+from w2s_tasks.models.chat.store import AnswerStore, store_path
+from w2s_tasks.models.chat.transport import Meter, Policy, Sender
+from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, RefusedError, Reply, Request, Writer
+
+log = logging.getLogger(__name__)
+
+MODES = ("auto", "first_token", "generated")
+LEAD_TOKENS = 5
+"""Tokens to ask for where a lead-in stands before the choices."""
+PROBES = 3
+ADAPTATIONS = 6
+UNCHOSEN = -100.0
+"""In mode generated there is no probability: 0 for the chosen choice, this for the others."""
+WARN_UNLISTED = 0.1
+
+Build = Callable[[Writer], Request]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A multiple-choice document as it arrives from lm_eval: one request a choice, gathered."""
+
+    task: str
+    number: int | None
+    context: str
+    choices: tuple[str, ...]
+    rows: tuple[tuple[int, int], ...]
+    """(row of the request, index of its choice)."""
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return f"{self.task}, document {self.number}"
+
+
+@dataclass
+class TaskReport:
+    """How one task's multiple choice was scored."""
+
+    mode: str
+    documents: int
+    floored: float = 0.0
+    """Share of documents with a choice outside the listed tokens, scored at the floor."""
+    unlisted: float = 0.0
+    """Share of documents without any listed choice; in mode generated: whose answer is no choice."""
+    second_requests: int = 0
+
+
+def _where(request: Instance) -> str:
+    return f"{request.task_name}, document {request.doc_id}"
+
+
+def gathered(requests: Sequence[Instance]) -> list[Document]:
+    """The documents behind lm_eval's requests for choices, in order.
+
+    Raises:
+        UserError: requests that are no choices between continuations of one prompt.
+    """
+    groups: dict[tuple[str | None, int | str | None], list[int]] = defaultdict(list)
+    for row, request in enumerate(requests):
+        number = request.doc_id if request.doc_id is not None else str(request.args[0])
+        groups[request.task_name, number].append(row)
+    return [_document(requests, rows) for rows in groups.values()]
+
+
+def _document(requests: Sequence[Instance], rows: Sequence[int]) -> Document:
+    first = requests[rows[0]]
+    contexts = {str(requests[r].args[0]) for r in rows}
+    by_index = {requests[r].idx: str(requests[r].args[1]) for r in rows}
+    if len(contexts) > 1:
+        raise UserError(
+            f"{_where(first)}: the choices stand in the prompts ({len(contexts)} of them), or unconditional likelihoods are "
+            "asked for (acc_mutual_info). An endpoint that scores no prompt can't answer that; use w2s-hf."
+        )
+    if len(by_index) < 2:
+        raise UserError(f"{_where(first)}: the likelihood of one given text, which such endpoints don't tell; use w2s-hf.")
+    order = {index: place for place, index in enumerate(sorted(by_index))}
+    return Document(
+        str(first.task_name),
+        first.doc_id,
+        first.args[0],
+        tuple(by_index[i] for i in sorted(by_index)),
+        tuple((r, order[requests[r].idx]) for r in rows),
+    )
+
+
+def _choice_set(document: Document) -> ChoiceSet:
+    try:
+        return ChoiceSet.of(document.choices)
+    except UserError as error:
+        raise UserError(
+            f"{document.where}: choices that can't be told apart by their first tokens: {error}. mode=generated asks for "
+            "one of them as text; w2s-hf scores them whole."
+        ) from None
+
+
+def _by_task(documents: Sequence[Document]) -> Iterator[tuple[str, list[int]]]:
+    places: dict[str, list[int]] = defaultdict(list)
+    for i, document in enumerate(documents):
+        places[document.task].append(i)
+    yield from places.items()
+
+
+def parse_choice(text: str | None, choices: Sequence[str]) -> int | None:
+    """The choice that a constrained answer names, or None: JSON with ``answer``, or free text read leniently."""
+    plain = [c.strip() for c in choices]
+    reply = (text or "").strip()
+    if reply.startswith("{"):
+        try:
+            reply = str(json.loads(reply)["answer"])
+        except (ValueError, KeyError, TypeError):
+            return None
+    exact = [i for i, c in enumerate(plain) if c == reply.strip()]
+    return exact[0] if len(exact) == 1 else lenient(reply, plain)
+
+
+def _extra(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    if not given:
+        return {}
+    try:
+        extra = json.loads(given) if isinstance(given, str) else dict(given)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"extra takes a JSON object of fields for every request: {error}.") from error
+    own = {"model", "messages", "prompt", "logprobs", "top_logprobs", "temperature", "stream", "n"} & set(extra)
+    if own:
+        raise UserError(f"extra can't hold {', '.join(sorted(own))}: the task and the other arguments decide that.")
+    return extra
+
+
+def _one_of(name: str, value: str, known: Sequence[str]) -> str:
+    if value not in known:
+        raise UserError(f"{name}={value}: {' or '.join(known)} is expected.{nearest(str(value), known)}")
+    return value
+
+
+class W2SChat(LM):
+    """A chat (or completions) endpoint as an lm_eval model."""
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str | None = None,
+        endpoint: str = "chat",
+        mode: str = "auto",
+        api_key_env: str | None = None,
+        api_version: str | None = None,
+        top_logprobs: int | None = None,
+        answer_tokens: int = 32,
+        max_gen_toks: int = 256,
+        num_concurrent: int = 32,
+        max_retries: int = 12,
+        backoff: float = 0.5,
+        timeout: float = 600,
+        max_cost: float | None = None,
+        prices: str | None = None,
+        batch: bool = False,
+        store: str | None = None,
+        send_temperature: bool = True,
+        extra: Mapping[str, Any] | str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **unknown: Any,
+    ) -> None:
+        """Open an endpoint; nothing is sent yet.
+
+        Args:
+            model: the model's name at the endpoint (on Azure the deployment's).
+            base_url: the address, usually ending in /v1; by default ``$OPENAI_BASE_URL``, else OpenAI's.
+            endpoint: ``chat``, or ``completions`` for plain prompts (a base model).
+            mode: for multiple choice: ``first_token``, ``generated``, or ``auto``, the first where the endpoint can.
+            api_key_env: the NAME of the environment variable with the key; OPENAI_API_KEY (AZURE_OPENAI_API_KEY).
+            api_version: of Azure's dated API; makes base_url the Azure endpoint.
+            top_logprobs: log-probabilities to ask for; by default 20, the most that OpenAI gives (5 for completions). Other
+                servers often give more.
+            answer_tokens: tokens of an answer in mode ``generated``; thousands for a model that reasons first.
+            max_gen_toks: tokens of generated text where the task does not say.
+            num_concurrent: the most requests in flight.
+            max_retries: of one request.
+            backoff: seconds before the first retry, doubled from one to the next, jittered.
+            timeout: seconds for one answer.
+            max_cost: USD that this run may spend; needs a price.
+            prices: a YAML file with prices (see `w2s_tasks.models.prices`).
+            batch: ask through the Batch API: half the price, within 24 hours.
+            store: a folder for answers; by default in the cache.
+            send_temperature: False for models that refuse one (they sample at their own).
+            extra: fields for every request's body, such as ``{"chat_template_kwargs": {"enable_thinking": false}}``.
+            batch_size: taken from lm_eval's command line, unused, as are `max_batch_size` and `device`.
+            max_batch_size: unused.
+            device: unused.
+            unknown: refused.
+
+        Raises:
+            UserError: an unknown or impossible argument, a missing key, or a budget for a model without a price.
+        """
+        super().__init__()
+        self._refuse(unknown)
+        kind: wire.Kind = (
+            "completions" if _one_of("endpoint", endpoint, ("chat", "completions")) == "completions" else "chat"
+        )
+        self.mode = _one_of("mode", mode, MODES)
+        self.endpoint = Endpoint(
+            wire.resolve_base_url(base_url, azure=bool(api_version)),
+            str(model),
+            kind,
+            str(api_version) if api_version else None,
+        )
+        self.connection = Connection(self.endpoint, api_key_env or default_variable(api_version), float(timeout))
+        self.extra, self.answer_tokens, self.max_gen_toks = _extra(extra), int(answer_tokens), int(max_gen_toks)
+        self.dialect = Dialect(
+            limit="max_completion_tokens" if self.endpoint.is_openai and kind == "chat" else "max_tokens",
+            top=wire.default_top(self.endpoint) if top_logprobs is None else int(top_logprobs),
+            temperature=bool(send_temperature),
+        )
+        table = price_tables.table(prices)
+        self.price_date = table.as_of
+        self.meter = Meter(table.tokens(self.endpoint.model), None if max_cost is None else float(max_cost))
+        if max_cost is not None and self.meter.price is None:
+            raise UserError(
+                f"max_cost needs a price, and none is known for '{model}': put it into a file (prices=FILE or "
+                f"${price_tables.ENVIRONMENT}; the form is in w2s_tasks/models/prices.py)."
+            )
+        self.answers = AnswerStore(store_path(self.endpoint.base_url, self.endpoint.model, store))
+        policy = Policy(max(1, int(num_concurrent)), max(0, int(max_retries)), float(backoff), float(timeout))
+        self._sender = Sender(self.connection, self.answers, self.meter, policy)
+        self._batch = bool(batch)
+        self._reports: dict[str, TaskReport] = {}
+        self._served: set[str] = set()
+        self._without_logprobs = "its answers hold none"
+
+    def _refuse(self, unknown: Mapping[str, Any]) -> None:
+        for name in unknown:
+            if "key" in name or "token" in name or "secret" in name:
+                raise UserError(
+                    f"'{name}' is no argument of w2s-chat: keys are read from the environment (api_key_env=NAME)."
+                )
+            known = [k for k in W2SChat.__init__.__annotations__ if k not in ("return", "unknown")]
+            raise UserError(f"w2s-chat has no argument '{name}'.{nearest(name, known)} It has: {', '.join(known)}.")
+
+    # ---- asking ------------------------------------------------------------------------------------------------------
+
+    @property
+    def _writer(self) -> Writer:
+        return Writer(self.endpoint, self.dialect, self.extra)
+
+    def _reply(self, request: Request) -> Reply:
+        reply = self.answers.get(request.key(self.endpoint))
+        if reply is None:
+            raise RuntimeError("an answer is missing from the store")
+        self._served.add(reply.model)
+        return reply
+
+    def _probe(self, build: Build) -> Reply | None:
+        """Ask one request, learning the dialect from what is refused; None where there are no log-probabilities."""
+        for _ in range(ADAPTATIONS):
+            request = build(self._writer)
+            try:
+                self._sender.ask([request], "first request", quiet=True)
+                return self._reply(request)
+            except RefusedError as refusal:
+                dialect = wire.adapted(self.dialect, refusal)
+                if dialect is None or dialect == self.dialect:
+                    raise self.connection.explain(refusal) from None
+                log.info("the endpoint refuses: %s; trying %s", refusal.message, dialect)
+                self.dialect = dialect
+                if dialect.top == 0 and "logprobs" in request.body:
+                    self._without_logprobs = refusal.message
+                    return None
+        raise UserError(f"{self.endpoint.base_url} refused {ADAPTATIONS} forms of a request; the last: {request.body}")
+
+    def _ask(self, requests: Sequence[Request], title: str, quiet: bool) -> list[Reply]:
+        try:
+            if self._batch:
+                from w2s_tasks.models.chat.batch import BatchSender
+
+                BatchSender(self.connection, self.answers, self.meter, self._sender.policy).ask(requests, title, quiet=quiet)
+            else:
+                self._sender.ask(requests, title, quiet=quiet)
+        except RefusedError as refusal:
+            raise self.connection.explain(refusal) from None
+        return [self._reply(request) for request in requests]
+
+    # ---- multiple choice ---------------------------------------------------------------------------------------------
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Score the choices of each document: log-probability, and whether the model's own answer is that choice.
+
+        Raises:
+            UserError: choices that can't be told apart, or what the endpoint refuses.
+        """
+        documents = gathered(requests)
+        scores = None
+        if self.mode != "generated":
+            scores = self._first_token(documents, disable_tqdm)
+        if scores is None:
+            scores = self._generated(documents, disable_tqdm)
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for document, score in zip(documents, scores, strict=True):
+            for row, choice in document.rows:
+                answers[row] = (score.loglik[choice], score.greedy == choice)
+        self._tell()
+        return answers
+
+    def _plan(self, documents: Sequence[Document], sets: Sequence[ChoiceSet]) -> list[int] | None:
+        """Tokens to ask for each document; None where the endpoint gives no log-probabilities."""
+        plan = [1] * len(documents)
+        for _, places in _by_task(documents):
+            first = sets[places[0]]
+            tokens = LEAD_TOKENS if first.has_lead else 1
+            for place in places[:PROBES]:
+                reply = self._probe(partial(Writer.first_token, context=documents[place].context, tokens=tokens))
+                if reply is None:
+                    return None
+                if reply.positions is not None:
+                    if sets[place].score(reply.positions).unfinished and reply.finish == "length":
+                        tokens = LEAD_TOKENS
+                    break
+            else:
+                self.dialect = replace(self.dialect, top=0)
+                return None
+            for place in places:
+                plan[place] = tokens
+        return plan
+
+    def _first_token(self, documents: Sequence[Document], quiet: bool) -> list[Scores] | None:
+        sets = [_choice_set(d) for d in documents]
+        plan = self._plan(documents, sets) if self.dialect.top else None
+        if plan is None:
+            if self.mode == "first_token":
+                raise UserError(
+                    f"'{self.endpoint.model}' at {self.endpoint.base_url} gives no log-probabilities, as mode=first_token "
+                    f"needs ({self._without_logprobs}); mode=generated asks for the answer as text."
+                )
+            log.warning(
+                "'%s' gives no log-probabilities (%s): the choices are asked for as text (mode generated)",
+                self.endpoint.model,
+                self._without_logprobs,
+            )
+            return None
+        requests = [self._writer.first_token(d.context, n) for d, n in zip(documents, plan, strict=True)]
+        replies = self._ask(requests, "first token", quiet)
+        scores = [s.score(r.positions or ()) for s, r in zip(sets, replies, strict=True)]
+        # Where the answer ended inside a lead-in, such as a quote, a longer one tells the choices apart.
+        rows = zip(plan, scores, replies, strict=True)
+        again = [i for i, (n, s, r) in enumerate(rows) if n < LEAD_TOKENS and s.unfinished and r.finish == "length"]
+        longer = [self._writer.first_token(documents[i].context, LEAD_TOKENS) for i in again]
+        for i, reply in zip(again, self._ask(longer, "after the lead-in", quiet) if longer else (), strict=True):
+            scores[i] = sets[i].score(reply.positions or ())
+        for task, places in _by_task(documents):
+            part = [scores[i] for i in places]
+            self._reports[task] = TaskReport(
+                "first_token",
+                len(part),
+                sum(any(s.floored) for s in part) / len(part),
+                sum(all(s.floored) for s in part) / len(part),
+                len(set(places) & set(again)),
+            )
+        return scores
+
+    def _generated(self, documents: Sequence[Document], quiet: bool) -> list[Scores]:
+        builds = [partial(Writer.choice, context=d.context, choices=d.choices, tokens=self.answer_tokens) for d in documents]
+        for _, places in _by_task(documents):
+            self._probe(builds[places[0]])
+        replies = self._ask([build(self._writer) for build in builds], "choosing", quiet)
+        chosen = [parse_choice(r.text, d.choices) for r, d in zip(replies, documents, strict=True)]
+        for task, places in _by_task(documents):
+            missing = sum(chosen[i] is None for i in places) / len(places)
+            self._reports[task] = TaskReport("generated", len(places), unlisted=missing)
+        self._warn_if_cut(replies, "answer_tokens")
+        return [
+            Scores(
+                tuple(0.0 if i == found else UNCHOSEN for i in range(len(d.choices))),
+                tuple(i != found for i in range(len(d.choices))),
+                found,
+                False,
+            )
+            for found, d in zip(chosen, documents, strict=True)
+        ]
+
+    def _tell(self) -> None:
+        """One line about rows that are scored at the floor, and one where the model seems to answer something else."""
+        told = [
+            f"{task} {report.floored:.1%} (none listed: {report.unlisted:.1%}) of {report.documents}"
+            for task, report in self._reports.items()
+            if report.mode == "first_token" and report.floored
+        ]
+        if told:
+            log.warning(
+                "documents with a choice outside the top %d, scored at its floor: %s", self.dialect.top, "; ".join(told)
+            )
+        lost = [t for t, r in self._reports.items() if r.unlisted > WARN_UNLISTED]
+        if lost:
+            log.warning(
+                "the model often begins with something that is none of the choices (%s). Shots (--num_fewshot 4), a larger "
+                "top_logprobs where the server allows it, or for a model that thinks first "
+                'extra={"chat_template_kwargs": {"enable_thinking": false}} help.',
+                ", ".join(lost),
+            )
+
+    # ---- text --------------------------------------------------------------------------------------------------------
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Text for each request, up to the task's stop strings; empty where the endpoint withheld it.
+
+        Raises:
+            UserError: what the endpoint refuses, or a task with images.
+        """
+        if any(len(r.args) > 2 for r in requests):
+            raise UserError(f"{requests[0].task_name}: images and sound are not sent; use lm_eval's own API models.")
+        seen: Counter[str] = Counter()
+        builds: list[Build] = []
+        for request in requests:
+            context, settings = request.args
+            same = json.dumps([str(context), settings], sort_keys=True, default=str)
+            repeat, seen[same] = seen[same], seen[same] + 1
+            builds.append(
+                partial(Writer.text, context=context, settings=settings, default_tokens=self.max_gen_toks, repeat=repeat)
+            )
+        self._probe(builds[0])
+        replies = self._ask([build(self._writer) for build in builds], "generating", disable_tqdm)
+        self._warn_if_cut(replies, "max_gen_toks")
+        return [
+            wire.cut(reply.text or "", wire.stops(request.args[1].get("until")))
+            for request, reply in zip(requests, replies, strict=True)
+        ]
+
+    def _warn_if_cut(self, replies: Sequence[Reply], name: str) -> None:
+        empty = sum(not r.text and r.finish == "length" for r in replies)
+        withheld = sum(r.finish == "content_filter" for r in replies)
+        if empty:
+            log.warning("%d answers ended before any text: a model that reasons first needs a larger %s", empty, name)
+        if withheld:
+            log.warning("%d answers were withheld by the endpoint's content filter and count as empty", withheld)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Refused: such endpoints don't score given text.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"{requests[0].task_name} asks for the likelihood of a whole text, which such endpoints don't tell.")
+
+    # ---- what lm_eval asks for ---------------------------------------------------------------------------------------
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """The messages, as they will be sent: the endpoint applies its own template.
+
+        Raises:
+            UserError: the task begins the assistant's answer (gen_prefix), and `extra` does not make the server go on.
+        """
+        if not add_generation_prompt and not self.extra.get("continue_final_message"):
+            raise UserError(
+                "this task begins the assistant's answer (gen_prefix), which chat endpoints don't go on with. vLLM and "
+                'SGLang do: extra={"continue_final_message": true, "add_generation_prompt": false}.'
+            )
+        return Conversation.of(chat_history)
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Empty: the template is the endpoint's."""
+        return ""
+
+    @property
+    def tokenizer_name(self) -> str:
+        """For the fingerprint of lm_eval's request cache."""
+        return f"messages:{self.endpoint.base_url}:{self.endpoint.model}"
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Refuse lm_eval's answer cache, whose keys lack the model.
+
+        Raises:
+            UserError: --use_cache was given.
+        """
+        if getattr(cache_hook, "dbdict", None) is not None:
+            raise UserError(
+                "--use_cache: lm_eval's cache does not tell models apart. Leave it out: w2s-chat keeps every answer itself."
+            )
+        super().set_cache_hook(cache_hook)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm_eval adds to ``config`` of its result file: the mode of scoring, how it went, tokens and cost."""
+        modes = sorted({report.mode for report in self._reports.values()})
+        return {
+            "scoring_mode": "+".join(modes) or "generated",
+            "model_endpoint": self.endpoint.base_url,
+            "model_name_asked": self.endpoint.model,
+            "model_name_served": sorted(filter(None, self._served)),
+            "scoring": {task: asdict(report) for task, report in self._reports.items()},
+            "dialect": asdict(self.dialect),
+            "api_usage": {
+                "requests": self.meter.requests,
+                "prompt_tokens": self.meter.prompt,
+                "completion_tokens": self.meter.completion,
+                "cost_usd": round(self.meter.cost, 6) if self.meter.price else None,
+                "prices_as_of": self.price_date.isoformat() if self.meter.price else None,
+            },
+        }

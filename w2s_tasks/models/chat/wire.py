@@ -1,0 +1,282 @@
+"""Requests as an OpenAI-compatible endpoint takes them, and answers as they come back; no network here.
+
+Endpoints differ in what they accept. A `Dialect` holds what is known of one; `adapted` learns from a refusal.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.choices import Position
+
+OPENAI = "https://api.openai.com/v1"
+Kind = Literal["chat", "completions"]
+PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
+MAX_STOPS = 4
+
+
+class Conversation(str):
+    """A prompt that is a list of messages: its text is their JSON, so that lm_eval can log and hash it."""
+
+    __slots__ = ()
+
+    @classmethod
+    def of(cls, messages: Sequence[Mapping[str, Any]]) -> Conversation:
+        """Wrap messages (``role``, ``content``)."""
+        return cls(json.dumps(list(messages), ensure_ascii=False))
+
+    @property
+    def messages(self) -> list[dict[str, Any]]:
+        """The messages."""
+        loaded: list[dict[str, Any]] = json.loads(self)
+        return loaded
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens of one answer, as the endpoint counts them; `cached` is part of `prompt`."""
+
+    prompt: int = 0
+    completion: int = 0
+    cached: int = 0
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer: its text, why it ended, its positions where log-probabilities came, and what it took."""
+
+    text: str | None
+    finish: str | None
+    positions: tuple[Position, ...] | None
+    usage: Usage
+    model: str
+
+
+class BadReplyError(Exception):
+    """A body that is not the answer of such an endpoint; asked again."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """Where a model is: address, model name, kind of endpoint. This is its identity; a key is no part of it."""
+
+    base_url: str
+    model: str
+    kind: Kind = "chat"
+    api_version: str | None = None
+
+    @property
+    def is_openai(self) -> bool:
+        """Whether this is OpenAI's own service, or Azure's."""
+        host = urllib.parse.urlsplit(self.base_url).hostname or ""
+        return host == "api.openai.com" or host.endswith((".openai.com", ".openai.azure.com", ".azure.com"))
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request: path and body. `repeat` tells apart samples of the same prompt."""
+
+    path: str
+    body: Mapping[str, Any]
+    repeat: int = 0
+
+    def key(self, endpoint: Endpoint) -> str:
+        """Hash of all that decides the answer."""
+        parts = [endpoint.base_url, endpoint.api_version, self.path, self.body, self.repeat]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8", "replace")).hexdigest()
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What an endpoint is known to accept."""
+
+    limit: str = "max_tokens"
+    """The name of the field for the most tokens to write."""
+    top: int = 20
+    """Log-probabilities a position; 0 where there are none."""
+    stop: bool = True
+    schema: bool = True
+    """JSON schemas as `response_format`."""
+    temperature: bool = True
+
+
+def default_top(endpoint: Endpoint) -> int:
+    """How many log-probabilities to ask for: the most that OpenAI gives at a position."""
+    return 5 if endpoint.is_openai and endpoint.kind == "completions" else 20
+
+
+def resolve_base_url(given: str | None, *, azure: bool = False) -> str:
+    """The address to ask; a full path of a method is cut back.
+
+    Without `given` it is ``$OPENAI_BASE_URL`` or OpenAI's own; for Azure's dated API ``$AZURE_OPENAI_ENDPOINT``.
+
+    Raises:
+        UserError: no http(s) address, or one that carries a password or a query.
+    """
+    usual = os.environ.get("AZURE_OPENAI_ENDPOINT", "") if azure else os.environ.get("OPENAI_BASE_URL") or OPENAI
+    url = (given or usual).strip().rstrip("/")
+    for path in PATHS.values():
+        url = url.removesuffix(path)
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise UserError("base_url must be an address such as http://localhost:8000/v1 or https://api.openai.com/v1.")
+    if parts.username or parts.password or parts.query:
+        raise UserError("base_url must carry no user, password or query: it is written into result files.")
+    return url
+
+
+def _prompt(kind: Kind, context: str) -> dict[str, Any]:
+    if kind == "completions":
+        if isinstance(context, Conversation):
+            raise UserError(
+                "endpoint=completions takes plain prompts: leave out --apply_chat_template, or use endpoint=chat."
+            )
+        return {"prompt": str(context)}
+    if isinstance(context, Conversation):
+        return {"messages": context.messages}
+    return {"messages": [{"role": "user", "content": str(context)}]}
+
+
+@dataclass(frozen=True)
+class Writer:
+    """Writes requests for one endpoint in its dialect. `extra` goes into every body; `temperature` False sends none."""
+
+    endpoint: Endpoint
+    dialect: Dialect
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def _request(self, context: str, tokens: int, temperature: float, more: Mapping[str, Any], repeat: int = 0) -> Request:
+        body = {"model": self.endpoint.model, **_prompt(self.endpoint.kind, context), self.dialect.limit: tokens}
+        if self.dialect.temperature:
+            body["temperature"] = temperature
+        return Request(PATHS[self.endpoint.kind], {**body, **more, **self.extra}, repeat)
+
+    def first_token(self, context: str, tokens: int = 1) -> Request:
+        """The next `tokens` tokens, greedily, with the likeliest ones at each position."""
+        chat = self.endpoint.kind == "chat"
+        more = {"logprobs": True, "top_logprobs": self.dialect.top} if chat else {"logprobs": self.dialect.top}
+        return self._request(context, tokens, 0.0, more)
+
+    def choice(self, context: str, choices: Sequence[str], tokens: int) -> Request:
+        """One of the choices as text: by a JSON schema where the endpoint takes one, else by an instruction."""
+        if self.dialect.schema and self.endpoint.kind == "chat":
+            return self._request(context, tokens, 0.0, {"response_format": _choice_schema(choices)})
+        listed = ", ".join(f'"{c.strip()}"' for c in choices)
+        note = f"\n\nReply with exactly one of these and nothing else: {listed}."
+        if not isinstance(context, Conversation):
+            return self._request(f"{context}{note}", tokens, 0.0, {})
+        messages = context.messages
+        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{note}"}
+        return self._request(Conversation.of(messages), tokens, 0.0, {})
+
+    def text(self, context: str, settings: Mapping[str, Any], default_tokens: int, repeat: int = 0) -> Request:
+        """Free text under a task's ``generation_kwargs``: temperature exactly as there, 0 where it does not sample."""
+        rest = dict(settings)
+        tokens = [rest.pop(k, None) for k in ("max_gen_toks", "max_tokens", "max_completion_tokens", "max_new_tokens")]
+        samples = bool(rest.pop("do_sample", "temperature" in rest))
+        temperature = rest.pop("temperature", 1.0 if samples else 0.0)
+        stop = stops(rest.pop("until", None))
+        more = {"stop": stop[:MAX_STOPS]} if stop and self.dialect.stop else {}
+        limit = next((int(t) for t in tokens if t is not None), default_tokens)
+        return self._request(context, limit, float(temperature), {**more, **rest}, repeat if temperature else 0)
+
+
+def stops(until: str | Sequence[str] | None) -> list[str]:
+    """A task's stop strings, without empty ones."""
+    listed = [until] if isinstance(until, str) else list(until or ())
+    return [s for s in listed if s]
+
+
+def cut(text: str, until: Sequence[str]) -> str:
+    """The text up to the first stop string: endpoints take four at most, some none."""
+    return text[: min((i for i in (text.find(s) for s in until) if i >= 0), default=len(text))]
+
+
+def _choice_schema(choices: Sequence[str]) -> dict[str, Any]:
+    answer = {"type": "string", "enum": [c.strip() for c in choices]}
+    schema = {"type": "object", "properties": {"answer": answer}, "required": ["answer"], "additionalProperties": False}
+    return {"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
+
+
+# --- answers --------------------------------------------------------------------------------------------------------------
+
+
+def _chat_positions(choice: Mapping[str, Any]) -> tuple[Position, ...] | None:
+    content = (choice.get("logprobs") or {}).get("content")
+    if content is None:
+        return None
+    return tuple(
+        Position(p["token"], float(p["logprob"]), tuple((t["token"], float(t["logprob"])) for t in p["top_logprobs"]))
+        for p in content
+    )
+
+
+def _completion_positions(choice: Mapping[str, Any]) -> tuple[Position, ...] | None:
+    data = choice.get("logprobs") or {}
+    if data.get("tokens") is None or data.get("top_logprobs") is None:
+        return None
+    rows = zip(data["tokens"], data["token_logprobs"], data["top_logprobs"], strict=True)
+    return tuple(Position(t, float(x), tuple((a, float(b)) for a, b in (top or {}).items())) for t, x, top in rows)
+
+
+def _usage(data: Mapping[str, Any]) -> Usage:
+    usage = data.get("usage") or {}
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+    return Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), int(cached))
+
+
+def read_reply(kind: Kind, data: Any) -> Reply:
+    """Read the body of an answer.
+
+    Raises:
+        BadReplyError: it lacks what such an answer must have.
+    """
+    try:
+        choice = data["choices"][0]
+        if kind == "chat":
+            text, positions = choice["message"].get("content"), _chat_positions(choice)
+        else:
+            text, positions = choice["text"], _completion_positions(choice)
+        if text is not None and not isinstance(text, str):
+            raise BadReplyError(f"the text is {type(text).__name__}")
+        return Reply(text, choice.get("finish_reason"), positions, _usage(data), str(data.get("model", "")))
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise BadReplyError(f"{type(error).__name__}: {error}") from error
+
+
+# --- refusals -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class RefusedError(Exception):
+    """A request that the endpoint refused (4xx); asking again would change nothing."""
+
+    status: int
+    message: str
+    param: str | None = None
+    code: str | None = None
+
+
+def adapted(dialect: Dialect, refusal: RefusedError) -> Dialect | None:
+    """The dialect that avoids this refusal, or None where there is none to try. Never changes what is asked for."""
+    if refusal.status in (401, 403, 404, 429):
+        return None
+    text = f"{refusal.param or ''} {refusal.message}".lower()
+    if "max_completion_tokens" in text:
+        return replace(dialect, limit="max_tokens" if dialect.limit == "max_completion_tokens" else "max_completion_tokens")
+    if "logprobs" in text and dialect.top:
+        allowed = [int(n) for n in re.findall(r"\b\d+\b", refusal.message) if 0 < int(n) < dialect.top]
+        return replace(dialect, top=max(allowed, default=0))
+    if "response_format" in text or "json_schema" in text:
+        return replace(dialect, schema=False) if dialect.schema else None
+    if re.search(r"\bstop\b", text) and dialect.stop:
+        return replace(dialect, stop=False)
+    return None

@@ -1,0 +1,168 @@
+"""How a student stands to its weak supervisor: agreement, shared and copied errors, blind spots, calibration.
+
+Agreement needs no label: a student that disagrees more with its supervisor gained more (misfit: arXiv 2405.15116,
+2501.19105). The others are computed on evaluation rows, whose gold labels no student saw.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from w2s_tasks.results.read import TaskScores
+from w2s_tasks.results.stats import Difference, paired_difference, wilson
+
+Array = npt.NDArray[Any]
+
+CONFIDENT = 0.9
+UNSURE = 0.75
+BINS = 10
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of n rows with its 95 % Wilson interval; None where there are no such rows."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+
+def share(chosen: Array) -> Share:
+    """The share of true entries."""
+    n = len(chosen)
+    if not n:
+        return Share(None, None, None, 0)
+    return Share(float(chosen.mean()), *wilson(float(chosen.sum()), n), n)
+
+
+def probabilities(scores: TaskScores) -> Array | None:
+    """Probabilities over the choices, [n, choices], from the log-likelihoods; None for generated text and ranked pairs."""
+    if scores.logliks is None:
+        return None
+    weights = np.exp(scores.logliks - scores.logliks.max(axis=1, keepdims=True))
+    normal: Array = weights / weights.sum(axis=1, keepdims=True)
+    return normal
+
+
+def capa(first: Array, second: Array, gold: Array) -> float | None:
+    """Chance-adjusted probabilistic agreement, kappa_p (arXiv 2502.04313, section 2): how far two models err alike.
+
+    (c_obs - c_exp) / (1 - c_exp) with c_obs the mean over rows of the products of their probabilities, and c_exp what two
+    independent models of these accuracies reach, errors spread evenly over the wrong options: 1 for equal and certain
+    models, 0 for independent ones, negative where they differ more than by chance.
+
+    Args:
+        first: probabilities over the choices, shape [n, choices].
+        second: the same for the other model.
+        gold: right choices, shape [n].
+
+    Returns:
+        None where both are always right with certainty, so that there are no errors to compare.
+    """
+    rows, choices = np.arange(len(gold)), first.shape[1]
+    right, other = float(first[rows, gold].mean()), float(second[rows, gold].mean())
+    observed = float((first * second).sum(axis=1).mean())
+    expected = right * other + (1 - right) * (1 - other) / (choices - 1)
+    return (observed - expected) / (1 - expected) if expected < 1 - 1e-12 else None
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Expected calibration error over equally filled bins, and Brier score with its standard error."""
+
+    ece: float
+    brier: float
+    brier_stderr: float
+    n: int
+
+
+def calibration(probability: Array, gold: Array, bins: int = BINS) -> Calibration:
+    """ECE (Guo et al. 2017, arXiv 1706.04599, eq. 3, with bins of equal size) and Brier's score (1950, summed over choices).
+
+    Args:
+        probability: over the choices, shape [n, choices].
+        gold: right choices, shape [n].
+        bins: of confidence; fewer where there are fewer rows.
+    """
+    confidence, right = probability.max(axis=1), probability.argmax(axis=1) == gold
+    order = np.argsort(confidence, kind="stable")
+    n = len(gold)
+    ece = sum(
+        len(part) / n * abs(float(confidence[part].mean()) - float(right[part].mean()))
+        for part in np.array_split(order, min(bins, n))
+    )
+    squares = ((probability - np.eye(probability.shape[1])[gold]) ** 2).sum(axis=1)
+    stderr = float(squares.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    return Calibration(float(ece), float(squares.mean()), stderr, n)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """A model against the weak supervisor of its seed.
+
+    ``overrides``: rows answered otherwise than the supervisor, ``right_overrides`` the share of those that are right where
+    the supervisor was wrong. ``copied`` is the share of the supervisor's errors that the model gives too,
+    ``copied_by_ceiling`` the ceiling's share of the same rows, ``copying`` their paired difference: what was learnt from the
+    labels, not from the questions' difficulty. ``blind_spots``: wrong with at least `CONFIDENT` where the supervisor gave
+    its choice less than `UNSURE`, among all rows.
+    """
+
+    agreement: Share
+    capa: float | None
+    overrides: int
+    right_overrides: Share
+    copied: Share
+    copied_by_ceiling: Share | None
+    copying: Difference | None
+    blind_spots: Share | None
+    calibration: Calibration | None
+
+
+def diagnose(model: TaskScores, weak: TaskScores, ceiling: TaskScores | None) -> Diagnosis | None:
+    """Compare a model with the weak supervisor on the same rows; None where rows are ranked pairs.
+
+    Args:
+        model: the student, or any other arm.
+        weak: the supervisor whose labels it learnt, or would have.
+        ceiling: the model that learnt gold labels, for the errors it makes by itself.
+    """
+    if model.predicted is None or weak.predicted is None or model.gold is None:
+        return None
+    gold, other = model.gold, model.predicted != weak.predicted
+    wrong = weak.predicted != gold
+    copies = (model.predicted == weak.predicted)[wrong]
+    by_ceiling = copying = None
+    if ceiling is not None and ceiling.predicted is not None and wrong.any():
+        own = (ceiling.predicted == weak.predicted)[wrong]
+        by_ceiling, copying = share(own), paired_difference(copies.astype(float), own.astype(float))
+    mine, theirs = probabilities(model), probabilities(weak)
+    blind = None
+    if mine is not None and theirs is not None:
+        blind = share((model.predicted != gold) & (mine.max(axis=1) >= CONFIDENT) & (theirs.max(axis=1) < UNSURE))
+    return Diagnosis(
+        share(~other),
+        capa(mine, theirs, gold) if mine is not None and theirs is not None else None,
+        int(other.sum()),
+        share((model.predicted == gold)[other]),
+        share(copies),
+        by_ceiling,
+        copying,
+        blind,
+        calibration(mine, gold) if mine is not None else None,
+    )
+
+
+def confusion(scores: TaskScores) -> Array | None:
+    """Counts [right class, predicted class]; a last column holds unparsed replies where there are any."""
+    if scores.predicted is None or scores.gold is None:
+        return None
+    choices = scores.choices
+    columns = choices + int((scores.predicted < 0).any())
+    table = np.zeros((choices, columns), dtype=int)
+    np.add.at(table, (scores.gold, np.where(scores.predicted < 0, choices, scores.predicted)), 1)
+    return table

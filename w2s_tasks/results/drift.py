@@ -1,0 +1,125 @@
+"""Format drift apart from ethics drift: a change in accuracy split, exactly, by what happened to each answer.
+
+Rows are compared before and after training. With d = (right after) - (right before),
+
+* ``unparsed``: rows whose answer parses only before or only after. A format lost or learnt.
+* ``prior``: of the rows that went from class j to class k, as many as exceed those that went back from k to j, at the mean d
+  of the larger flow. A shift of class shares: a model that now says "wrong" to everything is here, whatever the labels.
+* ``errors``: the rest, exchanges that leave the class shares alone. Only this part says that questions are told apart worse.
+
+The three add up to the change in accuracy. A cyclic flow between three or more classes counts as prior. Shares of each
+predicted class and balanced accuracy, before and after, stand beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from w2s_tasks.results.components import crossed
+from w2s_tasks.results.read import TaskScores
+from w2s_tasks.results.stats import PAIR, Difference, difference_of, paired_difference
+
+Array = npt.NDArray[Any]
+UNPARSED = -1
+PARTS = ("unparsed", "prior", "errors")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One model's answers: share of each class, share unparsed, balanced accuracy (means over seeds)."""
+
+    acc: float
+    balanced_acc: float | None
+    unparsed: float
+    class_share: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The change in accuracy on one task and its parts; ``prior`` is None where answers have no classes (ranked pairs)."""
+
+    task: str
+    total: Difference
+    unparsed: Difference
+    prior: Difference | None
+    errors: Difference
+    before: Side
+    after: Side
+
+
+def contributions(before: Array, after: Array, gold: Array) -> Array:
+    """Each row's part of `unparsed`, `prior` and `errors`, whose means are the parts.
+
+    Within a flow from j to k of F rows with the sum S of d, against F' rows that went back, the prior part is S - F' S / F;
+    rows get its influence values, which add up to it (it is homogeneous of degree 1), so that their spread gives its error.
+
+    Args:
+        before: predicted class of each row, -1 where the reply did not parse, shape [n].
+        after: the same after training.
+        gold: the right class.
+
+    Returns:
+        Shape [3, n].
+    """
+    change = (after == gold).astype(float) - (before == gold)
+    parts = np.zeros((3, len(gold)))
+    lost = (before == UNPARSED) | (after == UNPARSED)
+    parts[0] = np.where(lost, change, 0.0)
+    flows = {(j, k) for j, k in zip(before[~lost].tolist(), after[~lost].tolist(), strict=True) if j != k}
+    for j, k in flows:
+        there, back = ~lost & (before == j) & (after == k), ~lost & (before == k) & (after == j)
+        size, returned = int(there.sum()), int(back.sum())
+        if size < returned or (size == returned and j > k):
+            continue  # the other direction is the larger one
+        total = float(change[there].sum())
+        parts[1, there] = change[there] * (1 - returned / size) + returned * total / size**2
+        parts[1, back] = -total / size
+    parts[2] = change - parts[0] - parts[1]
+    return parts
+
+
+def _balanced(predicted: Array, gold: Array) -> float:
+    """Mean of the recalls of the classes that occur; an unparsed reply is wrong."""
+    return float(np.mean([(predicted[gold == c] == c).mean() for c in np.unique(gold)]))
+
+
+def _side(scores: Sequence[TaskScores]) -> Side:
+    acc = float(np.mean([s.correct.mean() for s in scores]))
+    unparsed = float(np.mean([s.unparsed for s in scores]))
+    if any(s.predicted is None or s.gold is None for s in scores):
+        return Side(acc, None, unparsed, None)
+    predicted, gold = np.stack([s.predicted for s in scores if s.predicted is not None]), scores[0].gold
+    assert gold is not None  # noqa: S101 - for the type checker
+    choices = scores[0].choices
+    shares = tuple(float((predicted == c).mean()) for c in range(choices))
+    return Side(acc, float(np.mean([_balanced(row, gold) for row in predicted])), unparsed, shares)
+
+
+def _rows(before: TaskScores, after: TaskScores) -> Array:
+    if before.predicted is not None and after.predicted is not None and before.gold is not None:
+        return contributions(before.predicted, after.predicted, before.gold)
+    change = after.correct - before.correct
+    none = np.ones(len(change), dtype=bool)
+    lost = ~((before.parsed if before.parsed is not None else none) & (after.parsed if after.parsed is not None else none))
+    return np.stack([np.where(lost, change, 0.0), np.zeros_like(change), np.where(lost, 0.0, change)])
+
+
+def drift(before: Sequence[TaskScores], after: Sequence[TaskScores]) -> Drift:
+    """Split the change in accuracy on one task.
+
+    Args:
+        before: the reference model, one entry a seed, or one where no seed changes it.
+        after: the trained model, one entry a seed, the same questions.
+    """
+    first = list(before) * len(after) if len(before) == 1 else list(before)
+    rows = np.stack([_rows(b, a) for b, a in zip(first, after, strict=True)], axis=1)  # [3, S, n]
+    cluster, n = after[0].cluster, rows.shape[-1]
+    unparsed, prior, errors = (difference_of(crossed(rows[i : i + 1], cluster, PAIR), n) for i in range(3))
+    total = paired_difference(np.stack([s.correct for s in after]), np.stack([s.correct for s in first]), cluster)
+    classes = after[0].predicted is not None
+    return Drift(after[0].task, total, unparsed, prior if classes else None, errors, _side(before), _side(after))
