@@ -26,6 +26,13 @@ KEYS = {
 }
 
 
+FIXED_SHOTS = """\
+fewshot_config:
+  sampler: !function w2s_tasks.fewshot.BalancedSampler
+  process_docs: !function w2s_tasks.fewshot.pool
+"""
+
+
 def _run(main: Callable[..., None], arguments: Sequence[object], capsys: pytest.CaptureFixture[str]) -> dict[str, object]:
     comparison.run(main, [str(argument) for argument in arguments])
     lines = capsys.readouterr().out.splitlines()
@@ -56,6 +63,8 @@ def _plain_tokens(model: Path, own_task: Path, documents: int) -> int:
 
 def test_evaluation_compares_every_document_and_counts_every_token(own_task: Path, causal_model, capsys):
     model = causal_model("llama")
+    with (own_task / "own_reviews.yaml").open("a", encoding="utf-8") as yaml:
+        yaml.write(FIXED_SHOTS)
     sizes = ["--docs", 10, "--shots", 4, "--peer-docs", 10, "--peer-batch", 1, "--repeats", 2]
     found = _run(eval.main, [*_common(model, own_task), *sizes], capsys)
     assert found["same_predictions"]
@@ -130,14 +139,15 @@ def test_plain_training_has_the_losses_and_predictions_of_a_sequence_classifier(
     assert found["peer_batch"] == "8"
 
 
-def test_a_classifier_is_refused_where_a_choice_has_several_tokens(own_task: Path, causal_model, capsys):
+def test_a_classifier_is_refused_where_a_choice_has_several_tokens(own_task: Path, causal_model):
+    from bench.training import PlainPeer, Recipe
+
     yaml = own_task / "own_reviews.yaml"
     yaml.write_text(yaml.read_text().replace('["negative", "positive"]', '["not good at all", "good"]'))
-    arguments = [*_common(causal_model("llama"), own_task), *TRAINING, "--peer-batch", "8"]
-    with pytest.raises(SystemExit) as stop:
-        _run(train.main, ["--format", "plain", *arguments], capsys)
-    assert stop.value.code == 2
-    assert "tokens a choice" in capsys.readouterr().err
+    model, folders = str(causal_model("llama")), [str(own_task)]
+    recipe = Recipe(False, model, "own_reviews", rows=16, r=4, lr=1e-3, batch_size=8, seed=0, include_path=folders)
+    with pytest.raises(UserError, match="tokens a choice"):
+        PlainPeer(recipe).prepare()
 
 
 def test_scale_reports_every_size_and_the_same_answers(own_task: Path, causal_model, capsys):

@@ -161,7 +161,7 @@ def result(
 def main(
     task: Annotated[list[str] | None, typer.Option(help="A task or group (repeatable).")] = None,
     docs: Annotated[int, typer.Option(min=1, help="Documents a task, at random.")] = 200,
-    shots: Annotated[int, typer.Option(min=0, help="Few-shot examples, the same for every document.")] = 32,
+    shots: Annotated[int, typer.Option(min=0, help="Few-shot examples; our tasks give every document the same.")] = 32,
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")] = "pypi:smollm2-135m-instruct",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each side; their median counts.")] = 3,
     peer_docs: Annotated[

@@ -45,7 +45,7 @@ def measure(size: int, repeats: int, threads: int, scorer: dict[str, Any]) -> tu
 def main(
     sizes: Annotated[str, typer.Option(help="Numbers of documents.")] = "100,1000,10000",
     task: Annotated[str | None, typer.Option(help="A task with a training split; SST-2 by default.")] = None,
-    shots: Annotated[int, typer.Option(min=0, help="Few-shot examples, the same for every document.")] = 0,
+    shots: Annotated[int, typer.Option(min=0, help="Few-shot examples; our tasks give every document the same.")] = 0,
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")] = "pypi:smollm2-135m-instruct",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of every size but the largest, which runs once.")] = 3,
     seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,

@@ -46,7 +46,7 @@ class Scorer(Worker):
             model: a folder or a hub id.
             tasks: tasks and groups.
             docs: documents a task, at random.
-            shots: few-shot examples, the same for every document.
+            shots: few-shot examples; the suite's tasks give every document the same.
             seed: of the choice of documents.
             training: whether to take the training split instead of the evaluation split.
             include_path: folders with more tasks.
