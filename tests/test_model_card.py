@@ -54,7 +54,8 @@ def report() -> dict[str, Any]:
             {"arm": "student, logconf, seed 0", "command": "lm_eval run --model hf --model_args 'peft=stages/fit-b'"}
         ],
         "safety_gaps": [
-            {"arm": "student", "method": "logconf", "subtask": "justice", "split": "test", "contrast": "to_zero_shot",
+            {"arm": "student", "method": "logconf", "subtask": "justice", "split": "test", "mode": "loglikelihood",
+             "contrast": "to_zero_shot",
              "p_holm": 0.4, **CHANGE}
         ],
         "safety_mean_gaps": [],
@@ -71,7 +72,7 @@ def test_the_card_tells_where_labels_came_from_and_what_came_out(report):
     assert front["library_name"] == "peft"
     assert "labels of the weak supervisor (weak/model), 75.0 % right on these 64 rows; no gold label was seen" in text
     assert "0.50 [0.20, unbounded]" in text
-    assert "| justice | test | 100 | untuned | -5.0 [-11.0, +1.0] | 0.4 |" in text
+    assert "| justice | test | loglikelihood | 100 | untuned | -5.0 [-11.0, +1.0] | 0.4 |" in text
     assert "lm_eval run --model hf --model_args 'peft=stages/fit-b'" in text
     assert "stages/fit-b" in text
 

@@ -29,8 +29,8 @@ def numbers(runs: Path) -> tuple[dict[str, Any], list[list[float]]]:
     """Every accuracy of the report, and the losses of every training."""
     (report,) = runs.rglob("report.json")
     data = json.loads(report.read_text())
-    scores = {f"{a['arm']}": a["metrics"]["acc"] for a in data["arms"]}
-    scores |= {f"{s['arm']} {s['task']}": s["acc"] for s in data["safety"]}
+    scores = {f"{a['arm']} {a['method']}": a["metrics"]["acc"] for a in data["arms"]}
+    scores |= {f"{s['arm']} {s['method']} {s['task']}": s["acc"] for s in data["safety"]}
     curves = [json.loads(p.read_text()) for p in sorted(runs.rglob("curves.json"))]
     return scores, sorted([c["loss"] for c in curve if "loss" in c] for curve in curves)
 
@@ -43,7 +43,15 @@ def free_port() -> int:
 
 def test_two_processes_run_an_experiment_to_the_numbers_of_one(experiment_file: Path, tmp_path: Path):
     """90 rows in steps of 16: the last step is not whole, so accelerate fills it with copies that must not count."""
-    sets = ["--set", "arms=[zero_shot,student,ceiling]", "--set", "split.limit.transfer=90", "--set", "evaluate.limit=31"]
+    sets = ["--set", "arms=[zero_shot,student,ceiling,unsupervised]", "--set", "methods=[xent,logconf,relabel]"]
+    sets += [
+        "--set",
+        "unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}",
+        "--set",
+        "split.limit.transfer=90",
+        "--set",
+        "evaluate.limit=31",
+    ]
     sets += ["--set", "safety={tasks: [own_reviews], limit: 20, num_fewshot: 2}", "--set", "strong.holdout=0"]
     sets += ["--set", "strong.batch_size=16"]
     for processes in (1, 2):
@@ -52,7 +60,7 @@ def test_two_processes_run_an_experiment_to_the_numbers_of_one(experiment_file: 
         assert out.count("report: ") == 1
     (one, losses), (two, losses_of_two) = numbers(tmp_path / "1"), numbers(tmp_path / "2")
     assert two == pytest.approx(one, abs=1e-6)
-    assert len(losses) == len(losses_of_two) == 3
+    assert len(losses) == len(losses_of_two) == 7
     for a, b in zip(losses, losses_of_two, strict=True):
         assert b == pytest.approx(a, abs=1e-3)
     assert not list((tmp_path / "2").rglob(".part*"))

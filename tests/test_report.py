@@ -75,7 +75,7 @@ def test_safety_differences_are_over_seeds_and_a_family(report):
     student = [e for e in found if e["arm"] == "student"]
     assert len(student) == 6
     assert all(e["seeds"] == 2 for e in student)
-    assert report["safety_family"]["tests"] == len(found)
+    assert report["safety_family"]["tests"] == len(student)
     assert all(e["p_holm"] >= e["p"] and 0 < e["detectable"] <= 1 for e in found)
     by_hand = [
         e["to_zero_shot"]["value"]
@@ -256,6 +256,14 @@ def test_without_matplotlib_the_page_has_its_tables_and_says_why(report, monkeyp
     page = render(report)
     assert "<svg" not in page
     assert "pip install 'w2s-harness[report]'" in page
+
+
+def test_costs_of_services_are_summed_and_unknown_prices_said(report):
+    assert "no service was paid" in render(report)
+    report["costs_usd"] = {"fit/student, seed 0": 1.5, "fit/ceiling, seed 0": None}
+    page = render(report)
+    assert page.count("<td>1.50</td>") == 2
+    assert "price unknown" in page
 
 
 def test_runs_are_compared_by_the_size_of_the_strong_model(report):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -157,8 +158,12 @@ def test_the_language_model_objective_is_the_loss_over_the_reply_and_its_end(own
     ending = lm.tokenizer.encode("\n", add_special_tokens=False)  # what the tests' template writes after a message
     total = count = 0.0
     for doc in task.train_docs[:12]:
-        context, reply = lm.encode(task.pairs(doc, lora.style_of(settings), lm))[task.gold(doc)]
-        tokens = torch.tensor([[*context, *reply, *ending]])
+        prompt, reply_text = task.pairs(doc, lora.style_of(settings), lm)[task.gold(doc)]
+        whole = lm.tok_encode(prompt + reply_text)
+        same = zip(lm.tok_encode(prompt), whole, strict=False)
+        context = list(itertools.takewhile(lambda pair: pair[0] == pair[1], same))  # a space of its own is given, not learnt
+        reply = whole[len(context) :]
+        tokens = torch.tensor([[*whole, *ending]])
         labels = tokens.clone()
         labels[0, : len(context)] = -100
         with torch.no_grad():

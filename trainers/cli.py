@@ -208,16 +208,17 @@ def report(
         Path | None, typer.Option("--out", help="Write the page that compares several runs to this file.")
     ] = None,
 ) -> None:
-    """Show one run's report again, or several runs side by side.
+    """Show one run's report again, or several runs (or the cells of a sweep) side by side.
 
     \b
     w2s report runs/quickstart                               # and report.html, tables/*.csv, model_cards/*.md beside it
     w2s report runs/quickstart --recompute                   # today's statistics over the same weights and answers
     w2s report runs/a runs/b --out comparison.html           # accuracy and PGR by size of the strong model, or by run
     """
-    from trainers.report import present, read_report, recomputed
+    from trainers.report import present, read_report, recomputed, runs_of
     from trainers.tables import compare, show
 
+    runs = runs_of(runs)
     if recompute:
         _quiet_libraries()
         for folder in runs:

@@ -240,14 +240,18 @@ class Experiment(Section):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
-        others = [m for m in self.methods if parse_method(m).loss != "xent"]
+        losses = {parse_method(m).loss for m in self.methods}
+        others = ", ".join(sorted(losses - {"xent"}))
         if self.strong.trainer == "openai" and others:
             raise ValueError(
-                f"methods: '{others[0]}' can't be trained by a service, which learns hard labels with its own loss. "
+                f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
                 "Use methods: [xent], operations on the labels, or strong.trainer: lora."
             )
-        if self.strong.trainer == "lora" and self.strong.objective == "language_model" and self.methods != ["xent"]:
-            raise ValueError("strong.objective: language_model learns tokens, not a distribution; it takes methods: [xent]")
+        if self.strong.trainer == "lora" and self.strong.objective == "language_model" and others:
+            raise ValueError(
+                "strong.objective: language_model learns tokens, not a distribution; methods may change the labels, but the "
+                f"loss has to be xent, not {others}"
+            )
         if self.strong.system_prompt and not self.strong.chat_template:
             raise ValueError("strong.system_prompt needs strong.chat_template: true")
         return self

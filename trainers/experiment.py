@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from trainers import harness as hn
-from trainers import lora, openai_ft, splits, teachers, unsupervised, weak
+from trainers import lora, openai_ft, processes, splits, teachers, unsupervised, weak
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget, read_cost
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
@@ -273,9 +273,13 @@ class Flow:
         limits: Mapping[hn.HarnessTask, int | None],
         shots: int | None = None,
     ) -> None:
+        """An evaluation; of the safety tasks one for each number of shots, the first of which is the main one."""
         style = self._style(kind, arm, shots)
         main = kind == "evaluate" or self.config.safety is None or shots == self.config.safety.shots[0]
-        further = "" if main else f"@{shots}"
+        what = "evaluate" if kind == "evaluate" else "safety of"
+        name, title = f"{kind}/{arm.title}", f"{what} {arm.title}"
+        if not main:
+            name, title = f"{kind}@{shots}/{arm.title}", f"{title}, {shots} shots"
         recipe: dict[str, Any] = {
             "tasks": {t.name: [t.renderer_hash(style), t.eval_hash(limit)] for t, limit in limits.items()},
             "style": vars(style),
@@ -284,9 +288,9 @@ class Flow:
         named = {t.name: limit for t, limit in limits.items()}
         self.add(
             Step(
-                f"{kind}{further}/{arm.title}",
+                name,
                 kind,
-                f"{'evaluate' if kind == 'evaluate' else 'safety of'} {arm.title}" + (f", {shots} shots" if further else ""),
+                title,
                 recipe,
                 (fitted,) if fitted else (),
                 functools.partial(self._build_evaluation, arm, fitted, named, style),
@@ -410,6 +414,8 @@ class Flow:
         labels.save(out / "labels.parquet")
 
     def _build_search(self, split: str, seed: int, out: Path) -> None:
+        if not processes.is_main():
+            return  # a search is one chain of small questions: nothing to share out
         gold = self._gold(self._side(split, "transfer"))
         lm = self.pool.load(base_ref(self.config.strong))
         docs, settings = self._docs(gold.row_id), self.config.unsupervised

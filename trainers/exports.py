@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ TABLES = (
     "associations",
     "tradeoff",
 )
+NUMBERS = re.compile(r"[-+\d.e ]+")
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
@@ -48,7 +50,8 @@ def _flat(entry: Mapping[str, Any], head: str = "") -> dict[str, Any]:
 
 def _cell(value: Any) -> Any:
     # A text that begins like a formula is run by spreadsheets; documents are untrusted.
-    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
+    formula = isinstance(value, str) and value.startswith(FORMULA) and not NUMBERS.fullmatch(value)
+    return f"'{value}" if formula else value
 
 
 def _csv(rows: list[dict[str, Any]]) -> str:

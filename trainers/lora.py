@@ -96,12 +96,26 @@ def _rows(
     pairs = [task.pairs(doc, style, lm) for doc in docs]
     if any(len(p) != choices for p in pairs):
         raise UserError(f"the task '{task.name}': a row has other than the {choices} choices of its label.")
-    encoded = lm.encode([pair for p in pairs for pair in p])
-    requests = [(context, [*continuation, *ending]) for context, continuation in encoded]
+    flat = [pair for p in pairs for pair in p]
+    requests = lm.encode(flat)
+    if ending:
+        prompts = lm.tokenize([context for context, _ in flat])
+        requests = [_reply(prompt, request, ending) for prompt, request in zip(prompts, requests, strict=True)]
     return [
         {"requests": requests[i * choices : (i + 1) * choices], "targets": target, "gold": gold}
         for i, (target, gold) in enumerate(zip(labels.soft.tolist(), labels.gold.tolist(), strict=True))
     ]
+
+
+def _reply(prompt: Sequence[int], request: packing.Request, ending: Sequence[int]) -> packing.Request:
+    """A request whose continuation is the reply and its end; `prompt` is encoded alone.
+
+    lm_eval counts spaces and line ends at a prompt's end to the continuation. Here they stay in the prompt where they are
+    tokens of their own: a model is given them, it doesn't write them.
+    """
+    whole = (*request[0], *request[1])
+    start = packing.common(tuple(prompt), whole)
+    return whole[:start], (*whole[start:], *ending)
 
 
 def _reply_tokens(rows: Sequence[Row]) -> float:

@@ -67,7 +67,7 @@ def _settings(arm: Entry, report: Entry) -> dict[str, Any]:
     )
     if section.get("trainer") == "classifier":
         names = names[:7]
-    return {k: section[k] for k in names if k in section}
+    return {k: section[k] for k in names if section.get(k) is not None}
 
 
 def card(arm: Entry, report: Entry) -> str:
@@ -84,7 +84,7 @@ def card(arm: Entry, report: Entry) -> str:
     commands = {c["arm"]: c["command"] for c in report["commands"]}
     return template.render(
         arm=arm,
-        report=report,
+        report={"stages_folder": "stages", **report},
         title=_title(arm),
         adapter=report["config"]["weak" if arm["arm"] == "weak" else "strong"].get("trainer") == "lora",
         labels=_labels(arm, report),

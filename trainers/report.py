@@ -7,8 +7,9 @@ sections are formed in `report_training` and `report_safety`, shown by `tables` 
 from __future__ import annotations
 
 import json
+import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,12 @@ def _seconds(flow: Flow) -> dict[str, float]:
     for stage in flow.stages.values():
         kinds[stage.kind] = kinds.get(stage.kind, 0.0) + stage.seconds
     return {k: round(v, 1) for k, v in kinds.items()} | {"total": round(sum(kinds.values()), 1)}
+
+
+def _stages_folder(flow: Flow) -> str:
+    """Where the stages are, seen from the report: the cells of a sweep share theirs."""
+    stage = next(iter(flow.stages.values()))
+    return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
 
 
 def _commands(flow: Flow) -> list[dict[str, str]]:
@@ -75,6 +82,12 @@ def parameters(model: str) -> int | None:
                 sizes[i] *= side
         total += sum(sizes)
     return total or None
+
+
+def _costs(flow: Flow) -> dict[str, float | None]:
+    """USD of every stage that a service was paid for; None where its price is not known."""
+    files = {name: stage.path / "cost.json" for name, stage in flow.stages.items()}
+    return {n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()}
 
 
 def _software(flow: Flow) -> dict[str, Any]:
@@ -130,9 +143,11 @@ def build_report(flow: Flow) -> dict[str, Any]:
             part: {"model": section.model, "parameters": parameters(section.model)}
             for part, section in (("weak", config.weak), ("strong", config.strong))
         },
+        "stages_folder": _stages_folder(flow),
         "stages": {name: stage.path.name for name, stage in flow.stages.items()},
         "stage_seconds": {name: round(stage.seconds, 1) for name, stage in flow.stages.items()},
         "commands": _commands(flow),
+        "costs_usd": _costs(flow),
         "command": f"w2s run {flow.folder / CONFIG}",
         "config": config.model_dump(),
         "software": _software(flow),
@@ -182,6 +197,15 @@ def read_report(path: Path) -> dict[str, Any]:
     return report
 
 
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that are meant: a sweep's folder stands for its cells."""
+    out: list[Path] = []
+    for path in paths:
+        cells = sorted(p.parent for p in path.glob("cells/*/report.json")) if (path / "sweep.json").is_file() else []
+        out += cells if cells and not (path / "report.json").is_file() else [path]
+    return out
+
+
 def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
     """Form a run's report anew from the stages that its report.json names: new statistics over old weights.
 
@@ -195,7 +219,7 @@ def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
         raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
     flow = Flow(config, folder)
     for name in flow.steps:
-        stage = folder / "stages" / str(report["stages"].get(name, ""))
+        stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
         if name not in report["stages"] or not (stage / MANIFEST).is_file():
             raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
         manifest = json.loads((stage / MANIFEST).read_text(encoding="utf-8"))

@@ -116,18 +116,27 @@ def _change_entry(found: Collected, group: Group, contrast: str, change: Change)
 
 
 def gap_entries(found: Collected) -> tuple[list[Entry], Entry | None]:
-    """Student - untuned and student - ceiling on each task over seeds, p adjusted over all of them; and the family."""
-    named = [
-        (group, contrast, change)
-        for contrast in CONTRASTS
-        for group, own, reference in _pairs(found, contrast)
-        for change in changes(own, reference)
-    ]
-    family = adjusted([change for *_, change in named]) if named else []
-    entries = [_change_entry(found, g, contrast, c) for (g, contrast, _), c in zip(named, family, strict=True)]
-    tasks, arms = {e["task"] for e in entries}, {(e["arm"], e["method"]) for e in entries}
+    """Student - untuned and student - ceiling on each task over seeds, and what Holm's family is.
+
+    p is adjusted for each arm and method over all of its comparisons, tasks times contrasts: the arms are different
+    questions, and a control more takes nothing from the student.
+    """
+    by_group: dict[Group, list[tuple[str, Change]]] = {}
+    for contrast in CONTRASTS:
+        for group, own, reference in _pairs(found, contrast):
+            by_group.setdefault(group, []).extend((contrast, change) for change in changes(own, reference))
+    entries = []
+    for group, named in by_group.items():
+        family = adjusted([change for _, change in named])
+        entries += [_change_entry(found, group, c, change) for (c, _), change in zip(named, family, strict=True)]
     contrasts = [c for c in CONTRASTS if any(e["contrast"] == c for e in entries)]
-    about = {"tests": len(entries), "tasks": len(tasks), "arms": len(arms), "contrasts": contrasts, "method": "Holm"}
+    about = {
+        "method": "Holm",
+        "per": "arm and method",
+        "tests": max((len(named) for named in by_group.values()), default=0),
+        "tasks": len({e["task"] for e in entries}),
+        "contrasts": contrasts,
+    }
     return entries, about if entries else None
 
 

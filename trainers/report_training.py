@@ -165,7 +165,7 @@ def disagreements(found: Collected) -> list[Entry]:
         return []
     own, other = probabilities(mine), probabilities(theirs)
     certainty = own.max(axis=1) if own is not None else np.zeros(mine.n)
-    documents = read_documents(flow.stages[f"evaluate/{arm.title}"].path, task)
+    documents = read_documents(flow.stages[f"evaluate/{arm.title}"].path, mine.task)
     entries = []
     for right in (True, False):
         # In a task of several choices an override may go from one wrong choice to another: it is wrong.

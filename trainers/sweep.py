@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainers import processes
 from trainers.config import Experiment, load
 from trainers.store import Store, code_version, recipe_key, write_atomic
 from trainers.tables import percent, pgr_text, standard_output
@@ -244,7 +245,15 @@ def _summary(report: dict[str, Any]) -> Outcome:
 
 
 def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path) -> Sweep:
-    """Lay out a sweep over its folder, ``runs_dir/<experiment>``."""
+    """Lay out a sweep over its folder, ``runs_dir/<experiment>``.
+
+    Raises:
+        UserError: as `lay_out`; several processes of one launch.
+    """
+    if processes.count() > 1:
+        raise UserError(
+            "w2s sweep runs in one process: share its cells out with --shard i/n, or launch w2s run for one large cell."
+        )
     base, cells = lay_out(config, assignments, grid)
     return Sweep(base, grid, cells, runs_dir / base.name)
 

@@ -189,8 +189,8 @@ def _family_note(report: Report) -> str:
     if not family:
         return ""
     return (
-        f"* p < .05 after Holm over {family['tests']} comparisons. Detectable: the smallest difference, in points, that so "
-        "many questions show with 80 % power at the 5 % level."
+        f"* p < .05 after Holm over the {family['tests']} comparisons of an arm. Detectable: the smallest "
+        "difference, in points, that so many questions show with 80 % power at the 5 % level."
     )
 
 

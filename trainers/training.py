@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 from transformers import (
@@ -118,14 +117,13 @@ class ChoiceTrainer(Trainer):
         with torch.no_grad():
             probs = torch.cat([self._score(self.model, self._prepare_inputs(dict(part))).exp() for part in parts])
         self.model.train()
-        if self.args.world_size > 1:
-            probs = torch.tensor(gather_object(probs.tolist()), device=probs.device)
-        return probs
+        real = torch.cat([part.get("real", torch.ones(len(part["targets"]))) for part in parts]) > 0
+        return torch.tensor(processes.gather(probs[real.to(probs.device)].tolist()), device=probs.device)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> torch.Tensor | None:
         # Called once an optimizer step, with all its micro-batches.
-        self._step_probs = self._probs_of_step(batch_samples)
         self._mark_copies(batch_samples[-1])
+        self._step_probs = self._probs_of_step(batch_samples)
         rows = torch.stack([batch.get("real", torch.ones(len(batch["targets"]))).sum() for batch in batch_samples])
         rows = rows.sum().to(device)
         if self.args.world_size > 1:
