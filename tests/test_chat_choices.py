@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 from pathlib import Path
@@ -287,3 +288,29 @@ def test_a_bad_price_file_is_named(tmp_path: Path, text: str) -> None:
 def test_a_stored_conversation_is_json() -> None:
     prompt = Conversation.of([{"role": "user", "content": "Hi"}])
     assert json.loads(json.dumps([prompt])) == ['[{"role": "user", "content": "Hi"}]']
+
+
+def test_dequantised_weights_are_the_same_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+    import numpy as np
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    dequantise = importlib.import_module("bench.dequantise").dequantise
+    values = np.random.default_rng(0).normal(size=(4, 64)).astype(np.float32)
+    packed = gguf.quantize(values, gguf.GGMLQuantizationType.Q8_0)
+    writer = gguf.GGUFWriter(tmp_path / "in.gguf", "llama")
+    writer.add_string("tokenizer.chat_template", "{{ messages }}")
+    writer.add_array("tokenizer.ggml.tokens", ["a", "b"])
+    writer.add_tensor("w", packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert dequantise(tmp_path / "in.gguf", tmp_path / "out.gguf") == 1
+    read = gguf.GGUFReader(tmp_path / "out.gguf")
+    assert read.tensors[0].tensor_type == gguf.GGMLQuantizationType.F32
+    assert np.array_equal(read.tensors[0].data, gguf.dequantize(packed, gguf.GGMLQuantizationType.Q8_0))
+    template, tokens = read.get_field("tokenizer.chat_template"), read.get_field("tokenizer.ggml.tokens")
+    assert template is not None
+    assert tokens is not None
+    assert (template.contents(), tokens.contents()) == ("{{ messages }}", ["a", "b"])

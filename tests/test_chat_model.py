@@ -20,6 +20,7 @@ from openai_service import Service
 from openai_service.chat import Chat
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.results.compare import compared
 from w2s_tasks.results.read import read_evaluation
 
 TASK = ["own_reviews"]
@@ -162,6 +163,9 @@ def test_reports_read_the_mode(service: Service, own_task: Path, tmp_path: Path)
     hn.evaluate(harness, hn.ModelPool(), ref, {"own_reviews": 6}, tmp_path / "out", style=style)
     scores = read_evaluation(tmp_path / "out")["own_reviews"]
     assert (scores.mode, scores.n) == ("first_token", 6)
+    line = compared(scores, scores)
+    assert line.startswith("own_reviews: n 6, accuracy ")
+    assert "same answer 100.0%, log-likelihoods differ by 0.0000" in line
     labels = hn.label(hn.ModelPool().load(ref), harness.task("own_reviews"), harness.task("own_reviews").train_docs[:4],
                       list("abcd"), style)  # fmt: skip
     assert labels.soft.shape == (4, 2)
