@@ -209,7 +209,13 @@ def test_an_interrupt_keeps_what_was_finished(experiment_file: Path, tmp_path: P
     import time
 
     command = [sys.executable, "-m", "trainers.cli", "run", str(experiment_file), "--runs-dir", str(tmp_path / "runs")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def heed_interrupts() -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background inherits that it is ignored
+
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed_interrupts
+    )
     stages = tmp_path / "runs" / "small" / "stages"
     deadline = time.monotonic() + 120
     while not list(stages.glob("labels-*")) and time.monotonic() < deadline:

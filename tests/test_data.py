@@ -85,7 +85,7 @@ def test_a_gold_label_outside_the_choices_names_its_row():
 
 def test_every_operation_keeps_the_rows_and_is_seeded():
     labels = _labels()
-    for op in label_ops.LABEL_OPS.values():
+    for op in label_ops.ARM_OPS.values():
         first, again = op(labels, np.random.default_rng(1)), op(labels, np.random.default_rng(1))
         assert first.row_id == labels.row_id
         assert np.array_equal(first.gold, labels.gold)

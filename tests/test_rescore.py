@@ -120,8 +120,10 @@ def test_differences_are_paired_where_the_questions_are_the_same(tmp_path):
         ("virtue", True, -0.25),
         (None, True, -0.25),
     ]
-    assert found.changes[0].difference.stderr == pytest.approx(np.sqrt(0.25 * 0.75 / 20))
-    assert found.changes[2].difference.stderr == pytest.approx(np.sqrt(0.25 * 0.75 / 20) / np.sqrt(2))
+    # 5 of 20 answers differ, all to one side; the adjusted Wald interval adds one row to each side.
+    adjusted = np.sqrt((7 / 22 - (5 / 22) ** 2) / 22)
+    assert found.changes[0].difference.stderr == pytest.approx(adjusted)
+    assert found.changes[2].difference.stderr == pytest.approx(adjusted / np.sqrt(2))
     assert [(m.model, m.subtasks, m.acc) for m in found.means] == [("x-baseline", 2, 1.0), ("x-tuned", 2, 0.75)]
 
 
@@ -138,7 +140,7 @@ def test_pairing_is_by_question_not_by_order(tmp_path):
     write(tmp_path / "a-baseline", "justice_1.json", records)
     write(tmp_path / "b", "justice_1.json", records[::-1])
     change = rescore(tmp_path, "lenient").changes[0]
-    assert (change.paired, change.difference.value, change.difference.stderr) == (True, 0.0, 0.0)
+    assert (change.paired, change.difference.value, change.difference.p) == (True, 0.0, 1.0)
 
 
 def test_the_scores_are_those_of_the_task_in_a_run_of_lm_eval(tmp_path):

@@ -57,7 +57,6 @@ def test_a_failed_build_leaves_no_stage_but_its_checkpoints(tmp_path: Path):
 
     def fail(out: Path) -> None:
         (out / "half.txt").write_text("half")
-        (out / "checkpoints").mkdir()
         (out / "checkpoints" / "c").write_text("kept")
         raise KeyboardInterrupt
 

@@ -57,10 +57,12 @@ class Brain:
 
     def __init__(self, folder: Path) -> None:
         import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoTokenizer
+
+        from .training import load_model
 
         self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        self.model = load_model(folder).eval()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         self.lock = threading.Lock()
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors.torch import load_file
 
 BASE_RATE = 2e-3
 """The learning rate that a multiplier of 1 stands for; the models here are tiny."""
@@ -37,13 +38,28 @@ def _loss(model: Any, rows: Sequence[tuple[list[int], int]]) -> tuple[torch.Tens
     return loss, float((logits.argmax(-1) == targets)[known].float().mean())
 
 
+def load_model(folder: Path) -> Any:
+    """A causal model in float32, without `from_pretrained`.
+
+    That changes torch's initialisers for the whole process while it runs; the service's threads would leave them changed for
+    the test that loads a model at the same time.
+    """
+    config = transformers.AutoConfig.from_pretrained(folder)
+    model: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
+    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
+    model.tie_weights()
+    if unexpected or set(missing) - set(model.all_tied_weights_keys):
+        raise ValueError(f"{folder} does not fit its config: {missing}, {unexpected}")
+    return model.float()
+
+
 def train(
     base: Path, out: Path, rows: list[Messages], held: list[Messages], hyperparameters: Mapping[str, Any], seed: int
 ) -> tuple[list[dict[str, Any]], int]:
     """Fine-tune `base` into `out`; returns the metrics of each step and the number of trained tokens."""
     torch.manual_seed(seed)
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = load_model(base)
     data, checks = [_encode(tokenizer, r) for r in rows], [_encode(tokenizer, r) for r in held]
     epochs, size = int(hyperparameters["n_epochs"]), int(hyperparameters["batch_size"])
     optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_RATE * float(hyperparameters["learning_rate_multiplier"]))
