@@ -27,6 +27,7 @@ With several seeds each seed's pair falls on other questions.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,9 +69,14 @@ class Components:
         """Half-width of the interval of that linear combination."""
         seeds, rows = self.variance(direction)
         both = critical(seeds, rows, self.seed_df, self.row_df, level) * np.sqrt(seeds + rows)
-        given_weights = student_t.ppf(0.5 + level / 2, max(self.row_df, 1)) * np.sqrt(self.given_weights(direction))
+        given_weights = quantile(0.5 + level / 2, max(self.row_df, 1)) * np.sqrt(self.given_weights(direction))
         width: Array = np.maximum(both, given_weights)
         return width
+
+    def broadcast(self) -> Components:
+        """The same with a new last leading dimension, over which directions of shape [m, k] spread."""
+        covariances = (m[..., None, :, :] for m in (self.seeds, self.rows, self.rest))
+        return Components(self.mean[..., None, :], *covariances, self.seed_means, self.seed_df, self.row_df)
 
     def given_weights(self, direction: Array) -> Array:
         """Variance of that combination over other questions, these models kept."""
@@ -146,6 +152,12 @@ def _rest(z: Array, over_rows: Array, over_seeds: Array, mean: Array) -> Array:
     return rest
 
 
+@functools.lru_cache(maxsize=4096)
+def quantile(probability: float, df: int) -> float:
+    """Quantile of Student's t; kept, because a search for an interval's ends asks for the same ones thousands of times."""
+    return float(student_t.ppf(probability, df))
+
+
 def critical(seeds: Array, rows: Array, seed_df: int, row_df: int, level: float = 0.95) -> Array:
     """Half-width of an interval in standard errors, given the variances of both sources (see the module's text).
 
@@ -157,10 +169,10 @@ def critical(seeds: Array, rows: Array, seed_df: int, row_df: int, level: float 
         level: of the interval.
     """
     tail = 0.5 + level / 2
-    of_rows = float(student_t.ppf(tail, max(row_df, 1)))
+    of_rows = quantile(tail, max(row_df, 1))
     if seed_df == 0:
         return np.full(np.shape(seeds), of_rows)
-    of_seeds = float(student_t.ppf(tail, seed_df))
+    of_seeds = quantile(tail, seed_df)
     total = np.asarray(seeds + rows, dtype=float)
     share = np.divide(seeds, total, out=np.zeros_like(total), where=total > 0)
     return np.asarray(of_rows + (of_seeds - of_rows) * share ** (EXPONENT_OF_TWO if seed_df == 1 else EXPONENT))

@@ -67,8 +67,7 @@ def in_fieller_set(parts: Components, ratio: Array, level: float = 0.95) -> Arra
 
 def _inside(parts: Components, directions: Array, level: float) -> Array:
     """The same for directions (x, y) of the contrast x (student - weak) + y (ceiling - weak), shape [m, 2]."""
-    half = np.stack([parts.half_width(direction, level) for direction in directions], axis=-1)
-    inside: Array = np.abs(parts.mean @ directions.T) <= half
+    inside: Array = np.abs(parts.mean @ directions.T) <= parts.broadcast().half_width(directions, level)
     return inside
 
 
