@@ -35,7 +35,7 @@ from lm_eval.loggers import EvaluationTracker
 from trainers import processes
 from trainers.costs import Budget, write_cost
 from trainers.labels import LabelSet, row_ids
-from w2s_tasks import register
+from w2s_tasks import environment, register
 from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.ref import ModelRef
@@ -313,15 +313,6 @@ class ModelPool:
             write_cost(out, meter.cost - before, None)
 
 
-@functools.cache
-def _environment_info() -> dict[str, Any]:
-    from lm_eval.loggers.utils import add_env_info
-
-    info: dict[str, Any] = {}
-    add_env_info(info)
-    return info
-
-
 @contextlib.contextmanager
 def _lm_eval_quiet() -> Iterator[None]:
     """Keep lm_eval's own lines and bars off the terminal; ask for the environment once a process, not once a run."""
@@ -331,7 +322,7 @@ def _lm_eval_quiet() -> Iterator[None]:
     for module, bar in bars:
         module.tqdm = functools.partial(bar, disable=True)
     logger.setLevel(logging.ERROR)
-    evaluator.add_env_info = lambda storage: storage.update(_environment_info())
+    evaluator.add_env_info = environment.add_env_info
     try:
         yield
     finally:

@@ -38,13 +38,17 @@ def evaluate(context: typer.Context) -> None:
             raise UserError("keys are read from the environment only: lm_eval writes model_args into its result files.")
     import lm_eval.tasks
 
-    from w2s_tasks import register
+    from w2s_tasks import environment, register
     from w2s_tasks.manager import W2STaskManager
 
+    if not {"-h", "--help"} & set(arguments):
+        environment.begin()
     register()
     lm_eval.tasks.TaskManager = W2STaskManager
+    import lm_eval.evaluator
     from lm_eval.__main__ import cli_evaluate
 
+    lm_eval.evaluator.add_env_info = environment.add_env_info
     sys.argv = ["lm_eval", "run", *arguments]
     cli_evaluate()
 

@@ -18,7 +18,7 @@ from w2s_tasks.packing.tree import Pass, Request, lay_out, plan_passes
 
 log = logging.getLogger(__name__)
 
-BATCH_TOKENS = {"cpu": 512, "cuda": 16_384}
+BATCH_TOKENS = {"cpu": 256, "cuda": 16_384}
 PACK_TOKENS = {"cpu": 512, "cuda": 4096}
 TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
