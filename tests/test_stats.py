@@ -188,8 +188,11 @@ def test_nominal_95_percent_intervals_cover_93_to_97_over_seeds(setting):
     """A short form of scripts/coverage; with 2,500 repetitions the standard error of a coverage is 0.44 points."""
     found = cover(setting, repetitions=2500)
     low, high = BAND[0] - 0.005, BAND[1] + 0.005
+    # Where most repetitions leave PGR undefined, the set is all of the line in them: it holds the truth too often, never too
+    # seldom, and the report gives no number.
+    seldom = found.defined < 0.5
     for name in ("pgr", "gap", "student_to_weak"):
-        assert low <= getattr(found, name) <= high, name
+        assert low <= getattr(found, name) <= (1 if seldom and name == "pgr" else high), name
 
 
 def test_rows_alone_do_not_cover_the_truth_over_seeds():
