@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
-from w2s_tasks.models import generation
+from w2s_tasks.models import generation, tokens
 from w2s_tasks.models.ref import resolve
 
 log = logging.getLogger(__name__)
@@ -116,17 +116,16 @@ class W2SHF(HFLM):
         self.language_model.eval()
 
     def tokenize(self, strings: Sequence[str]) -> list[list[int]]:
-        """Encode strings as `tok_encode` does, all at once; equal ones are encoded once."""
-        distinct = list(dict.fromkeys(strings))
+        """Encode strings as `tok_encode` does, all at once; what they have in common is encoded once."""
         prefix = self.tokenizer.decode(self.prefix_token_id)
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         known: dict[str, list[int]] = {}
         # A string that brings its own beginning-of-sequence token gets no second one.
         for has_prefix in (False, True):
-            some = [s for s in distinct if has_bos_prefix(s, prefix) == has_prefix]
+            some = [s for s in dict.fromkeys(strings) if has_bos_prefix(s, prefix) == has_prefix]
             settings = {"add_special_tokens": False} if has_prefix else special
             if some:
-                known.update(zip(some, self.tokenizer(some, **settings)["input_ids"], strict=True))
+                known.update(zip(some, tokens.encode_all(self.tokenizer, some, settings), strict=True))
         return [known[s] for s in strings]
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[packing.Request]:
@@ -140,19 +139,19 @@ class W2SHF(HFLM):
         contexts = [context.rstrip() for context, _ in pairs]
         wholes = [context + continuation for context, continuation in pairs]
         filled = [i for i, (context, _) in enumerate(pairs) if context]
-        tokens = self.tokenize([contexts[i] for i in filled] + [wholes[i] for i in filled])
-        start, whole = dict(zip(filled, tokens, strict=False)), dict(zip(filled, tokens[len(filled) :], strict=True))
+        encoded = self.tokenize([contexts[i] for i in filled] + [wholes[i] for i in filled])
+        start, whole = dict(zip(filled, encoded, strict=False)), dict(zip(filled, encoded[len(filled) :], strict=True))
         return [
             (start[i], whole[i][len(start[i]) :]) if i in start else self._without_context(pairs[i][1])
             for i in range(len(pairs))
         ]
 
     def _without_context(self, continuation: str) -> packing.Request:
-        tokens = self.tok_encode(continuation, add_special_tokens=False)
+        encoded: list[int] = self.tok_encode(continuation, add_special_tokens=False)
         # As in lm_eval: a continuation that starts with the prefix token brings its own context.
-        if self.prefix_token_id != tokens[0]:
-            return [self.prefix_token_id], tokens
-        return tokens[:1], tokens[1:]
+        if self.prefix_token_id != encoded[0]:
+            return [self.prefix_token_id], encoded
+        return encoded[:1], encoded[1:]
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether greedy decoding would give it."""

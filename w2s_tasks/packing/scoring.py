@@ -24,6 +24,8 @@ TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
 LEAST_TOKENS = 64
 """Where even so few tokens don't fit the memory, the model is too large for the device."""
+TRIAL_TOKENS = 48
+"""Of a trunk, when a model is tried; a whole few-shot prompt would take as long as twenty documents."""
 TOLERANCE = 1e-3
 """How far a packed score may be from the plain one when an architecture is tried first (in bfloat16 a hundred times)."""
 
@@ -147,19 +149,27 @@ def _by_request(parts: Iterator[Part]) -> dict[int, float]:
     return {i: value for ids, scores in parts for i, value in zip(ids, scores.loglik.tolist(), strict=True)}
 
 
+def _trial(model: torch.nn.Module, group: Group) -> Group:
+    """Two passes of a group, with the end of its trunk only: masks, positions and cache work alike behind a short one."""
+    passes = [p for pack in group.packs for p in pack]
+    windowed = any(masks.attention_kinds(model).values())
+    left_out = 0 if windowed else max(0, len(group.trunk) - TRIAL_TOKENS)
+    some = (Pass(p.tokens[left_out:], p.scores) for p in dict.fromkeys((passes[0], passes[-1])))
+    return Group(group.trunk[left_out:], (tuple(some),))
+
+
 @torch.no_grad()
 def _try_packing(model: torch.nn.Module, group: Group, device: torch.device, *, blocks: bool) -> str:
     """Why a model can't be packed, tried on two passes of the first group it meets; empty where its scores are exact."""
-    passes = [p for pack in group.packs for p in pack]
-    some = tuple(dict.fromkeys((passes[0], passes[-1])))
     try:
-        parts = _score_group(model, Group(group.trunk, (some,)), device, blocks=blocks)
+        trial = _trial(model, group)
+        parts = _score_group(model, trial, device, blocks=blocks)
         packed = _by_request(part for _, part in parts)
     except torch.OutOfMemoryError:
         raise
     except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
         return str(error).strip().partition("\n")[0] or type(error).__name__
-    plain = _by_request(_score_batch(model, batch, device) for batch in cut_batches(some, 1))
+    plain = _by_request(_score_batch(model, batch, device) for batch in cut_batches(trial.packs[0], 1))
     worst = max(abs(packed[i] - plain[i]) for i in plain)
     allowed = TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100)
     return "" if worst <= allowed else f"packed scores differ by {worst:.1e}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 Tokens = Sequence[int]
 Request = tuple[Tokens, Tokens]
@@ -45,7 +46,7 @@ def plan_passes(requests: Sequence[Request], max_length: int) -> list[Pass]:
     return [Pass(tokens, tuple(scores)) for tokens, scores in shared.items()]
 
 
-def common(a: tuple[int, ...], b: tuple[int, ...]) -> int:
+def common(a: Sequence[Any], b: Sequence[Any]) -> int:
     """Length of the common beginning; by bisection, because comparing slices is fast and few-shot prompts are long."""
     low, high = 0, min(len(a), len(b))
     while low < high:

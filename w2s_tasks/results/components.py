@@ -75,8 +75,8 @@ class Components:
 
     def broadcast(self) -> Components:
         """The same with a new last leading dimension, over which directions of shape [m, k] spread."""
-        covariances = (m[..., None, :, :] for m in (self.seeds, self.rows, self.rest))
-        return Components(self.mean[..., None, :], *covariances, self.seed_means, self.seed_df, self.row_df)
+        seeds, rows, rest = (m[..., None, :, :] for m in (self.seeds, self.rows, self.rest))
+        return Components(self.mean[..., None, :], seeds, rows, rest, self.seed_means, self.seed_df, self.row_df)
 
     def given_weights(self, direction: Array) -> Array:
         """Variance of that combination over other questions, these models kept."""
