@@ -7,7 +7,7 @@ import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -237,3 +237,42 @@ def service(reviewer: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
         monkeypatch.setenv("OPENAI_API_KEY", running.key)
         monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
         yield running
+
+
+REPORT_SETS = (
+    "seeds=[0,1]",
+    "arms=[zero_shot,student,ceiling,random_labels]",
+    "safety={tasks: [w2s_ethics_probe_justice, w2s_ethics_probe_utilitarianism, w2s_ethics_probe_justice_hard_gen], "
+    "limit: 12, num_fewshot: [0, 2]}",
+)
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
+    """A finished run: two seeds, three safety tasks (one of generated text) with 0 and 2 shots."""
+    from trainers.config import load
+    from trainers.experiment import open_flow
+    from trainers.progress import Progress
+    from trainers.report import write_report
+
+    root = tmp_path_factory.mktemp("report")
+    own = root / "own_tasks"
+    own.mkdir()
+    data = rows(300, 3)
+    for name, part in (("train", data[:240]), ("test", data[240:])):
+        (own / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
+    (own / "own_reviews.yaml").write_text(OWN_TASK.format(folder=own), encoding="utf-8")
+    config = root / "small.yaml"
+    config.write_text(EXPERIMENT.format(encoder=encoder_folder, strong=causal_model("llama")), encoding="utf-8")
+    flow = open_flow(load(str(config), list(REPORT_SETS))[0], root / "runs")
+    flow.run(Progress(quiet=True))
+    write_report(flow)
+    return flow.folder
+
+
+@pytest.fixture
+def report(run_folder: Path) -> dict[str, Any]:
+    """Its report.json."""
+    from trainers.report import read_report
+
+    return read_report(run_folder)

@@ -105,7 +105,7 @@ def collect(flow: Flow) -> Collected:
     for name, step in flow.steps.items():
         if step.arm is None or step.kind not in ("evaluate", "safety"):
             continue
-        scores = read_evaluation(flow.stages[name].path)
+        scores = read_evaluation(flow.stages[name].path, step.asked)
         if step.kind == "evaluate":
             # A task that asks the training task's documents another way stands in for it.
             training[step.arm] = {flow.task.name: next(iter(scores.values()))}

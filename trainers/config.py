@@ -15,10 +15,13 @@ from trainers.methods import NEEDS_CONFIDENCE, parse_method
 from trainers.openai_settings import OpenAIStrong
 from trainers.schema import SECRET_PLACES, Section, changed, no_secrets
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.user_text import LONGEST, parse_yaml, read_text, shown
 
 TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
 PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
 ARMS = PLAIN_ARMS + TRAINED_ARMS
+LONGEST_NAME = 200
+"""Characters of a run folder's name."""
 SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 
 
@@ -77,10 +80,7 @@ class Trainable(Section):
     @field_validator("model_args", "trainer_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        no_secrets(value)
-        if "trust_remote_code" in value:
-            raise ValueError("trust_remote_code is off in this suite: a model's own code is never run")
-        return value
+        return no_secrets(value)
 
     def recipe(self) -> dict[str, Any]:
         """The settings that the trained model depends on."""
@@ -200,14 +200,21 @@ class Experiment(Section):
     """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder."""
     unsupervised: Unsupervised = Unsupervised()
     """Settings of the arm unsupervised."""
-    seeds: list[int] = Field(default=[0], min_length=1)
+    seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
     """Each seed is a whole repetition: split, order and initialisation."""
     evaluate: Evaluate = Evaluate()
     """Evaluation on the training task."""
     safety: Safety | None = None
     """Safety evaluation; null for none."""
-    name: str = Field(default="", pattern=r"^[\w.-]*$")
+    name: str = Field(default="", pattern=r"^[\w.-]*$", max_length=LONGEST_NAME)
     """The run folder's name; empty for the file's name."""
+
+    @field_validator("name")
+    @classmethod
+    def _a_folder(cls, value: str) -> str:
+        if value and not value.strip("."):
+            raise ValueError("write a name for the run folder; dots alone are other folders")
+        return value
 
     @field_validator("strong", mode="before")
     @classmethod
@@ -270,7 +277,10 @@ class Experiment(Section):
     def ensemble_members(self) -> list[tuple[Weak, int]]:
         """The further weak supervisors of the method ensemble, each with what is added to the seed."""
         members = [dict(m) for m in self.method_args.ensemble.members]
-        seeds = [int(m.pop("seed", 0)) for m in members]
+        seeds = [m.pop("seed", 0) for m in members]
+        for seed in seeds:
+            if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+                raise ValueError(f"method_args.ensemble.members: seed: a whole number from 0 is expected, got {shown(seed)}")
         return [(changed(self.weak, m, "method_args.ensemble.members"), s) for m, s in zip(members, seeds, strict=True)]
 
     @property
@@ -331,8 +341,8 @@ def _explain(error: ValidationError, where: str, text: str) -> str:
         else:
             message = item["msg"].removeprefix("Value error, ")
             value = item.get("input")
-            shown = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
-            message += f" (got {value!r})" if shown else ""
+            simple = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
+            message += f" (got {shown(value)})" if simple else ""
         lines.append(f"{place}: {key}: {message}")
     return "\n".join(lines)
 
@@ -354,10 +364,7 @@ def set_value(data: dict[str, Any], assignment: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {assignment}: '{parent}' is no section of the config.")
-    try:
-        node[last] = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {assignment}: the value is not YAML ({error}).") from error
+    node[last] = parse_yaml(raw, f"--set {path}")
 
 
 def parse(text: str, where: str, overrides: list[str] | None = None) -> Experiment:
@@ -366,12 +373,7 @@ def parse(text: str, where: str, overrides: list[str] | None = None) -> Experime
     Raises:
         UserError: not YAML, an unknown or missing key, or a value that does not fit; with file, line and key.
     """
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{where}:{mark.line + 1}" if mark else where
-        raise UserError(f"{place}: not YAML: {getattr(error, 'problem', error)}.") from error
+    data = parse_yaml(text, where)
     if not isinstance(data, dict):
         raise UserError(f"{where}: an experiment is a mapping of keys; see harness_configs/experiments/quickstart.yaml.")
     for assignment in overrides or []:
@@ -409,10 +411,10 @@ def find_config(name: str) -> Path:
 def load(name: str, overrides: list[str] | None = None) -> tuple[Experiment, Path]:
     """Read an experiment file by path or shipped name, with ``--set`` overrides; folders become absolute."""
     path = find_config(name)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as UTF-8 text ({error}).") from error
+    text = read_text(path, most=LONGEST)
     config = parse(text, str(path), overrides)
     folders = [str((path.parent / p).resolve()) for p in config.include_path]
-    return config.model_copy(update={"include_path": folders, "name": config.name or path.stem}), path
+    name = config.name or path.stem
+    if not name.strip(".") or len(name) > LONGEST_NAME:
+        raise UserError(f"{path}: its name can't name a run folder; put `name: my_experiment` into it.")
+    return config.model_copy(update={"include_path": folders, "name": name}), path

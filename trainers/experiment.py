@@ -27,7 +27,7 @@ from trainers import lora, openai_ft, processes, splits, teachers, unsupervised,
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
-from trainers.labels import LabelSet, gold_labels
+from trainers.labels import LabelSet
 from trainers.methods import parse_method
 from trainers.progress import Progress
 from trainers.steps import Arm, Source, Step
@@ -88,6 +88,8 @@ class Flow:
         self.safety_tasks = self.harness.load(config.safety.tasks) if config.safety else []
         self.asked_tasks = {n: self.harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         self._check_limits()
+        for task in (self.task, *self.asked_tasks.values(), *self.safety_tasks):
+            task.check_evaluable()
         self.pool = pool or hn.ModelPool()
         self.steps: dict[str, Step] = {}
         self.stages: dict[str, Stage] = {}
@@ -297,6 +299,7 @@ class Flow:
                 lambda: sum(t.eval_rows(limit) for t, limit in limits.items()),
                 arm,
                 None if fitted else getattr(self.config, _section(arm)),
+                {t.name: t.eval_rows(limit) for t, limit in limits.items()},
             )
         )
 
@@ -388,7 +391,7 @@ class Flow:
         return [self._doc_of[i] for i in ids]
 
     def _gold(self, ids: Sequence[str]) -> LabelSet:
-        return gold_labels(ids, [self.task.gold(doc) for doc in self._docs(ids)], len(self.task.choices))
+        return self.task.gold_labels(ids, self._docs(ids))
 
     def label_with(
         self, settings: AnyTrainable, fitted: str | None, ids: Sequence[str], *, harden: bool | None = None

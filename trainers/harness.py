@@ -34,12 +34,15 @@ from lm_eval.loggers import EvaluationTracker
 
 from trainers import processes
 from trainers.costs import Budget, write_cost
-from trainers.labels import LabelSet, row_ids
+from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks import environment, register
 from w2s_tasks.errors import UserError
+from w2s_tasks.eval_arguments import check_arguments
+from w2s_tasks.keys import refuse
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
 
@@ -90,11 +93,18 @@ class HarnessTask:
         # A sweep asks for the same hashes for every cell.
         self._renderer_hashes: dict[PromptStyle, str] = {}
         self._eval_hashes: dict[int, str] = {}
+        self._evaluable = False
 
     @functools.cached_property
     def train_docs(self) -> list[dict[str, Any]]:
         """The training split, in the data set's order."""
-        docs = self.task.training_docs()
+        try:
+            docs = self.task.training_docs()
+        except KeyError as error:
+            known = ", ".join(map(str, self.task.dataset or ()))
+            raise UserError(
+                f"the task '{self.name}': its data has no split {error}, which training_split names. It has: {known}."
+            ) from error
         return list(docs.to_list() if hasattr(docs, "to_list") else docs)
 
     @functools.cached_property
@@ -118,7 +128,27 @@ class HarnessTask:
         if isinstance(target, str):
             choices = self.task.doc_to_choice(doc)
             return choices.index(target) if target in choices else -1
+        if not isinstance(target, int) and not (isinstance(target, float) and target.is_integer()):
+            raise UserError(
+                f"the task '{self.name}': a label must be a choice's number or text, found {shown(target)} in {shown(doc)}."
+            )
         return int(target)
+
+    def gold_labels(self, ids: Sequence[str], docs: Sequence[Mapping[str, Any]]) -> LabelSet:
+        """The gold labels of training rows.
+
+        Raises:
+            UserError: a label that is none of the choices; with the row, counted from 0.
+        """
+        gold, choices = [self.gold(doc) for doc in docs], len(self.choices)
+        bad = next((i for i, g in enumerate(gold) if not 0 <= g < choices), None)
+        if bad is not None:
+            raise UserError(
+                f"the task '{self.name}': row {self.train_ids.index(ids[bad])} of its training split has the gold label "
+                f"{gold[bad]}, but the task has {choices} choices (0 to {choices - 1}); it reads "
+                f"{shown(self.task.doc_to_target(docs[bad]))} in {shown(docs[bad])}."
+            )
+        return gold_labels(ids, gold, choices)
 
     def check_trainable(self) -> None:
         """Refuse a task that has no right choice to learn, or nothing to learn from.
@@ -140,6 +170,46 @@ class HarnessTask:
             reason = "its training split is empty"
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
+        self._render(self.train_docs[0], "training")
+
+    def _render(self, doc: Mapping[str, Any], split: str) -> None:
+        """Render a document once, so that a wrong column is told before hours of work."""
+        try:
+            texts = [text for pair in self.pairs(doc, PromptStyle()) for text in pair]
+        except UserError:
+            raise
+        except Exception as error:  # templates and functions of a task's YAML raise anything
+            raise UserError(
+                f"the task '{self.name}': row 0 of its {split} split can't be made a prompt: {_reason(error)}. Its columns: "
+                f"{', '.join(map(str, doc))}."
+            ) from error
+        if any("\0" in text for text in texts):
+            log.warning("the task '%s': a NUL character stands in row 0 of its %s split", self.name, split)
+
+    def check_evaluable(self) -> None:
+        """Refuse a task whose evaluation rows can't be asked, or have a right answer that is none of the choices.
+
+        Raises:
+            UserError: with the row, counted from 0.
+        """
+        if self._evaluable:
+            return
+        docs = list(self.task.eval_docs)
+        if not docs:
+            raise UserError(f"the task '{self.name}' can't be evaluated: its evaluation split is empty.")
+        self._render(docs[0], "evaluation")
+        ranking = (self.task.config.metadata or {}).get("trainable") is False
+        if self.task.OUTPUT_TYPE == "multiple_choice" and not (
+            self.task.multiple_input or self.task.multiple_target or ranking
+        ):
+            for row, doc in enumerate(docs):
+                choices = len(self.task.doc_to_choice(doc))
+                if not 0 <= self.gold(doc) < choices:
+                    raise UserError(
+                        f"the task '{self.name}': row {row} of its evaluation split has the label "
+                        f"{shown(self.task.doc_to_target(doc))}, but the task has {choices} choices (0 to {choices - 1})."
+                    )
+        self._evaluable = True
 
     def shots(self, style: PromptStyle) -> int:
         """How many shots a prompt of this style has."""
@@ -217,6 +287,18 @@ class HarnessTask:
         return min(limit or n, n)
 
 
+def _reason(error: BaseException) -> str:
+    """An error with what caused it: datasets says `while generating the dataset` and keeps file and line in the cause."""
+    parts: list[str] = []
+    cause: BaseException | None = error
+    while cause is not None and len(parts) < 4:
+        words = " ".join(str(cause).split())
+        text = f"{type(cause).__name__}: {words[:300]}{'...' if len(words) > 300 else ''}"
+        parts += [text] if text not in parts else []
+        cause = cause.__cause__ or cause.__context__
+    return "; because of ".join(parts)
+
+
 class Harness:
     """The task index of a run, and its loaded tasks."""
 
@@ -262,8 +344,16 @@ class Harness:
         except UserError:
             raise
         except Exception as error:  # lm_eval raises what a task's YAML, functions and data raise: anything
-            raise UserError(f"the task '{name}' can't be loaded: {type(error).__name__}: {error}") from error
+            raise UserError(f"the task '{name}'{self._place(name)} can't be loaded: {_reason(error)}") from error
         return tasks
+
+    def _place(self, name: str) -> str:
+        """Where a task's YAML is, and which data files it names."""
+        entry = self._manager.task_index.get(name)
+        if entry is None or entry.yaml_path is None:
+            return ""
+        files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
+        return f" ({entry.yaml_path}{f'; its rows: {shown(files)}' if files else ''})"
 
     @property
     def manager(self) -> W2STaskManager:
@@ -290,10 +380,14 @@ class ModelPool:
         limit = {"max_cost": self.budget.left} if ref.model == "w2s-chat" and self.budget.left is not None else {}
         if key != self._key:
             self._lm, self._key = None, None
+            register()
+            refuse(args, f"arguments of {ref.model}")
+            check_arguments(ref.model, args)
             self._lm = get_model(ref.model).create_from_arg_obj(args | limit, {})
-            self._key = key
+        self._key = None  # until the adapter is on: one that fails may leave the base changed
         if ref.model == "w2s-hf":
             self._lm.use_adapter(Path(adapter) if adapter else None)  # type: ignore[union-attr]
+        self._key = key
         assert self._lm is not None  # noqa: S101 - for the type checker
         if limit:
             meter = self._lm.meter
@@ -382,7 +476,7 @@ def evaluate(
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
-    read_evaluation(out)
+    read_evaluation(out, {name: len(rows) for name, rows in chosen.items()})
 
 
 def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Sequence[str], style: PromptStyle) -> LabelSet:

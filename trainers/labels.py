@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.user_text import one_line, shown
 
 Array = npt.NDArray[Any]
 COLUMNS = ("row_id", "soft", "hard", "gold")
@@ -49,13 +50,14 @@ class LabelSet:
         if self.soft.ndim != 2 or len(self.soft) != n or len(self.gold) != n:
             raise UserError(f"label set: {n} row ids, soft labels {self.soft.shape}, {len(self.gold)} gold labels.")
         if len(set(self.row_id)) != n:
-            raise UserError("label set: a row id occurs twice.")
+            twice = next(i for i, count in Counter(self.row_id).items() if count > 1)
+            raise UserError(f"label set: a row id occurs twice: {shown(twice)}.")
         if n and (not np.isfinite(self.soft).all() or (self.soft < 0).any() or abs(self.soft.sum(1) - 1).max() > 1e-4):
             bad = int(
                 np.argmax(~np.isfinite(self.soft).all(1) | (abs(self.soft.sum(1) - 1) > 1e-4) | (self.soft < 0).any(1))
             )
             raise UserError(
-                f"label set: row {self.row_id[bad]} has the soft label {self.soft[bad].tolist()}, no distribution."
+                f"label set: row {self.row_id[bad]} has the soft label {shown(self.soft[bad].tolist())}, no distribution."
             )
 
     def __len__(self) -> int:
@@ -101,22 +103,66 @@ class LabelSet:
         """Read a label set.
 
         Raises:
-            UserError: the file is missing, no parquet, lacks a column, or holds labels that are no distributions.
+            UserError: the file is missing, no parquet, lacks a column or a value, or holds labels that are no distributions.
         """
+        columns = _columns(path)
+        _check_columns(path, columns)
+        soft = _soft(path, columns["soft"])
+        hard = np.array(columns["hard"])
+        if not np.array_equal(soft.argmax(1), hard):
+            row = int(np.argmax(soft.argmax(1) != hard))
+            raise UserError(f"{path}, row {row}: the column hard does not follow from soft; the file was altered.")
         try:
-            table = pq.read_table(path)
-        except (OSError, pa.ArrowException) as error:
-            raise UserError(f"{path}: not a readable label set ({str(error).splitlines()[0]}).") from error
-        missing = [c for c in COLUMNS if c not in table.column_names]
-        if missing:
-            raise UserError(f"{path}: a label set has the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}.")
-        try:
-            soft = np.array(table["soft"].to_pylist(), dtype=float)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"{path}: soft labels must be lists of numbers of one length ({error}).") from error
-        if not np.array_equal(soft.argmax(1) if len(soft) else [], table["hard"].to_numpy()):
-            raise UserError(f"{path}: the column hard does not follow from soft; the file was altered.")
-        return cls(tuple(map(str, table["row_id"].to_pylist())), soft, table["gold"].to_numpy())
+            return cls(tuple(columns["row_id"]), soft, np.array(columns["gold"]))
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def _columns(path: Path) -> dict[str, list[Any]]:
+    """The columns of a label file as lists of Python values."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such label set. `w2s label --out FILE` writes one.")
+    try:
+        # A plain file: read_table would take folder names such as gold=1/ above it for columns.
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        names = table.column_names
+        found = {c: table[c].to_pylist() for c in COLUMNS if names.count(c) == 1}
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise UserError(f"{path}: not a readable label set ({one_line(error)}); write it again with w2s label.") from error
+    missing = [c for c in COLUMNS if c not in names]
+    if missing:
+        raise UserError(f"{path}: a label set has the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}.")
+    twice = [c for c in COLUMNS if names.count(c) > 1]
+    if twice:
+        raise UserError(f"{path}: the column {twice[0]} is there more than once; keep one.")
+    return found
+
+
+def _check_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
+    """Refuse a label file without rows, with a missing value, or with values of another type."""
+    if not columns["row_id"]:
+        raise UserError(f"{path}: the label set is empty.")
+    for name, kind, meaning in (("row_id", str, "text"), ("hard", int, "a whole number"), ("gold", int, "a whole number")):
+        for row, value in enumerate(columns[name]):
+            if value is None:
+                raise UserError(f"{path}, row {row}: no {name}; every row of a label set has all of {', '.join(COLUMNS)}.")
+            if not isinstance(value, kind) or isinstance(value, bool):
+                raise UserError(f"{path}, row {row}: {name} must be {meaning}, found {shown(value)}.")
+
+
+def _soft(path: Path, values: list[Any]) -> Array:
+    """Soft labels of shape [n, choices]."""
+    row = next((i for i, value in enumerate(values) if value is None), None)
+    if row is not None:
+        raise UserError(f"{path}, row {row}: no soft; every row of a label set has all of {', '.join(COLUMNS)}.")
+    try:
+        soft = np.array(values, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{path}: soft labels must be lists of numbers of one length ({one_line(error)}).") from error
+    if soft.ndim != 2 or soft.shape[1] < 2:
+        raise UserError(f"{path}: soft labels must be lists of numbers of one length, one for each of two choices or more.")
+    return soft
 
 
 def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int) -> LabelSet:

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from w2s_tasks.errors import nearest
+from w2s_tasks.keys import remote_code_in, secret_in
 
-KEY_LIKE = re.compile(r"(api_?key|token|secret|password|credential)s?$", re.IGNORECASE)
-KEY_VALUE = re.compile(r"\bsk-[\w-]{8,}")
 SECRET_PLACES = ("api_key_env", "base_url")
 """Keys where a user may put a secret by mistake: their values are not repeated in an error."""
 
 
 def no_secrets(value: dict[str, Any]) -> dict[str, Any]:
-    """Refuse arguments that hold a key, by their name or by their look.
+    """Refuse arguments that hold a key, by their name or by their look, or that ask for a model's own code.
 
     Raises:
         ValueError: names the argument, never its value.
     """
-    for key, part in value.items():
-        if KEY_LIKE.search(key) or KEY_VALUE.search(str(part)):
-            raise ValueError(f"'{key}' looks like a secret: keys come from the environment only, never from a file")
+    if found := secret_in(value):
+        raise ValueError(f"'{found}' looks like a secret: keys come from the environment only, never from a file")
+    if remote_code_in(value):
+        raise ValueError("trust_remote_code is off in this suite: a model's own code is never run")
     return value
 
 
 class Section(BaseModel):
     """Unknown keys are errors; values are fixed once read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 AnySection = TypeVar("AnySection", bound=Section)

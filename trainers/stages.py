@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +13,11 @@ from pydantic import ValidationError
 from trainers import harness as hn
 from trainers import lora, openai_ft, processes, weak
 from trainers.config import OpenAIStrong, Strong, Weak, set_value
-from trainers.labels import LabelSet, gold_labels
+from trainers.labels import LabelSet
 from trainers.schema import Section
 from trainers.store import CHECKPOINTS, code_version, recipe_key
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.keys import refuse
 from w2s_tasks.models.ref import ModelRef
 
 TRAINERS: dict[str, tuple[type[Section], Any]] = {
@@ -47,6 +49,9 @@ def label_rows(
     """
     from lm_eval.api.registry import model_registry
 
+    refuse(args, "--model_args")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; --out names the file to write, e.g. {out / 'labels.parquet'}.")
     task = _task(task_name, include_path)
     if model not in model_registry:
         raise UserError(f"no model '{model}' in lm_eval.{nearest(model, list(model_registry))}")
@@ -57,9 +62,11 @@ def label_rows(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         labels.save(temporary)
+        temporary.replace(out)
     except OSError as error:
-        raise UserError(f"{out} can't be written: {error.strerror}.") from error
-    temporary.replace(out)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise UserError(f"{out} can't be written: {error.strerror or error}.") from error
     return labels
 
 
@@ -82,8 +89,16 @@ def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tup
     if labels is None:
         ids = task.train_ids[:limit]
         docs = [by_id[i] for i in ids]
-        return docs, gold_labels(ids, [task.gold(d) for d in docs], len(task.choices))
+        return docs, task.gold_labels(ids, docs)
     found = LabelSet.load(labels)
+    classes, choices = found.soft.shape[1], len(task.choices)
+    if classes != choices:
+        raise UserError(
+            f"{labels}: labels over {classes} classes, but '{task.name}' has {choices} choices; made for another task?"
+        )
+    outside = next((i for i, g in zip(found.row_id, found.gold.tolist(), strict=True) if not 0 <= g < choices), None)
+    if outside is not None:
+        raise UserError(f"{labels}: row {outside} has a gold label outside the {choices} choices (0 to {choices - 1}).")
     if limit is not None:
         found = LabelSet(found.row_id[:limit], found.soft[:limit], found.gold[:limit])
     missing = [i for i in found.row_id if i not in by_id]

@@ -41,6 +41,8 @@ class Step:
     arm: Arm | None = None
     base: AnyTrainable | None = None
     """Whose model this step loads from outside: a section of the config, or None where its inputs say all."""
+    asked: dict[str, int] | None = None
+    """Of an evaluation: how many documents of each task it asks."""
 
 
 Op = tuple[str, dict[str, Any]]

@@ -14,6 +14,7 @@ from trainers.labels import LabelSet
 from trainers.training import Row, fit_choices
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import CONFIG_KEY, document_text, encode_texts, window
+from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import default_device
 from w2s_tasks.models.ref import ModelRef, resolve
 
@@ -94,17 +95,16 @@ def fit(
     choices = _constant_choices(task, docs)
     path = resolve(settings.model)
     set_seed(seed)
-    try:
-        config = AutoConfig.from_pretrained(path)
+    check_tokenizer(path)
+    with loading(settings.model):
+        config = AutoConfig.from_pretrained(path, **NO_CODE)
         config.num_labels = len(choices)
         config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
         setattr(config, CONFIG_KEY, {"text": settings.text})
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32
+            path, config=config, use_safetensors=True, dtype=torch.float32, **NO_CODE
         )
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except OSError as error:
-        raise UserError(f"could not load '{settings.model}': {str(error).splitlines()[0]}") from error
+        tokenizer = AutoTokenizer.from_pretrained(path, **NO_CODE)
     model.to(default_device())
     prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
     texts = [document_text(settings.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]

@@ -165,6 +165,10 @@ _PUBLISHED = {
 }
 
 
+LARGEST = 1e9
+"""Numbers of a reply are read up to here; hundreds of digits are no float."""
+
+
 def published(reply: str, choices: Sequence[str]) -> int | None:
     """The seed study's parser, with its faults (anw10/W2S_Safety, commit 5cc34b07); only for its ETHICS subtasks.
 
@@ -177,7 +181,7 @@ def published(reply: str, choices: Sequence[str]) -> int | None:
     text = reply.strip().lower()
     if is_scale(choices):
         number = re.search(r"\b\d+(?:\.\d+)?\b", text)
-        return int(float(number[0])) - 1 if number else None
+        return int(min(float(number[0]), LARGEST)) - 1 if number else None
     if frozenset(choices) not in _PUBLISHED:
         raise ValueError(f"the study's parser knows no choices {list(choices)}")
     for needle in _PUBLISHED[frozenset(choices)]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +11,6 @@ import typer
 
 from w2s_tasks import TASK_PATH, assets
 from w2s_tasks.errors import UserError
-
-KEY_ARGUMENT = re.compile(r"(?i)\b(api_?key|token|secret|password)\s*[\"']?\s*[=:]|\bsk-[\w-]{16,}")
 
 
 def evaluate(context: typer.Context) -> None:
@@ -33,21 +30,21 @@ def evaluate(context: typer.Context) -> None:
         raise typer.Exit(0)
     if arguments == ["--help-lm-eval"]:
         arguments = ["--help"]
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        if before in ("--model_args", "-a") and KEY_ARGUMENT.search(argument):
-            raise UserError("keys are read from the environment only: lm_eval writes model_args into its result files.")
     import lm_eval.tasks
 
-    from w2s_tasks import environment, register
+    from w2s_tasks import environment, eval_arguments, register
     from w2s_tasks.manager import W2STaskManager
 
-    if not {"-h", "--help"} & set(arguments):
+    asks_for_help = {"-h", "--help"} & set(arguments)
+    if not asks_for_help:
         environment.begin()
     register()
     lm_eval.tasks.TaskManager = W2STaskManager
     import lm_eval.evaluator
     from lm_eval.__main__ import cli_evaluate
 
+    if not asks_for_help:
+        arguments = eval_arguments.checked(arguments)
     lm_eval.evaluator.add_env_info = environment.add_env_info
     sys.argv = ["lm_eval", "run", *arguments]
     cli_evaluate()

@@ -186,7 +186,9 @@ def study_files(path: Path) -> dict[str, list[Path]]:
     if not path.is_dir():
         raise UserError(f"{path}: no such folder. It is laid out like the seed study's results/: a folder a model in it.")
     folders = [path] if any(map(study_subtask, path.glob("*.json"))) else sorted(p for p in path.iterdir() if p.is_dir())
-    found = {folder.resolve().name: newest(folder.glob("*.json"), study_subtask) for folder in folders}
+    # A link keeps its own name: two links to folders of one name are two models.
+    named = {folder.name if folder != path else folder.resolve().name: folder for folder in folders}
+    found = {model: newest(folder.glob("*.json"), study_subtask) for model, folder in named.items()}
     found = {model: files for model, files in found.items() if files}
     if not found:
         raise UserError(

@@ -188,7 +188,7 @@ def _probe(subtask: str) -> datasets.DatasetDict:
 
 
 def _read_jsonl(path: Path) -> datasets.Dataset:
-    return datasets.Dataset.from_list([json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()])
+    return datasets.Dataset.from_list([json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line])
 
 
 def ethics_probe(subtask: str, group_size: int = 1, **_: Any) -> Splits:

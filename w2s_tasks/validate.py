@@ -117,7 +117,7 @@ def _tokenizer(model: str) -> Any:
     from w2s_tasks.models.ref import resolve
 
     try:
-        return AutoTokenizer.from_pretrained(resolve(model))
+        return AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=False)
     except OSError as error:
         raise UserError(f"no tokenizer for '{model}': {str(error).splitlines()[0]}") from error
 

@@ -14,19 +14,40 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from jinja2 import StrictUndefined, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.utils import apply_template
+from lm_eval.utils import regex_replace
 from tqdm import tqdm
 
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import resolve
+from w2s_tasks.user_text import one_line, shown
 
 log = logging.getLogger(__name__)
 
 TextSpec = str | Sequence[str] | None
 CONFIG_KEY = "w2s"
+
+
+def _sandbox() -> ImmutableSandboxedEnvironment:
+    # As lm_eval's own, but sandboxed: a checkpoint's config.json brings a template along, and whoever wrote that is unknown.
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
+    environment.filters["regex_replace"] = regex_replace
+    return environment
+
+
+def _rendered(template: str, doc: Mapping[str, Any]) -> str:
+    try:
+        return _sandbox().from_string(template).render(**doc)
+    except (TemplateError, TypeError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"text: the template {shown(template)} can't be filled in: {type(error).__name__}: {one_line(error)}. "
+            f"The documents have: {', '.join(doc)}."
+        ) from error
 
 
 def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[str, ...]:
@@ -43,7 +64,7 @@ def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[
     if spec is None or spec == "prompt":
         return (prompt,)
     if isinstance(spec, str) and "{{" in spec:
-        return (apply_template(spec, dict(doc)),)
+        return (_rendered(spec, doc),)
     columns = [spec] if isinstance(spec, str) else list(spec)
     for column in columns:
         if column not in doc:
@@ -148,8 +169,9 @@ class W2SClassifier(LM):
         from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
         path = resolve(pretrained)
-        try:
-            config = AutoConfig.from_pretrained(path, revision=revision)
+        check_tokenizer(path)
+        with loading(pretrained):
+            config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
             extra = {"num_labels": int(untrained_head)} if untrained_head else {}
             if not untrained_head and not any("Classification" in a for a in config.architectures or []):
                 raise UserError(
@@ -157,11 +179,9 @@ class W2SClassifier(LM):
                 )
             torch.manual_seed(0)
             self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, revision=revision, use_safetensors=True, **extra
+                path, revision=revision, use_safetensors=True, **NO_CODE, **extra
             )
-            self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
-        except OSError as error:
-            raise UserError(f"could not load '{pretrained}': {str(error).splitlines()[0]}") from error
+            self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
         own = getattr(config, CONFIG_KEY, None) or {}
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels

@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
+from w2s_tasks.keys import OFF
 from w2s_tasks.models import generation, tokens
-from w2s_tasks.models.ref import resolve
+from w2s_tasks.models.loading import check_adapter, loading
+from w2s_tasks.models.ref import check_folder, resolve
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +42,18 @@ def usable_device(asked: str | None) -> str:
     if not asked or (asked.startswith("cuda") and not torch.cuda.is_available()):
         return default_device()
     return asked
+
+
+def _adapter_folder(name: str) -> Path:
+    """The folder of an adapter; of one on the hub nothing but safetensors and text is fetched, never a pickle."""
+    found = Path(resolve(name, adapter=True))
+    if not found.is_dir():
+        from huggingface_hub import snapshot_download
+
+        with loading(name):
+            found = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
+        check_folder(found, "adapter_config.json")
+    return found
 
 
 def _refuse_classifier(config: Any, name: str) -> None:
@@ -80,18 +94,20 @@ class W2SHF(HFLM):
         device = usable_device(device)
         self.token_budget = token_budget
         kwargs.setdefault("use_safetensors", True)
-        if str(kwargs.pop("trust_remote_code", False)).lower() == "true":
+        if kwargs.pop("trust_remote_code", None) not in OFF:
             raise UserError("trust_remote_code is off in this suite: a model's own code is never run.")
-        try:
+        adapter = _adapter_folder(peft) if peft else None
+        with loading(pretrained if peft is None else f"{pretrained} with {peft}"):
             super().__init__(
                 pretrained=resolve(pretrained),
-                peft=resolve(peft, adapter=True) if peft else None,
+                peft=str(adapter) if adapter else None,
                 device=device,
                 dtype=dtype or ("float32" if device == "cpu" else "auto"),
                 **kwargs,
             )
-        except OSError as error:
-            raise UserError(f"could not load '{pretrained}': {str(error).splitlines()[0]}") from error
+        self._name = pretrained
+        if adapter:
+            check_adapter(self._model, adapter, pretrained)
         _refuse_classifier(self.config, pretrained)
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and self.world_size == 1:
@@ -106,13 +122,22 @@ class W2SHF(HFLM):
         return model
 
     def use_adapter(self, folder: Path | None) -> None:
-        """Put another adapter on the loaded base, or none; the base's weights are never changed."""
+        """Put another adapter on the loaded base, or none; the base's weights are never changed.
+
+        Raises:
+            UserError: an adapter that can't be loaded or was made for another base; load the base anew after that.
+        """
         from peft import PeftModel
 
         model: Any = self._model
         if isinstance(model, PeftModel):
             model = model.unload()
-        self._model = model if folder is None else PeftModel.from_pretrained(model, str(folder))
+        self._model = model
+        if folder is not None:
+            folder = _adapter_folder(str(folder))
+            with loading(f"{self._name} with {folder}"):
+                self._model = PeftModel.from_pretrained(model, str(folder))
+            check_adapter(self._model, folder, self._name)
         self.language_model.eval()
 
     def tokenize(self, strings: Sequence[str]) -> list[list[int]]:

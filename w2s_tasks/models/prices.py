@@ -18,10 +18,10 @@ import re
 from pathlib import Path
 from typing import Annotated, Any
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.user_text import read_yaml
 
 ENVIRONMENT = "W2S_PRICES"
 BATCH_FACTOR = 0.5
@@ -130,14 +130,18 @@ BUILT_IN = PriceTable(
 
 def _read(path: Path) -> PriceTable:
     try:
-        data: Any = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data: Any = read_yaml(path)
+    except UserError as error:
+        raise UserError(f"the price table {error}") from error
+    try:
         return PriceTable.model_validate(data)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"the price table {path} can't be read: {error}") from error
     except ValidationError as error:
-        first = error.errors()[0]
+        # An unknown key explains why another is missing.
+        first = min(error.errors(), key=lambda item: item["type"] != "extra_forbidden")
         where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise UserError(f"the price table {path}: {where}: {first['msg']}. See w2s_tasks/models/prices.py.") from error
+        known = PriceTable.model_fields if len(first["loc"]) == 1 else ModelPrice.model_fields
+        hint = nearest(str(first["loc"][-1]), known) if first["type"] == "extra_forbidden" else ""
+        raise UserError(f"the price table {path}: {where}: {first['msg']}.{hint} See w2s_tasks/models/prices.py.") from error
 
 
 def table(path: str | Path | None = None) -> PriceTable:

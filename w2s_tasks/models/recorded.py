@@ -12,7 +12,6 @@ the result file under ``config``.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections import defaultdict
@@ -26,6 +25,7 @@ from lm_eval.api.model import LM
 
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.generated import NoReply
+from w2s_tasks.user_text import parse_json, read_text, shown
 
 log = logging.getLogger(__name__)
 
@@ -72,10 +72,7 @@ def read_study_file(path: Path) -> list[dict[str, Any]]:
     Raises:
         UserError: not a JSON list of such records; the message names the file and the row, counted from 0.
     """
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not readable JSON ({error}); the file is cut or altered.") from error
+    records = parse_json(read_text(path), str(path))
     if not isinstance(records, list) or not records:
         raise UserError(f"{path}: a list of recorded replies is expected, found {type(records).__name__} or an empty one.")
     for row, record in enumerate(records):
@@ -88,25 +85,20 @@ def read_study_file(path: Path) -> list[dict[str, Any]]:
 
 def _lines(path: Path) -> Iterable[tuple[str, Any]]:
     """Each line's place and content."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable ({error}).") from error
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}:{number}", json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number}: not JSON ({error}); the file is cut or altered.") from error
+    # Not splitlines(): texts may hold other line separators (U+2028, U+0085) as they are.
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
+        if line.strip():
+            yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def _from_sample(record: dict[str, Any], task: str | None, where: str) -> Reply:
     try:
         prompt, text = record["arguments"]["gen_args_0"]["arg_0"], record["resps"][0][0]
-        row = int(record["doc_id"])
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        row = record["doc_id"]
+    except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"{where}: not a sample of lm_eval ({type(error).__name__}: {error}).") from error
+    if not isinstance(row, int) or isinstance(row, bool) or row < 0:
+        raise UserError(f"{where}: 'doc_id' must be a document's number, found {shown(row)}.")
     if not isinstance(text, str) or not isinstance(prompt, str):
         raise UserError(f"{where}: this sample holds log-likelihoods, not text; record a generated-text task (`..._gen`).")
     return Reply(prompt, text, row, task)
@@ -120,6 +112,8 @@ def _read_jsonl(path: Path) -> list[Reply]:
             replies.append(_from_sample(record, match[1] if match else None, where))
         else:
             replies.append(Reply(_text(record, "prompt", where), _text(record, "response", where), row))
+    if not replies:
+        raise UserError(f"{path}: no recorded reply in it; one JSON object a line is expected.")
     return replies
 
 
@@ -205,7 +199,11 @@ class Recorded(LM):
         for reply in self._replies:
             self._by_prompt[reply.prompt].append(reply)
             self._by_last_line[reply.prompt.rpartition("\n")[2]].append(reply)
-            self._by_row[reply.task][reply.row] = reply
+            known = self._by_row[reply.task].setdefault(reply.row, reply)
+            if known.text != reply.text:  # one for each filter is usual; two answers are not
+                raise UserError(
+                    f"{self._path}: two different replies for document {reply.row} of {reply.task or 'its file'}."
+                )
         self._taken: dict[str, int] = defaultdict(int)
 
     def get_model_info(self) -> dict[str, Any]:

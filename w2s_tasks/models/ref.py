@@ -9,27 +9,34 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
+
 from w2s_tasks import assets
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat import OPERATIONAL
 from w2s_tasks.models.chat.wire import resolve_base_url
+from w2s_tasks.user_text import one_line, read_text
+
+log = logging.getLogger(__name__)
 
 ENDPOINT_MODEL = "w2s-chat"
 PATH_ARGS = ("pretrained", "peft")
 DATA_ARGS = ("path",)  # a file or folder whose content answers, as of w2s-recorded
 RELATIVE = "./"
-IDENTITY_FILES = (".safetensors", ".json", ".txt", ".model", ".jinja")
+IDENTITY_FILES = (".safetensors", ".gguf", ".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @functools.lru_cache(maxsize=256)
-def _file_hash(path: str, size: int, mtime_ns: int) -> str:
+def _file_hash(path: str, size: int, mtime_ns: int, ctime_ns: int) -> str:
+    # The time of the last change of the inode (ctime) can't be set back, as the file's own can.
     return assets.sha256_file(Path(path))
 
 
@@ -38,7 +45,7 @@ def folder_hash(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(p for p in folder.iterdir() if p.suffix in IDENTITY_FILES and p.name != assets.MANIFEST):
         stat = path.stat()
-        digest.update(f"{path.name}:{_file_hash(str(path), stat.st_size, stat.st_mtime_ns)}\n".encode())
+        digest.update(f"{path.name}:{_file_hash(str(path), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)}\n".encode())
     return digest.hexdigest()
 
 
@@ -49,15 +56,49 @@ def data_hash(path: Path) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
+def _is_adapter(folder: Path, marker: str) -> bool:
+    return marker == "config.json" and (folder / "adapter_config.json").is_file()
+
+
+def _check_json(path: Path) -> None:
+    try:
+        config = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path}: not JSON ({one_line(error)}); the file is cut or altered. Copy the model again."
+        ) from error
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a JSON object is expected, found {type(config).__name__}; copy the model again.")
+    if config.get("auto_map"):
+        log.info("%s names code of its own (auto_map), which is not run", path)
+
+
+def _check_weights(file: Path) -> None:
+    """Refuse a weight file that is cut, altered in its header, or something else under that name."""
+    if file.suffix != ".safetensors":
+        return
+    try:
+        with safe_open(str(file), framework="numpy") as f:
+            f.keys()
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(f"{file}: no whole safetensors file ({one_line(error)}); copy or save the model again.") from error
+
+
 def check_folder(folder: Path, marker: str) -> None:
     """Refuse a folder that is no model, or whose weights are only pickles.
 
     Raises:
         UserError: `marker` (config.json or adapter_config.json) or safetensors weights are missing.
     """
+    kind = "PEFT adapter" if "adapter" in marker else "model"
     if not (folder / marker).is_file():
-        raise UserError(f"{folder} holds no {marker}: not a {'PEFT adapter' if 'adapter' in marker else 'model'} folder.")
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.gguf")):
+        other = "; it is an adapter's: give its base as pretrained= and this as peft=" if _is_adapter(folder, marker) else ""
+        raise UserError(f"{folder} holds no {marker}: not a {kind} folder{other}.")
+    _check_json(folder / marker)
+    weights = [*folder.glob("*.safetensors"), *folder.glob("*.gguf")]
+    for file in weights:
+        _check_weights(file)
+    if weights:
         return
     pickles = [p.name for p in folder.iterdir() if p.suffix in PICKLES]
     if pickles:

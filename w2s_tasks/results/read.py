@@ -5,8 +5,9 @@ The files stay as lm_eval leaves them; everything that a report shows is formed 
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from w2s_tasks import generated
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import pair_margins
+from w2s_tasks.user_text import one_line
 
 Array = npt.NDArray[Any]
 
@@ -71,8 +73,8 @@ def _metric_values(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, f
 def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not a readable result file of lm_eval ({error}).") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not a readable result file of lm_eval ({one_line(error)}).") from error
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -82,7 +84,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(f, start=1):
             try:
                 rows.append(json.loads(line))
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{path}:{number}: not JSON ({error}); the file is cut or altered.") from error
     return sorted(rows, key=lambda row: row["doc_id"])
 
@@ -106,6 +108,11 @@ def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], er
 
 def _documents(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
     logliks = np.array([[float(r[0]) for r in row["filtered_resps"]] for row in rows])
+    if np.isnan(logliks).any():
+        bad = rows[int(np.argmax(np.isnan(logliks).any(axis=1)))]["doc_id"]
+        raise UserError(
+            f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
+        )
     predicted = logliks.argmax(axis=1)
     gold = np.array([int(row["target"]) for row in rows])
     grouped = "group" in rows[0]["doc"]
@@ -178,15 +185,40 @@ def read_documents(folder: Path, task: str) -> list[dict[str, Any]]:
     return [row["doc"] for row in read_samples(_samples(_newest(folder), task))]
 
 
-def read_evaluation(folder: Path) -> dict[str, TaskScores]:
+@contextlib.contextmanager
+def _as_lm_eval_writes(result: Path) -> Iterator[None]:
+    """Files of another layout are one clear error, whatever they lack."""
+    try:
+        yield
+    except (KeyError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"{result}: not laid out as lm_eval writes results and samples ({type(error).__name__}: {one_line(error)}); "
+            "the files are altered, or of a version that this suite does not know."
+        ) from error
+
+
+def read_evaluation(folder: Path, asked: Mapping[str, int] | None = None) -> dict[str, TaskScores]:
     """All tasks of the newest evaluation below `folder`.
 
+    Args:
+        folder: where lm_eval wrote.
+        asked: the number of documents that each task was to be asked; None where only the result file tells.
+
     Raises:
-        UserError: no result file, a file that does not parse, or fewer rows than the result file counts.
+        UserError: no result file, a file that does not parse, a task that is missing, or other rows than the result file
+            counts or than were asked.
     """
     result = _newest(folder)
     data = _read_json(result)
+    with _as_lm_eval_writes(result):
+        return _read_tasks(result, data, asked)
+
+
+def _read_tasks(result: Path, data: dict[str, Any], asked: Mapping[str, int] | None) -> dict[str, TaskScores]:
     scores = {}
+    missing = set(asked or ()) - set(data["configs"])
+    if missing:
+        raise UserError(f"{result}: no result of {', '.join(sorted(missing))}; the evaluation is not whole.")
     for task, config in data["configs"].items():
         path = _samples(result, task)
         if not path.is_file():
@@ -195,6 +227,12 @@ def read_evaluation(folder: Path) -> dict[str, TaskScores]:
         expected = data["n-samples"][task]["effective"]
         if len(rows) != expected:
             raise UserError(f"{path}: {len(rows)} rows, the result file counts {expected}; the evaluation is not whole.")
+        if len({row["doc_id"] for row in rows}) != len(rows):
+            raise UserError(f"{path}: a document stands twice; the evaluation is altered, or two were written into one.")
+        if asked is not None and asked.get(task, len(rows)) != len(rows):
+            raise UserError(
+                f"{path}: {len(rows)} rows, but {asked[task]} documents were asked; the evaluation is not whole."
+            )
         values, errors = _metric_values(data["results"][task])
         mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
         scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)

@@ -1,0 +1,154 @@
+"""What `w2s eval` checks before lm_eval sees it: keys, remote code, unknown names; and whose answers a cache holds."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import inspect
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from w2s_tasks import MODELS
+from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.keys import refuse
+from w2s_tasks.user_text import one_line, read_yaml, shown
+
+
+def check_arguments(model: str, args: Mapping[str, Any], where: str = "model_args") -> None:
+    """Refuse an argument that a model of ours does not take, and a missing one.
+
+    Args:
+        model: its name in lm_eval.
+        args: what it is to be made with.
+        where: the file or option that they came with.
+
+    Raises:
+        UserError: with the nearest one that it does.
+    """
+    if model not in MODELS:
+        return
+    from lm_eval.api.registry import get_model
+
+    parameters = {k: p for k, p in inspect.signature(get_model(model).__init__).parameters.items() if k != "self"}
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = [name for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD]
+    for name in args:
+        if name not in known and not open_ended:
+            raise UserError(
+                f"{where}: {model} takes no argument '{name}'.{nearest(str(name), known)} Known: {', '.join(known)}."
+            )
+    for name in known:
+        if parameters[name].default is inspect.Parameter.empty and args.get(name) in (None, ""):
+            raise UserError(f"{where}: {model} needs the argument {name}, e.g. --model_args {name}=...")
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """lm_eval's own reading of a command line; what argparse refuses ends with its message and exit code 2."""
+    from lm_eval._cli import HarnessCLI
+
+    before, sys.argv = sys.argv, ["lm_eval", "run", *arguments]
+    try:
+        return HarnessCLI().parse_args()
+    except ValueError as error:
+        raise UserError(f"w2s eval: {one_line(error)}") from error
+    finally:
+        sys.argv = before
+
+
+def _config(path: Path) -> dict[str, Any]:
+    from lm_eval.config.evaluate_config import DICT_KEYS, EvaluatorConfig
+
+    data = read_yaml(path)
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else type(data).__name__
+        raise UserError(f"{path}: an evaluation is a mapping of keys (as the flags of w2s eval), found {found}.")
+    known = [f.name for f in dataclasses.fields(EvaluatorConfig)]
+    for key, value in data.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown key {shown(key)}.{nearest(str(key), known)} Known: {', '.join(known)}.")
+        if key in DICT_KEYS and not isinstance(value, dict | str | None):
+            raise UserError(f"{path}: {key}: a mapping or k=v,k=v is expected, got {shown(value)}.")
+    _check_types(data, path)
+    return data
+
+
+def _check_types(data: Mapping[str, Any], path: Path) -> None:
+    """The values that lm_eval takes as they are, and fails on later with another message."""
+    tasks = data.get("tasks")
+    names = tasks if isinstance(tasks, list) else [] if tasks is None else [tasks]
+    if not all(isinstance(name, str) and name for name in names):
+        raise UserError(f"{path}: tasks: a name or a list of names is expected, got {shown(tasks)}.")
+    for key in ("num_fewshot", "max_batch_size"):
+        value = data.get(key)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
+            raise UserError(f"{path}: {key}: a whole number from 0 is expected, got {shown(value)}.")
+    limit = data.get("limit")
+    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < float("inf")):
+        raise UserError(f"{path}: limit: a number above 0 is expected, got {shown(limit)}.")
+    for key in ("model", "output_path", "include_path", "use_cache", "device", "system_instruction", "samples"):
+        value = data.get(key)
+        if (
+            value is not None
+            and not isinstance(value, str)
+            and not (key in ("samples", "include_path") and isinstance(value, dict | list))
+        ):
+            raise UserError(f"{path}: {key}: text is expected, got {shown(value)}.")
+    for key in ("log_samples", "predict_only", "write_out", "trust_remote_code", "confirm_run_unsafe_code"):
+        if not isinstance(data.get(key, False), bool):
+            raise UserError(f"{path}: {key}: true or false is expected, got {shown(data[key])}.")
+
+
+def _mapping(given: Any, where: str) -> dict[str, Any]:
+    """Arguments as lm_eval reads them: a mapping, or k=v,k=v, or JSON."""
+    from lm_eval.utils import simple_parse_args_string
+
+    if isinstance(given, str) and given and "=" not in given and not given.lstrip().startswith("{"):
+        raise UserError(f"{where}: write k=v,k=v or a mapping, got {shown(given)}.")
+    try:
+        return dict(simple_parse_args_string(given) if isinstance(given, str) else given or {})
+    except ValueError as error:
+        raise UserError(f"{where}: write k=v,k=v or a mapping ({one_line(error)}).") from error
+
+
+def _cache_of(path: str, model: str, args: Mapping[str, Any]) -> str:
+    """A cache's path with the model's identity in it: lm_eval's cache does not know whose answers it holds."""
+    from w2s_tasks.models.ref import ModelRef
+
+    identity = ModelRef(model, args).identity()
+    return f"{path}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+
+
+def checked(arguments: Sequence[str]) -> list[str]:
+    """The arguments for `lm_eval run`, once nothing in them or in their config file is to be refused.
+
+    ``--use_cache PATH`` becomes a path of the model's own.
+
+    Raises:
+        UserError: a key, remote code, a config that is no mapping or has an unknown key, a model that does not exist.
+    """
+    from lm_eval.api.registry import model_registry
+    from lm_eval.config.evaluate_config import DICT_KEYS
+
+    parsed = vars(_parsed(arguments))
+    path = parsed.get("config")
+    values = _config(Path(path)) if path else {}
+    values |= {k: v for k, v in parsed.items() if v or v == 0}
+    where = f"{path}" if path else "w2s eval"
+    given = {key: _mapping(value, f"{where}: {key}") for key, value in values.items() if key in DICT_KEYS}
+    for key, value in given.items():
+        refuse(value, f"{where}: {key}")
+    args = given.get("model_args", {})
+    refuse({"trust_remote_code": values.get("trust_remote_code")}, where)
+    if not values.get("tasks"):
+        raise UserError(f"{where}: no tasks; name some, e.g. --tasks w2s_sst2 (`w2s tasks` lists ours).")
+    model = str(values.get("model") or "hf")
+    if model not in model_registry:
+        raise UserError(f"{where}: no model '{model}' in lm_eval.{nearest(model, list(model_registry))}")
+    check_arguments(model, args, where)
+    if (values.get("log_samples") or values.get("predict_only")) and not values.get("output_path"):
+        raise UserError(f"{where}: --log_samples and --predict_only need --output_path, the folder to write to.")
+    cache = values.get("use_cache")
+    return [*arguments, "--use_cache", _cache_of(cache, model, args)] if cache else list(arguments)
