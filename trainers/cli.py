@@ -55,9 +55,15 @@ def _main(
 
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
-    """Turn Ctrl-C into one line and exit code 130; finished stages and checkpoints are on disk by then."""
+    """Turn Ctrl-C and SIGTERM into one line and exit code 130 or 143; finished stages and checkpoints are on disk by then."""
+    from trainers import stopping
+
     try:
-        yield
+        with stopping.on_sigterm():
+            yield
+    except stopping.Terminated:
+        typer.echo("terminated: what was finished is kept, a training up to this step; the same command goes on.", err=True)
+        raise SystemExit(stopping.EXIT_CODE) from None
     except KeyboardInterrupt:
         typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
         raise SystemExit(130) from None
@@ -68,7 +74,13 @@ def _prepare(folder: Path, if_exists: IfExists) -> None:
         raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
     if folder.exists() and if_exists is IfExists.delete:
         from trainers.report import WRITTEN
+        from trainers.store import busy
 
+        if folder.is_symlink():
+            raise UserError(f"{folder} is a link; not deleted. Delete what it points to, or choose another --runs-dir.")
+        at_work = busy(folder)
+        if at_work:
+            raise UserError(f"another process is building {at_work} in {folder}; not deleted. Wait for it, or end it.")
         known = {"stages", *WRITTEN}
         if (folder / "sweep.json").exists():
             raise UserError(f"{folder} holds a sweep that shares its stages; not deleted. Choose another --runs-dir.")
@@ -312,9 +324,10 @@ def finetune(
     with _interruptible():
         ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
     from trainers import processes
+    from trainers.report import quoted
 
     if processes.is_main():
-        typer.echo(f"w2s eval --model {ref.model} --model_args '{ref.model_args()}' --tasks {task}")
+        typer.echo(f"w2s eval --model {ref.model} --model_args {quoted(ref.model_args())} --tasks {task}")
 
 
 def main() -> None:
@@ -323,6 +336,14 @@ def main() -> None:
         app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except Exception as error:
+        from trainers import disk
+
+        told = disk.problem(error)
+        if told is None:
+            raise
+        typer.echo(f"error: {told}", err=True)
         sys.exit(2)
 
 

@@ -69,7 +69,13 @@ def svg(draw: Callable[[Any], None], height: float, about: str, width: float = W
     from matplotlib.figure import Figure
 
     # Text as text scales with the reader's font; currentColor follows light and dark.
-    style = {"svg.fonttype": "none", "font.family": "sans-serif", "font.size": 10, "svg.hashsalt": "w2s"}
+    style = {
+        "svg.fonttype": "none",
+        "font.family": "sans-serif",
+        "font.size": 10,
+        "svg.hashsalt": "w2s",
+        "text.parse_math": False,
+    }
     with mpl.rc_context(style):
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.patch.set_alpha(0)

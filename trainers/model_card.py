@@ -5,6 +5,7 @@ Cards stand in the run folder, not in the content-addressed stage: a card tells 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from importlib.resources import files
@@ -70,6 +71,28 @@ def _settings(arm: Entry, report: Entry) -> dict[str, Any]:
     return {k: section[k] for k in names if section.get(k) is not None}
 
 
+class _Command(str):
+    """Text of a fenced block, where nothing is Markdown but the fence."""
+
+    __slots__ = ()
+
+
+def _plain(value: Any) -> Any:
+    """A value as it may stand in Markdown: one line without markup, links or code spans of its own."""
+    if isinstance(value, _Command) or not isinstance(value, str):
+        return value
+    text = "".join(c if c.isprintable() else " " for c in value)
+    for markup, instead in (("<", "&lt;"), ("`", "'"), ("](", "] ("), ("|", "\\|")):
+        text = text.replace(markup, instead)
+    return text
+
+
+def _command(text: str | None) -> _Command | None:
+    if text is None:
+        return None
+    return _Command("".join(c if c.isprintable() else " " for c in text).replace("```", ""))
+
+
 def card(arm: Entry, report: Entry) -> str:
     """The card of one trained model as Markdown.
 
@@ -77,13 +100,16 @@ def card(arm: Entry, report: Entry) -> str:
         arm: an entry of the report's ``arms`` that was trained.
         report: the whole report.
     """
-    environment = Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701 - Markdown
+    # Markdown, which `_plain` sees to.
+    options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "finalize": _plain}
+    environment = Environment(autoescape=False, **options)  # noqa: S701
     environment.filters["percent"] = percent
     template = environment.from_string(files("trainers").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8"))
     key = (arm["arm"], arm["method"])
     commands = {c["arm"]: c["command"] for c in report["commands"]}
     return template.render(
         arm=arm,
+        base_model=_Command(json.dumps(str(arm["model"]))),
         report={"stages_folder": "stages", **report},
         title=_title(arm),
         adapter=report["config"]["weak" if arm["arm"] == "weak" else "strong"].get("trainer") == "lora",
@@ -95,7 +121,7 @@ def card(arm: Entry, report: Entry) -> str:
         mean=next((m for m in report.get("arm_means", []) if (m["arm"], m["method"]) == key), None),
         safety=[e for e in report.get("safety_gaps", []) if (e["arm"], e["method"]) == key],
         safety_mean=[e for e in report.get("safety_mean_gaps", []) if (e["arm"], e["method"], e["split"]) == (*key, "all")],
-        command=commands.get(_title(arm)),
+        command=_command(commands.get(_title(arm))),
     )
 
 

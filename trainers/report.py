@@ -21,11 +21,13 @@ from trainers.collected import collect
 from trainers.config import Experiment
 from trainers.experiment import Flow
 from trainers.openai_settings import OpenAIStrong
-from trainers.store import MANIFEST, Stage, write_atomic
+from trainers.store import MANIFEST, Stage, whole, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
 
 SCHEMA = 1
+REQUIRED = ("experiment", "task", "arms", "gaps", "gap", "safety", "seconds", "config")
+"""What a report without is not whole."""
 CONFIG = "config.yaml"
 WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
 """What a run folder holds beside its stages."""
@@ -44,6 +46,11 @@ def _stages_folder(flow: Flow) -> str:
     return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
 
 
+def quoted(text: str) -> str:
+    """A shell word in single quotes, whatever a name holds."""
+    return "'" + text.replace("'", "'\"'\"'") + "'"
+
+
 def _commands(flow: Flow) -> list[dict[str, str]]:
     """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
     out = []
@@ -56,7 +63,7 @@ def _commands(flow: Flow) -> list[dict[str, str]]:
         more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
         if stock == "w2s-chat" and isinstance(flow.config.strong, OpenAIStrong) and flow.config.strong.system_prompt:
             more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
-        command = f"{tool} --model {stock} --model_args '{ref.model_args()}' --tasks {flow.asked(arm).name}{more}"
+        command = f"{tool} --model {stock} --model_args {quoted(ref.model_args())} --tasks {flow.asked(arm).name}{more}"
         out.append({"arm": arm.title, "command": command})
     return out
 
@@ -190,10 +197,15 @@ def read_report(path: Path) -> dict[str, Any]:
     file = path / "report.json" if path.is_dir() else path
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file}: not a readable report ({error}). Give a run folder, e.g. runs/quickstart.") from error
     if not isinstance(report, dict) or report.get("schema") != SCHEMA:
         raise UserError(f"{file}: not a report of schema {SCHEMA}.")
+    missing = [key for key in REQUIRED if key not in report]
+    if missing:
+        raise UserError(
+            f"{file}: this report lacks {', '.join(missing)}; it is cut or altered. Write it again with w2s run."
+        )
     return report
 
 
@@ -222,6 +234,8 @@ def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
         stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
         if name not in report["stages"] or not (stage / MANIFEST).is_file():
             raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
-        manifest = json.loads((stage / MANIFEST).read_text(encoding="utf-8"))
+        manifest, altered = whole(stage)
+        if manifest is None:
+            raise UserError(f"{stage}: {altered} is not as its manifest says; w2s run builds the stage of '{name}' anew.")
         flow.stages[name] = Stage(manifest["kind"], manifest["key"], stage, float(manifest["seconds"]), reused=True)
     return write_report(flow)

@@ -45,6 +45,8 @@ PRESENTATION = {
     "plan_costs.py",
     "sweep.py",
     "export.py",
+    "disk.py",
+    "eval_arguments.py",
     "documents.py",
     "rescore.py",
     "reference.py",
@@ -112,12 +114,38 @@ def _git_commit() -> str | None:
 
 def write_atomic(path: Path, text: str) -> None:
     """Write a text file so that a reader sees the old one or the new one, whole."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as f:
-        f.write(text)
-        f.flush()
-        os.fsync(f.fileno())
-    temporary.replace(path)
+    # A name of its own: two processes may write the same file, e.g. the report of one run folder.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def busy(root: Path) -> str | None:
+    """The stage of a run folder that a process is building now; None where nobody is at work."""
+    for path in sorted((root / "stages").glob(".lock-*")):
+        try:
+            FileLock(path).acquire(timeout=0).lock.release()
+        except Timeout:
+            return path.name.removeprefix(".lock-")
+    return None
+
+
+def whole(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """A finished stage's manifest where every file is as it says; else None and what is wrong."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        altered = [n for n, digest in manifest["files"].items() if sha256_file(folder / n) != digest]
+        float(manifest["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, str(error)
+    return (None, altered[0]) if altered else (manifest, "")
 
 
 @dataclass(frozen=True)
@@ -165,13 +193,9 @@ class Store:
             return None
         if self._checked and folder in self._checked:
             return self._checked[folder]
-        try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-            altered = [n for n, digest in manifest["files"].items() if sha256_file(folder / n) != digest]
-        except (OSError, ValueError, KeyError) as error:
-            altered = [str(error)]
-        if altered:
-            log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered[0])
+        manifest, altered = whole(folder)
+        if manifest is None:
+            log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered)
             return None
         stage = Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
         if self._checked is not None:

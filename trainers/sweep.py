@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 from rich.console import Console
 from rich.markup import escape
@@ -29,6 +28,8 @@ from trainers.config import Experiment, load
 from trainers.store import Store, code_version, recipe_key, write_atomic
 from trainers.tables import percent, pgr_text, standard_output
 from w2s_tasks.errors import UserError
+from w2s_tasks.keys import refuse
+from w2s_tasks.user_text import parse_yaml, shown
 
 if TYPE_CHECKING:
     from trainers.experiment import Flow
@@ -81,12 +82,20 @@ def parse_grid(entries: Sequence[str]) -> Grid:
         if not equals or not key or not raw.strip():
             raise UserError(f"--grid {entry}: write key=a,b, e.g. --grid method=xent,logconf --grid seed=0,1,2.")
         try:
-            values = yaml.safe_load(f"[{raw}]")
-        except yaml.YAMLError as error:
-            raise UserError(f"--grid {entry}: the values are not YAML, separated by commas.") from error
+            values = parse_yaml(f"[{raw}]", f"--grid {key}")
+        except UserError as error:
+            raise UserError(f"--grid {shown(entry)}: the values are not YAML, separated by commas ({error}).") from error
+        try:
+            json.dumps(values, allow_nan=False, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"--grid {key}: a value is no plain number, word, list or mapping ({error}); quote it."
+            ) from error
+        refuse(values, f"--grid {key}")
+        refuse({key.rpartition(".")[2]: values}, f"--grid {key}")
         if key in grid:
             raise UserError(f"--grid {entry}: '{key}' is given twice; put all its values into one --grid.")
-        if len({json.dumps(v, default=str) for v in values}) != len(values):
+        if len({json.dumps(v, sort_keys=True) for v in values}) != len(values):
             raise UserError(f"--grid {entry}: a value occurs twice.")
         grid[key] = values
     for short, long in ONE_OF.items():

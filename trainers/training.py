@@ -31,7 +31,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from trainers import processes
+from trainers import processes, stopping
 from trainers.config import Trainable
 from trainers.losses import LOSSES, WHOLE_STEP, Loss, State
 from trainers.store import CHECKPOINTS, write_atomic
@@ -72,6 +72,11 @@ class Bar(TrainerCallback):
         """Move the bar."""
         self.bar.update(state.global_step - self.bar.n)
 
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End here where a SIGTERM asked for this checkpoint."""
+        if stopping.asked():
+            raise stopping.Terminated
+
     def on_log(
         self,
         args: TrainingArguments,
@@ -86,6 +91,17 @@ class Bar(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Close the bar."""
         self.bar.close()
+
+
+class CheckpointOnTerm(TrainerCallback):
+    """After a SIGTERM: a checkpoint at the end of the step. Several processes end at once, at their last checkpoint."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask for the checkpoint; `Bar.on_save` ends training once it is written."""
+        if stopping.asked():
+            if processes.count() > 1:
+                raise stopping.Terminated
+            control.should_save = True
 
 
 class ChoiceTrainer(Trainer):
@@ -284,7 +300,8 @@ def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
     if checkpoint:
         log.info("%s: going on from %s", title, checkpoint.name)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with stopping.training():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         untouched = trainer.state.global_step == 0 or newest_checkpoint(checkpoints) is not None
         if getattr(trainer.args, CHECKPOINTING) or not untouched or processes.count() > 1:
@@ -345,11 +362,18 @@ def fit_choices(
         loss=functools.partial(LOSSES[method], **(loss_args or {})),
         prior=torch.tensor([row["targets"] for row in train]).mean(dim=0),
         whole_step=method in WHOLE_STEP,
-        callbacks=[Bar(title)],
+        callbacks=[Bar(title), CheckpointOnTerm()],
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     _train(trainer, out / CHECKPOINTS, title)
+    if stopping.asked():
+        raise stopping.Terminated  # the signal came with the last step: trained again from the newest checkpoint
+    if trainer.state.global_step < trainer.state.max_steps:
+        raise UserError(
+            f"{title}: training ended at step {trainer.state.global_step} of {trainer.state.max_steps}; a model that is "
+            "half trained is not used. Take what stops it out of trainer_args (e.g. enable_jit_checkpoint) and run again."
+        )
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
     keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")

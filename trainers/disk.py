@@ -1,0 +1,31 @@
+"""A disk that is full, read-only or over its quota, told from other errors whichever library met it."""
+
+from __future__ import annotations
+
+import errno
+
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
+SIGNS = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "File too large", "os error 27")
+TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")
+"""What torch.save says when a write comes back short; it keeps no error number."""
+
+
+def problem(error: BaseException) -> str | None:
+    """What to tell a user about an error of the disk; None for any other error."""
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    for one in seen:
+        number = one.errno if isinstance(one, OSError) else None
+        where = f" ({one.filename})" if isinstance(one, OSError) and one.filename else ""
+        if number in NO_ROOM or any(sign in str(one) for sign in (*SIGNS, *TORCH)):
+            return (
+                f"a file could not be written{where}: the disk is full, or a quota or size limit was met. What was finished "
+                "is kept; make room, or choose another --runs-dir, and run the same command again."
+            )
+        if number in NOT_ALLOWED and where:
+            return f"no permission to write{where}, or a read-only disk. Choose another place, e.g. with --runs-dir."
+    return None
