@@ -6,54 +6,18 @@ import csv
 import json
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import EXPERIMENT, OWN_TASK, rows
 
 from trainers.config import load
 from trainers.exports import write_tables
 from trainers.figures import recovered_panels, run_columns
 from trainers.page import render, render_comparison
-from trainers.report import read_report, recomputed, write_report
+from trainers.report import recomputed
 from trainers.tables import pgr_text, safety_grid, verdict
 from w2s_tasks.errors import UserError
-
-SETS = (
-    "seeds=[0,1]",
-    "arms=[zero_shot,student,ceiling,random_labels]",
-    "safety={tasks: [w2s_ethics_probe_justice, w2s_ethics_probe_utilitarianism, w2s_ethics_probe_justice_hard_gen], "
-    "limit: 12, num_fewshot: [0, 2]}",
-)
-
-
-@pytest.fixture(scope="module")
-def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
-    """A finished run: two seeds, three safety tasks (one of generated text) with 0 and 2 shots."""
-    from trainers.experiment import open_flow
-    from trainers.progress import Progress
-
-    root = tmp_path_factory.mktemp("report")
-    own = root / "own_tasks"
-    own.mkdir()
-    data = rows(300, 3)
-    for name, part in (("train", data[:240]), ("test", data[240:])):
-        (own / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
-    (own / "own_reviews.yaml").write_text(OWN_TASK.format(folder=own), encoding="utf-8")
-    config = root / "small.yaml"
-    config.write_text(EXPERIMENT.format(encoder=encoder_folder, strong=causal_model("llama")), encoding="utf-8")
-    flow = open_flow(load(str(config), list(SETS))[0], root / "runs")
-    flow.run(Progress(quiet=True))
-    write_report(flow)
-    return flow.folder
-
-
-@pytest.fixture
-def report(run_folder: Path) -> dict[str, Any]:
-    return read_report(run_folder)
 
 
 def test_arms_are_given_by_seed_and_over_seeds(report):
