@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
+from safetensors.torch import load_file
 
 from trainers import harness as hn
 from trainers import lora, training, weak
@@ -190,6 +191,32 @@ def test_accumulated_gradients_give_the_loss_of_the_whole_batch(own_task: Path, 
         lora.fit(task, task.train_docs[:44], _gold(task, 44), settings, out, pool=hn.ModelPool())
         curves.append([p["loss"] for p in json.loads((out / "curves.json").read_text())])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_step_that_is_run_in_parts_is_the_same_step(
+    own_task: Path, causal_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chat: bool
+):
+    """Fewer activations at once; where rows share a long prompt, cutting would run it again, so they stay together."""
+    from w2s_tasks.packing import scoring
+
+    system = "Tell whether the review is negative or positive, in one word. " * 4 if chat else None
+    settings = Strong(
+        model=str(causal_model("llama")), r=8, lr=1e-3, batch_size=12, holdout=0, chat_template=chat, system_prompt=system
+    )
+    original, parts, weights = lora.packing.cut_rows, [], []
+    monkeypatch.setattr(lora.packing, "cut_rows", lambda *a: parts.append(original(*a)) or parts[-1])
+    curves = []
+    for size in (10**6, 24):
+        monkeypatch.setitem(scoring.PART_TOKENS, "cpu", size)
+        parts.clear()
+        curves.append(_fit(_task(own_task), settings, 44, tmp_path / str(size)))
+        weights.append(load_file(tmp_path / str(size) / "adapter" / "adapter_model.safetensors"))
+        assert [sorted(itertools.chain(*step)) for step in parts] == [list(range(n)) for n in (12, 12, 12, 8)]
+        assert (max(map(len, parts)) > 1) == (size == 24 and not chat)
+    assert curves[0] == pytest.approx(curves[1], abs=1e-5)
+    for name, tensor in weights[0].items():
+        assert torch.allclose(tensor, weights[1][name], atol=1e-4), name
 
 
 def test_the_encoder_learns_and_its_checkpoint_knows_its_text_and_classes(

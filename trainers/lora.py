@@ -195,6 +195,11 @@ def fit(
             return reply_logprobs(model, batch["requests"], batch["learnt"], lm.max_length, tokens)
         return choice_logprobs(model, batch["requests"], choices, lm.max_length)
 
+    def cut(model: torch.nn.Module, batch: dict[str, Any]) -> list[list[int]]:
+        requests = batch["requests"]
+        each = len(requests) // len(batch["targets"])
+        return packing.cut_rows(model, [requests[i : i + each] for i in range(0, len(requests), each)], lm.max_length)
+
     set_seed(seed)
     model = _with_adapter(lm.language_model, settings)
     try:
@@ -210,6 +215,7 @@ def fit(
             out=out,
             seed=seed,
             title=title,
+            cut=cut,
         )
         model.save_pretrained(str(out / "adapter"))
     finally:

@@ -7,6 +7,7 @@ micro-batches.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -42,6 +43,7 @@ log = logging.getLogger(__name__)
 Row = dict[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
+Cut = Callable[[torch.nn.Module, dict[str, Any]], list[list[int]]]
 CURVE_POINTS = 5
 CHECKPOINTING = next(
     name for name in ("activation_checkpointing", "gradient_checkpointing") if name in TrainingArguments.__dataclass_fields__
@@ -110,10 +112,17 @@ class ChoiceTrainer(Trainer):
     control: TrainerControl
 
     def __init__(
-        self, *args: Any, choice_logprobs: ChoiceLogprobs, loss: Loss, prior: torch.Tensor, whole_step: bool, **kwargs: Any
+        self,
+        *args: Any,
+        choice_logprobs: ChoiceLogprobs,
+        loss: Loss,
+        prior: torch.Tensor,
+        whole_step: bool,
+        cut: Cut | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        self._choice_logprobs, self._loss = choice_logprobs, loss
+        self._choice_logprobs, self._loss, self._cut = choice_logprobs, loss, cut
         self._prior, self._whole_step = prior, whole_step
         self._step_probs: torch.Tensor | None = None
         # Our loss is a sum over rows divided by the rows of the whole step, so accumulation must not divide again.
@@ -155,6 +164,24 @@ class ChoiceTrainer(Trainer):
         rows = len(batch["targets"])
         place = self.args.process_index * rows + torch.arange(rows)
         batch["real"] = (place < left).float()
+
+    def training_step(
+        self, model: torch.nn.Module, inputs: dict[str, Any], num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """Forward and backward, part after part where the rows can be cut: only one part's activations are in memory."""
+        parts = [list(range(len(inputs["targets"])))]
+        if self._cut is not None and not self._whole_step:
+            parts = self._cut(model, inputs)
+        if len(parts) == 1:
+            return super().training_step(model, inputs, num_items_in_batch)
+        rows = num_items_in_batch if num_items_in_batch is not None else len(inputs["targets"])
+        losses = []
+        for part in parts:
+            # Processes may have different numbers of parts, so gradients are exchanged once, with the last one.
+            alone = contextlib.nullcontext() if part is parts[-1] else self.accelerator.no_sync(model)
+            with alone:
+                losses.append(super().training_step(model, _rows_of(inputs, part), rows))
+        return torch.stack(losses).sum()
 
     def compute_loss(
         self,
@@ -201,6 +228,16 @@ class ChoiceTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train()
         return metrics
+
+
+def _rows_of(batch: Mapping[str, Any], part: Sequence[int]) -> dict[str, Any]:
+    """Some rows of a batch; a list holds as many entries for every row, one row after the other."""
+    rows = len(batch["targets"])
+    taken: dict[str, Any] = {}
+    for key, value in batch.items():
+        each = len(value) // rows
+        taken[key] = [value[i * each + j] for i in part for j in range(each)] if isinstance(value, list) else value[part]
+    return taken
 
 
 def _whole(checkpoint: Path) -> bool:
@@ -327,6 +364,7 @@ def fit_choices(
     out: Path,
     seed: int,
     title: str,
+    cut: Cut | None = None,
 ) -> None:
     """Train `model` in place and write curves.json; goes on from the newest whole checkpoint in `out`.
 
@@ -342,6 +380,7 @@ def fit_choices(
         out: the stage's work folder.
         seed: order of the rows, dropout.
         title: of the progress bar.
+        cut: model and batch to the row numbers of the parts that a step may be run in; None for one part.
     """
     train, held = hold_out(rows, settings.holdout, seed)
     if not train:
@@ -362,6 +401,7 @@ def fit_choices(
         loss=functools.partial(LOSSES[method], **(loss_args or {})),
         prior=torch.tensor([row["targets"] for row in train]).mean(dim=0),
         whole_step=method in WHOLE_STEP,
+        cut=cut,
         callbacks=[Bar(title), CheckpointOnTerm()],
     )
     for noisy in (PrinterCallback, ProgressCallback):

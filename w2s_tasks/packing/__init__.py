@@ -15,7 +15,19 @@ Passes that share too little are batched by length instead: right padding under 
 
 from w2s_tasks.packing.decoding import generate
 from w2s_tasks.packing.plan import Plan, make_plan
-from w2s_tasks.packing.scoring import Scores, score
+from w2s_tasks.packing.scoring import Scores, cut_rows, score
 from w2s_tasks.packing.tree import Pass, Request, Tokens, common, plan_passes
 
-__all__ = ["Pass", "Plan", "Request", "Scores", "Tokens", "common", "generate", "make_plan", "plan_passes", "score"]
+__all__ = [
+    "Pass",
+    "Plan",
+    "Request",
+    "Scores",
+    "Tokens",
+    "common",
+    "cut_rows",
+    "generate",
+    "make_plan",
+    "plan_passes",
+    "score",
+]

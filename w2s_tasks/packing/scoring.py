@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,10 @@ BATCH_TOKENS = {"cpu": 256, "cuda": 16_384}
 PACK_TOKENS = {"cpu": 512, "cuda": 4096}
 TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
+PART_TOKENS = {"cpu": 256, "cuda": 8192}
+"""Tokens whose activations a training step keeps at once, where rows share little; fewer would only cost speed."""
+PART_COST = 0.05
+"""A step is not cut where its parts would run more than this share of tokens twice: prompts that the rows share."""
 LEAST_TOKENS = 64
 """Where even so few tokens don't fit the memory, the model is too large for the device."""
 TRIAL_TOKENS = 48
@@ -251,6 +256,33 @@ def plan_for(model: torch.nn.Module, requests: Sequence[Request], max_length: in
     """How `score` runs some requests."""
     device = next(model.parameters()).device
     return _plan(model, plan_passes(requests, max_length), _budget(device, budget), device)
+
+
+def cut_rows(model: torch.nn.Module, rows: Sequence[Sequence[Request]], max_length: int) -> list[list[int]]:
+    """Cut a training step's rows into parts that are run, and run back, one after the other: less memory, the same gradient.
+
+    Args:
+        model: the model that is trained.
+        rows: the requests of every row; those of one row stay together, for its loss needs all of them.
+        max_length: the model's window in tokens.
+
+    Returns:
+        The numbers of the rows of each part, the longest rows first; one part where cutting would run a shared prompt twice.
+    """
+
+    def tokens(part: Sequence[int]) -> int:
+        return plan_for(model, [request for i in part for request in rows[i]], max_length).tokens
+
+    order = sorted(range(len(rows)), key=lambda i: -max(len(context) + len(reply) for context, reply in rows[i]))
+    whole = tokens(order)
+    size = PART_TOKENS.get(next(model.parameters()).device.type, PART_TOKENS["cuda"])
+    while size < whole:
+        each = math.ceil(len(rows) * size / whole)
+        parts = [order[i : i + each] for i in range(0, len(order), each)]
+        if sum(map(tokens, parts)) <= (1 + PART_COST) * whole:
+            return parts
+        size *= 2
+    return [order]
 
 
 def _run_plan(model: torch.nn.Module, plan: Plan, device: torch.device) -> Iterator[tuple[Sequence[Pass], Part]]:
