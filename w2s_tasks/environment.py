@@ -6,8 +6,23 @@ It asks pip, lscpu, gcc and others for their versions, two to six seconds in all
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import threading
+from pathlib import Path
 from typing import Any
+
+
+def collect() -> dict[str, Any]:
+    """What lm_eval's `add_env_info` collects, without importing transformers for its version alone."""
+    from lm_eval.loggers.utils import get_commit_from_path
+    from torch.utils.collect_env import get_pretty_env_info
+
+    return {
+        "pretty_env_info": get_pretty_env_info(),
+        "transformers_version": importlib.metadata.version("transformers"),
+        "lm_eval_version": importlib.metadata.version("lm_eval"),
+        "upper_git_hash": get_commit_from_path(Path.cwd().parent),
+    }
 
 
 class _Collecting(threading.Thread):
@@ -19,11 +34,9 @@ class _Collecting(threading.Thread):
         self.error: Exception | None = None
 
     def run(self) -> None:
-        from lm_eval.loggers.utils import add_env_info
-
         try:
-            add_env_info(self.found)
-        except Exception as error:  # noqa: BLE001 - lm_eval calls whatever is installed; the caller gets it
+            self.found = collect()
+        except Exception as error:  # noqa: BLE001 - torch asks whatever is installed; the caller gets it
             self.error = error
 
 
@@ -39,7 +52,7 @@ def add_env_info(storage: dict[str, Any]) -> None:
     """What lm_eval's function of this name does, from the collection that runs or ran.
 
     Raises:
-        Exception: what lm_eval's function raised.
+        Exception: what the collection raised.
     """
     collecting = begin()
     collecting.join()
