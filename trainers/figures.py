@@ -198,6 +198,8 @@ def recovered_panels(columns: Sequence[Column], what: str) -> str | None:
         upper, lower = figure.subplots(2, 1, sharex=True)
         for level in ("weak", "zero_shot", "ceiling"):
             values = [100 * c["levels"][level] if level in c["levels"] else float("nan") for c in ordered]
+            if not any(level in c["levels"] for c in ordered):
+                continue
             upper.plot(places, values, "--", color=COLOURS[level], label=level, linewidth=1.3, marker="_", markersize=9)
         for place, column in zip(places, ordered, strict=True):
             for point in column["points"]:
