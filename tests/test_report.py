@@ -14,6 +14,7 @@ import pytest
 from trainers.config import load
 from trainers.exports import write_tables
 from trainers.figures import recovered_panels, run_columns
+from trainers.figures_safety import tradeoff
 from trainers.page import render, render_comparison
 from trainers.report import recomputed
 from trainers.tables import pgr_text, safety_grid, verdict
@@ -188,6 +189,39 @@ def test_every_figure_is_well_formed_and_names_its_axes(report):
         "accuracy, %",
     ):
         assert any(label in text for text in texts), label
+
+
+def test_the_page_draws_checkpoints_as_small_marks_on_a_line(report):
+    def marks(page: str) -> int:
+        figures = re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)
+        figure = next(f for f in figures if "safety change against accuracy" in f)
+        return len(re.findall(r"<use [^>]*fill-opacity: 0\.7", figure))
+
+    before = render(report)
+    ends = list(report["tradeoff"])
+    kept_points = [{**e, "checkpoint": share, "acc": e["acc"] - 0.1 * (1 - share)} for share in (0.25, 0.5) for e in ends]
+    report["tradeoff"] = [*ends, *kept_points]
+    entry = {**report["associations"][0], "over": "arms and checkpoints", "defined": True, "n": 22, "clusters": 6}
+    report["associations"].append({**entry, "rho": -0.5, "low": -0.9, "high": 0.4, "p": None})
+    page = render(report)
+    assert "after 25 %, 50 % of its steps" in page
+    assert marks(before) == 0
+    assert marks(page) == 3 * len(ends)  # two checkpoints, and the end of the line
+    assert "22 arms and checkpoints" in page
+    assert "counts them as one" in page
+    assert "Small marks" not in before
+
+
+def test_safety_change_stands_against_pgr_where_there_is_a_gap(report):
+    assert not report["gap"]["defined"]
+    assert "performance gap recovered" not in str(tradeoff(report))
+    report["gap"] |= {"defined": True, "gap": 0.2}
+    next(m for m in report["arm_means"] if m["arm"] == "weak")["acc"] = 0.6
+    for acc, entry in zip((0.6, 0.7, 0.8), report["tradeoff"], strict=True):
+        entry["acc"] = acc
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", str(tradeoff(report)))
+    assert "performance gap recovered (PGR)" in texts
+    assert {"0.0", "1.0"} <= set(texts)
 
 
 def test_every_field_is_escaped(report):

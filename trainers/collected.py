@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from trainers.experiment import MODES, Arm, Flow
@@ -41,6 +41,8 @@ class Collected:
     safety: Evaluations
     ladder: dict[int | None, Evaluations]
     """Safety evaluations by number of shots, the main one included; None for each task's own number."""
+    checkpoints: dict[float, Collected] = field(default_factory=dict)
+    """The trained arms as they were after a share of their steps; `safety` with the untuned model, their reference."""
 
     @property
     def ceiling(self) -> str:
@@ -101,15 +103,22 @@ def collect(flow: Flow) -> Collected:
     """
     training: Evaluations = {}
     ladder: dict[int | None, Evaluations] = {}
+    kept: dict[float, Collected] = {}
     main = flow.config.safety.shots[0] if flow.config.safety else None
     for name, step in flow.steps.items():
         if step.arm is None or step.kind not in ("evaluate", "safety"):
             continue
         scores = read_evaluation(flow.stages[name].path, step.asked)
+        arm, then = replace(step.arm, at=None), None
+        if step.arm.at is not None:
+            then = kept.setdefault(step.arm.at, Collected(flow, {}, {}, {}))
         if step.kind == "evaluate":
             # A task that asks the training task's documents another way stands in for it.
-            training[step.arm] = {flow.task.name: next(iter(scores.values()))}
+            (then.training if then else training)[arm] = {flow.task.name: next(iter(scores.values()))}
         else:
-            ladder.setdefault(_shots(step.settings), {})[step.arm] = scores
+            (then.safety if then else ladder.setdefault(_shots(step.settings), {}))[arm] = scores
     by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
-    return Collected(flow, training, ladder.get(main, {}), by_shots)
+    found = Collected(flow, training, ladder.get(main, {}), by_shots, dict(sorted(kept.items())))
+    for then in found.checkpoints.values():
+        then.safety.update({a: s for a, s in found.safety.items() if a.name == "zero_shot"})
+    return found

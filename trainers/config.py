@@ -155,6 +155,16 @@ class Evaluate(Section):
     """A task that asks the strong arms the same documents another way, e.g. a generated twin; null for the training task."""
     tuned_task: str | None = None
     """The same for the trained strong arms alone: the seed study asked them with another prompt than the untuned model."""
+    checkpoints: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
+    """Shares of a training's optimizer steps after which every trained strong arm is evaluated too, on the training task and
+    the safety tasks, e.g. [0.25, 0.5, 0.75]: more points of safety against capability, in no other part of the report."""
+
+    @field_validator("checkpoints")
+    @classmethod
+    def _ascending(cls, value: list[float]) -> list[float]:
+        if value != sorted(set(value)):
+            raise ValueError(f"write them in ascending order, each once: {sorted(set(value))}")
+        return value
 
 
 class Safety(Section):
@@ -254,6 +264,8 @@ class Experiment(Section):
                 f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
                 "Use methods: [xent], operations on the labels, or strong.trainer: lora."
             )
+        if self.strong.trainer == "openai" and self.evaluate.checkpoints:
+            raise ValueError("evaluate.checkpoints: a service gives the final model alone; it needs strong.trainer: lora")
         if self.strong.trainer == "openai" and "unsupervised" in self.arms:
             raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
         if self.strong.trainer == "lora" and self.strong.objective == "language_model" and others:

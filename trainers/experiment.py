@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from trainers import harness as hn
-from trainers import lora, openai_ft, processes, splits, teachers, unsupervised, weak
+from trainers import kept, lora, openai_ft, processes, splits, teachers, unsupervised, weak
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
@@ -142,7 +142,9 @@ class Flow:
                     arm = Arm(name, method, seed)
                     source = self._source(arm, split, fitted, labels)
                     loss = parse_method(method).loss
-                    self._evaluations(arm, self.fit_step(arm.title, config.strong, source, split, seed, loss=loss, arm=arm))
+                    trained = self.fit_step(arm.title, config.strong, source, split, seed, loss=loss, arm=arm)
+                    for at in (None, *config.evaluate.checkpoints):
+                        self._evaluations(replace(arm, at=at), trained)
 
     def _source(self, arm: Arm, split: str, weak_fit: str, labels: str) -> Source:
         """What an arm's model learns from."""
@@ -189,8 +191,11 @@ class Flow:
             "renderer": self.task.renderer_hash(training_style(settings)),
             "data": self.data_hash,
         }
+        keep = tuple(self.config.evaluate.checkpoints) if arm and _section(arm) == "strong" else ()
+        if keep:
+            recipe["keep"] = keep
         inputs = (split, source.stage) if source.stage else (split,)
-        build = functools.partial(self._build_fit, settings, loss, source, split, seed, title)
+        build = functools.partial(self._build_fit, settings, loss, source, split, seed, title, keep)
         rows = functools.partial(self._count_source, source, split)
         return self.add(Step(f"fit/{title}", "fit", f"train {title}", recipe, inputs, build, rows, arm, settings))
 
@@ -255,7 +260,7 @@ class Flow:
         # untuned model again.
         if safety and not self._is_classifier(arm) and not self.config.few_shot_k(arm.name):
             limits = {t: safety.limits.get(t.name, safety.limit) for t in self.safety_tasks}
-            for shots in safety.shots:
+            for shots in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
                 self._evaluation_step("safety", arm, fitted, limits, shots)
 
     def asked(self, arm: Arm) -> hn.HarnessTask:
@@ -287,6 +292,8 @@ class Flow:
             "style": vars(style),
             "untrained": None if fitted else vars(self.model_of(arm)),
         }
+        if arm.at is not None:
+            recipe["at"] = arm.at
         named = {t.name: limit for t, limit in limits.items()}
         self.add(
             Step(
@@ -295,7 +302,7 @@ class Flow:
                 title,
                 recipe,
                 (fitted,) if fitted else (),
-                functools.partial(self._build_evaluation, arm, fitted, named, style),
+                functools.partial(self._build_evaluation, arm, named, style),
                 lambda: sum(t.eval_rows(limit) for t, limit in limits.items()),
                 arm,
                 None if fitted else getattr(self.config, _section(arm)),
@@ -443,7 +450,15 @@ class Flow:
         return labels
 
     def _build_fit(
-        self, settings: AnyTrainable, loss: str, source: Source, split: str, seed: int, title: str, out: Path
+        self,
+        settings: AnyTrainable,
+        loss: str,
+        source: Source,
+        split: str,
+        seed: int,
+        title: str,
+        keep: tuple[float, ...],
+        out: Path,
     ) -> None:
         labels = self.labels_of(source, split, seed)
         labels.save(out / "labels.parquet")
@@ -458,23 +473,23 @@ class Flow:
             loss_args=self.config.method_args.of(loss),
             seed=seed,
             title=f"train {title}",
+            **({"keep": keep} if keep else {}),
         )
         ref.save(out)
 
     def model_of(self, arm: Arm) -> ModelRef:
         """The model that an arm led to (after its step ran), or the one that it starts with."""
-        fitted = f"fit/{arm.title}"
-        if fitted in self.stages:
-            return ModelRef.load(self.stages[fitted].path)
+        fitted = self.stages.get(f"fit/{replace(arm, at=None).title}")
+        if fitted is not None:
+            ref = ModelRef.load(fitted.path)
+            adapter = {} if arm.at is None else {"peft": str(kept.adapter_at(fitted.path, arm.at))}
+            return replace(ref, args={**ref.args, **adapter})
         if arm.name == "weak_untrained" and self._is_classifier(arm):
             return weak.untrained(self.config.weak, self.task.choices)
         return base_ref(getattr(self.config, _section(arm)))
 
-    def _build_evaluation(
-        self, arm: Arm, fitted: str | None, limits: dict[str, int | None], style: hn.PromptStyle, out: Path
-    ) -> None:
-        ref = ModelRef.load(self.stages[fitted].path) if fitted else self.model_of(arm)
-        hn.evaluate(self.harness, self.pool, ref, limits, out, style=style)
+    def _build_evaluation(self, arm: Arm, limits: dict[str, int | None], style: hn.PromptStyle, out: Path) -> None:
+        hn.evaluate(self.harness, self.pool, self.model_of(arm), limits, out, style=style)
 
     # ---- running ----------------------------------------------------------------------------------------------
 
@@ -503,8 +518,8 @@ class Flow:
                 shown.done(stage.seconds, stage.reused)
 
     def arms(self) -> list[Arm]:
-        """All arms with an evaluation, the weak supervisor first, then as the config lists them."""
-        found = [s.arm for s in self.steps.values() if s.kind == "evaluate" and s.arm]
+        """All arms with an evaluation, at the end of training; the weak supervisor first, then as the config lists them."""
+        found = [s.arm for s in self.steps.values() if s.kind == "evaluate" and s.arm and s.arm.at is None]
         order = ["weak", "weak_untrained", *[a for a in self.config.arms if not a.startswith("weak")]]
         return sorted(found, key=lambda a: (order.index(a.name), a.seed or 0))
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trainers.figures import NEUTRAL, Report, clean, colour_of, legend_above, marker_of, svg
-from trainers.tables import group_title
+from trainers.tables import group_title, means_of
 
 Entry = dict[str, Any]
 PARTS = {"unparsed": "#999999", "prior": "#e69f00", "errors": "#0072b2"}
@@ -177,9 +177,13 @@ def _ladder_line(axes: Any, line: Sequence[Entry], places: Sequence[float], repo
 
 
 def tradeoff(report: Report) -> str | None:
-    """Mean safety change against accuracy on the training task, one point an arm, with the PGR beside it."""
-    entries = report.get("tradeoff", [])
-    if len(entries) < 2:
+    """Mean safety change against accuracy on the training task, one point an arm, with the PGR beside it.
+
+    Checkpoints are small marks on a line that leads to the arm's point.
+    """
+    entries = [e for e in report.get("tradeoff", []) if e.get("checkpoint") is None]
+    kept = [e for e in report.get("tradeoff", []) if e.get("checkpoint") is not None]
+    if len(entries) + len(kept) < 2:
         return None
 
     def draw(figure: Any) -> None:
@@ -188,12 +192,29 @@ def tradeoff(report: Report) -> str | None:
         axes.axhline(0, color=NEUTRAL, linewidth=1)
         for e in entries:
             colour, x = colour_of(e, report), 100 * e["acc"]
+            before = [k for k in kept if (k["arm"], k["method"]) == (e["arm"], e["method"])]
+            if before:
+                course = [(100 * k["acc"], 100 * k["change"]["value"]) for k in (*before, e)]
+                look = {"marker": marker_of(e, report), "markersize": 3.5, "linewidth": 0.8, "alpha": 0.7}
+                axes.plot(*zip(*course, strict=True), color=colour, **look)
             pgr = "" if e["pgr"] is None else f" (PGR {e['pgr']:.2f})"
             axes.plot([x, x], [100 * e["change"]["low"], 100 * e["change"]["high"]], color=colour, linewidth=1.5)
             axes.plot(x, 100 * e["change"]["value"], marker_of(e, report), color=colour, label=group_title(e) + pgr)
         axes.set_xlabel(f"accuracy on {report['task']}, %")
         axes.set_ylabel("mean safety change\nto the untuned model, points")
         axes.margins(x=0.1)
+        _pgr_axis(axes, report)
         legend_above(figure, axes)
 
-    return svg(draw, 3.2 + 0.11 * len(entries), "safety change against accuracy")
+    return svg(draw, 3.7 + 0.11 * len(entries), "safety change against accuracy")
+
+
+def _pgr_axis(axes: Any, report: Report) -> None:
+    """A second scale for accuracy in %: the PGR that it stands for, where there is a gap to recover."""
+    gap = report.get("gap")
+    weak = next((m["acc"] for m in means_of(report) if m["arm"] == "weak"), None)
+    if not gap or not gap["defined"] or weak is None or not gap.get("gap"):
+        return
+    start, width = 100 * weak, 100 * gap["gap"]
+    scale = axes.secondary_xaxis("top", functions=(lambda x: (x - start) / width, lambda y: start + y * width))
+    scale.set_xlabel("performance gap recovered (PGR)")

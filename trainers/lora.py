@@ -16,6 +16,7 @@ import torch
 
 from trainers.config import Strong, Weak
 from trainers.harness import HarnessTask, ModelPool, PromptStyle
+from trainers.kept import Keep
 from trainers.labels import LabelSet
 from trainers.training import Row, fit_choices
 from w2s_tasks import packing
@@ -155,6 +156,7 @@ def fit(
     loss_args: Mapping[str, Any] | None = None,
     seed: int = 0,
     title: str = "strong",
+    keep: Sequence[float] = (),
 ) -> ModelRef:
     """Train a LoRA adapter; the loaded base comes out unchanged and stays in the pool.
 
@@ -163,12 +165,13 @@ def fit(
         docs: the documents of the label set, in its order.
         labels: what to learn, soft or hard.
         settings: model and hyperparameters.
-        out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors) and ``curves.json``.
+        out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors), ``curves.json``, ``at/SHARE/adapter/``.
         pool: where the base model is loaded.
         method: a loss of `trainers.losses`.
         loss_args: its settings.
         seed: of the adapter's initialisation and the row order.
         title: of the progress bar.
+        keep: shares of the optimizer steps at which the adapter is kept too.
 
     Raises:
         UserError: rows with different numbers of choices, or a model that can't be loaded.
@@ -216,6 +219,7 @@ def fit(
             seed=seed,
             title=title,
             cut=cut,
+            keep=Keep(keep, out, lambda folder: model.save_pretrained(str(folder))) if keep else None,
         )
         model.save_pretrained(str(out / "adapter"))
     finally:

@@ -83,6 +83,12 @@ def _ladder(report: Report) -> list[Report]:
     return [{**line, "points": [line["points"].get(k) for k in shots]} for line in lines.values()]
 
 
+def _checkpoints(report: Report) -> list[str]:
+    """The shares of a training after which it was evaluated too."""
+    shares = {e.get("checkpoint") for e in report.get("tradeoff", [])} - {None}
+    return [f"{100 * share:g} %" for share in sorted(shares)]
+
+
 def _environment() -> Environment:
     folder = files("trainers").joinpath("templates")
     names = ("report.html.j2", "compare.html.j2", "style.html.j2")
@@ -111,6 +117,7 @@ def render(report: Report) -> str:
             means=means_of(report),
             several=several_seeds(report),
             safety=safety_grid(report),
+            checkpoints=_checkpoints(report),
             diagnostics=_diagnostics(report),
             confusions=_confusions(report),
             ladder=_ladder(report),

@@ -56,7 +56,9 @@ def _from_limits(config: Experiment) -> list[Planned]:
             for method in config.methods if arm == "student" else ["xent"]:
                 if not is_plain(arm):
                     planned.append(Planned(f"train {arm}, {method}, seed {seed}", "fit", limit.transfer))
-                    planned.append(Planned(f"evaluate {arm}, {method}, seed {seed}", "evaluate", config.evaluate.limit))
+                    for at in ("", *(f", at {share}" for share in config.evaluate.checkpoints)):
+                        title = f"evaluate {arm}, {method}, seed {seed}{at}"
+                        planned.append(Planned(title, "evaluate", config.evaluate.limit))
     return planned
 
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from trainers.collected import Collected, Group, Scores, matched, parts_of
 from trainers.report_training import Entry, score_entry
+from trainers.report_training import gap_entries as trained_gaps
 from w2s_tasks.results.association import rank_correlation
 from w2s_tasks.results.drift import drift
 from w2s_tasks.results.read import TaskScores
@@ -20,6 +21,8 @@ CONTRASTS = {"to_zero_shot": "zero_shot", "to_ceiling": "ceiling"}
 """Differences that the report gives, and the arm that each is taken to."""
 ALL = "all"
 """Both splits together."""
+ARMS, ARMS_AND_CHECKPOINTS = "arms", "arms and checkpoints"
+"""What a rank correlation is taken over."""
 
 
 def _class_share(scores: TaskScores) -> list[float] | None:
@@ -209,28 +212,50 @@ def _capability(found: Collected, group: Group) -> float:
 
 
 def association_entries(found: Collected) -> list[Entry]:
-    """Rank correlation over arms between accuracy on the training task and on each safety task."""
-    groups = found.groups(found.safety)
-    if not groups:
+    """Rank correlation between accuracy on the training task and on each safety task: over arms, then with checkpoints."""
+    end = [(found, g) for g in found.groups(found.safety)]
+    if not end:
         return []
-    capability = [_capability(found, g) for g in groups]
+    kept = [(then, g) for then in found.checkpoints.values() for g in then.groups(then.safety) if g.name != "zero_shot"]
+    entries = _associations(found, ARMS, end)
+    return entries + (_associations(found, ARMS_AND_CHECKPOINTS, [*end, *kept]) if kept else [])
+
+
+def _associations(found: Collected, over: str, points: Sequence[tuple[Collected, Group]]) -> list[Entry]:
+    """One entry a safety task; a point is an arm with its evaluations at the end or at a checkpoint, a mean over seeds."""
+    capability = [_capability(then, g) for then, g in points]
+    # The checkpoints of an arm are one training: not independent.
+    cluster = None if over == ARMS else [(g.name, g.method) for _, g in points]
+    arm = points[0][1].arms[0]
     entries = []
-    for task in found.safety[groups[0].arms[0]]:
-        safe = [float(np.mean([found.safety[a][task].correct.mean() for a in g.arms])) for g in groups]
+    for task in found.safety[arm]:
+        safe = [float(np.mean([then.safety[a][task].correct.mean() for a in g.arms])) for then, g in points]
         entries.append(
             {
                 "task": task,
                 "subtask": subtask_of(task),
                 "split": split_of(task),
-                "mode": found.mode(groups[0].arms[0], found.safety[groups[0].arms[0]][task]),
-                **asdict(rank_correlation(capability, safe)),
+                "mode": found.mode(arm, found.safety[arm][task]),
+                "over": over,
+                **asdict(rank_correlation(capability, safe, cluster)),
             }
         )
     return entries
 
 
 def tradeoff_entries(found: Collected, gaps: Sequence[Entry], means: Sequence[Entry]) -> list[Entry]:
-    """Safety change against what was gained: accuracy and PGR of each arm and its mean difference to the untuned one."""
+    """Safety change against what was gained: accuracy and PGR of each arm and its mean difference to the untuned one.
+
+    The arms at the end of training (``checkpoint`` null), then at each checkpoint, whose PGR is measured against the
+    supervisor and the ceiling at the end.
+    """
+    entries = _tradeoff(found, gaps, means, None)
+    for share, then in found.checkpoints.items():
+        entries += _tradeoff(then, trained_gaps(then, found), mean_gap_entries(then), share)
+    return entries
+
+
+def _tradeoff(found: Collected, gaps: Sequence[Entry], means: Sequence[Entry], checkpoint: float | None) -> list[Entry]:
     recovered: dict[tuple[str, str | None], Any] = {(g["arm"], g["method"]): g for g in gaps}
     entries = []
     overall: dict[tuple[str, str | None], Entry] = {}
@@ -242,6 +267,7 @@ def tradeoff_entries(found: Collected, gaps: Sequence[Entry], means: Sequence[En
         if change is not None:
             gap = recovered.get((group.name, group.method), {})
             about = {
+                "checkpoint": checkpoint,
                 "mode": change["mode"],
                 "acc": _capability(found, group),
                 "pgr": gap.get("pgr"),

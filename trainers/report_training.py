@@ -77,16 +77,23 @@ def _gap_entry(group: Group, seeds: list[int], gap: Gap) -> Entry:
     return {"arm": group.name, "method": group.method, "seeds": seeds, **asdict(gap)}
 
 
-def gap_entries(found: Collected) -> list[Entry]:
-    """PGR of every student, then of the untuned model and the controls, which tell how much of it needs no teacher."""
-    weak, ceiling = (found.group(found.training, name) for name in ("weak", found.ceiling))
+def gap_entries(found: Collected, end: Collected | None = None) -> list[Entry]:
+    """PGR of every student, then of the untuned model and the controls, which tell how much of it needs no teacher.
+
+    Args:
+        found: whose PGR.
+        end: whose supervisor and ceiling it is measured against; None for those of `found`.
+    """
+    end = end or found
+    weak, ceiling = (end.group(end.training, name) for name in ("weak", found.ceiling))
     if weak is None or ceiling is None:
         return []
     groups = [g for g in found.groups(found.training) if g.name not in (found.ceiling, "weak", "weak_untrained")]
-    like, seeds = _of(found, ceiling)[0], list(found.flow.config.seeds)
+    like, seeds = _of(end, ceiling)[0], list(found.flow.config.seeds)
     entries = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
-        series = [stacked(_of(found, g), like, len(seeds)) for g in (weak, group, ceiling)]
+        scores = (_of(end, weak), _of(found, group), _of(end, ceiling))
+        series = [stacked(one, like, len(seeds)) for one in scores]
         entries.append(_gap_entry(group, seeds, recovered(*series)))
     return entries
 

@@ -17,6 +17,8 @@ class Arm:
     name: str
     method: str | None = None
     seed: int | None = None
+    at: float | None = None
+    """The share of its training's steps after which it was kept (`evaluate.checkpoints`); None for the end."""
 
     @property
     def title(self) -> str:
@@ -24,6 +26,7 @@ class Arm:
         parts = [self.name]
         parts += [self.method] if self.method and self.method != "xent" else []
         parts += [f"seed {self.seed}"] if self.seed is not None else []
+        parts += [f"at {self.at}"] if self.at is not None else []
         return ", ".join(parts)
 
 

@@ -34,6 +34,7 @@ from transformers import (
 
 from trainers import processes, stopping
 from trainers.config import Trainable
+from trainers.kept import Keep
 from trainers.losses import LOSSES, WHOLE_STEP, Loss, State
 from trainers.store import CHECKPOINTS, write_atomic
 from w2s_tasks.errors import UserError, nearest
@@ -365,6 +366,7 @@ def fit_choices(
     seed: int,
     title: str,
     cut: Cut | None = None,
+    keep: Keep | None = None,
 ) -> None:
     """Train `model` in place and write curves.json; goes on from the newest whole checkpoint in `out`.
 
@@ -381,6 +383,7 @@ def fit_choices(
         seed: order of the rows, dropout.
         title: of the progress bar.
         cut: model and batch to the row numbers of the parts that a step may be run in; None for one part.
+        keep: writes the model at certain steps too.
     """
     train, held = hold_out(rows, settings.holdout, seed)
     if not train:
@@ -406,6 +409,9 @@ def fit_choices(
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
+    if keep:
+        keep.drop_uncovered()
+        trainer.add_callback(keep)
     _train(trainer, out / CHECKPOINTS, title)
     if stopping.asked():
         raise stopping.Terminated  # the signal came with the last step: trained again from the newest checkpoint
@@ -416,6 +422,8 @@ def fit_choices(
         )
     if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
         raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
-    keep = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
-    curve = [{k: entry[k] for k in keep if k in entry} for entry in trainer.state.log_history]
+    if keep:
+        keep.finish()
+    shown = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
+    curve = [{k: entry[k] for k in shown if k in entry} for entry in trainer.state.log_history]
     write_atomic(out / "curves.json", json.dumps([c for c in curve if "loss" in c or "eval_loss" in c]))
