@@ -184,6 +184,19 @@ evaluate: {{num_fewshot: 0}}
 """
 
 
+def write_experiment(folder: Path, encoder: Path, strong: Path) -> Path:
+    """Write that experiment with its task and rows into a folder; its YAML file."""
+    own = folder / "own_tasks"
+    own.mkdir()
+    data = rows(300, 3)
+    for name, part in (("train", data[:240]), ("test", data[240:])):
+        (own / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
+    (own / "own_reviews.yaml").write_text(OWN_TASK.format(folder=own), encoding="utf-8")
+    path = folder / "small.yaml"
+    path.write_text(EXPERIMENT.format(encoder=encoder, strong=strong), encoding="utf-8")
+    return path
+
+
 @pytest.fixture
 def experiment_file(tmp_path: Path, own_task: Path, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
     """A whole small experiment on `own_reviews`."""
@@ -256,14 +269,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, c
     from trainers.report import write_report
 
     root = tmp_path_factory.mktemp("report")
-    own = root / "own_tasks"
-    own.mkdir()
-    data = rows(300, 3)
-    for name, part in (("train", data[:240]), ("test", data[240:])):
-        (own / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
-    (own / "own_reviews.yaml").write_text(OWN_TASK.format(folder=own), encoding="utf-8")
-    config = root / "small.yaml"
-    config.write_text(EXPERIMENT.format(encoder=encoder_folder, strong=causal_model("llama")), encoding="utf-8")
+    config = write_experiment(root, encoder_folder, causal_model("llama"))
     flow = open_flow(load(str(config), list(REPORT_SETS))[0], root / "runs")
     flow.run(Progress(quiet=True))
     write_report(flow)

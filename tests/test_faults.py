@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import functools
 import os
 import re
 import resource
@@ -11,33 +11,51 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from filelock import FileLock
+from watched_run import STEP, Watched, content, forked, numbers
 
 from trainers import disk, stopping
 from trainers import store as st
 from trainers.config import load
 from trainers.experiment import Flow, open_flow
 from trainers.progress import Progress
-from trainers.report import read_report, recomputed, write_report
+from trainers.report import recomputed, write_report
 from trainers.training import newest_checkpoint
 from w2s_tasks.errors import UserError
 
 SMALL = ("arms=[student]", "evaluate.limit=20")
 
 
-def command(config: Path, runs: Path, *sets: str) -> list[str]:
+def arguments(config: Path, runs: Path, *sets: str) -> list[str]:
     more = [word for s in (*SMALL, *sets) for word in ("--set", s)]
-    return [sys.executable, "-m", "trainers.cli", "run", str(config), "--runs-dir", str(runs), "--quiet", *more]
+    return ["run", str(config), "--runs-dir", str(runs), "--quiet", *more]
 
 
-def w2s(config: Path, runs: Path, *sets: str, **options: Any) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(config, runs, *sets), capture_output=True, text=True, check=False, timeout=300, **options)
+@dataclass
+class Done:
+    code: int | None
+    output: str
+
+
+def ended(process: BaseProcess, output: Path) -> Done:
+    process.join(300)
+    return Done(process.exitcode, output.read_text(encoding="utf-8"))
+
+
+def w2s(words: list[str], prepare: Callable[[], None] | None = None) -> Done:
+    """`w2s WORDS` in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "output"
+        return ended(forked(words, output, prepare), output)
 
 
 def in_process(config: Path, runs: Path, *sets: str) -> Flow:
@@ -47,57 +65,35 @@ def in_process(config: Path, runs: Path, *sets: str) -> Flow:
     return flow
 
 
-def content(run: Path) -> dict[str, Any]:
-    """Weights, labels, splits, curves and per-row predictions of all stages, by kind and key."""
-    found: dict[str, Any] = {}
-    for path in sorted((run / "stages").glob("[!.]*/**/*")):
-        name = path.relative_to(run).as_posix()
-        if path.suffix in (".safetensors", ".parquet") or path.name in ("split.json", "curves.json"):
-            found[name] = path.read_bytes()
-        elif path.name.startswith("samples_"):
-            rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            found[name.rsplit("_", 1)[0]] = [(r["doc_id"], r["doc_hash"], r["filtered_resps"]) for r in rows]
-    return found
-
-
-def numbers(run: Path) -> Any:
-    report = read_report(run)
-    return [(a["arm"], a["n"], a["metrics"]) for a in report["arms"]], report["gaps"]
-
-
-def one_error(done: subprocess.CompletedProcess[str], message: str) -> None:
-    assert done.returncode == 2, done.stderr[-3000:]
-    assert re.search(message, done.stderr), done.stderr[-3000:]
-    assert "Traceback" not in done.stderr
+def one_error(done: Done, message: str) -> None:
+    assert done.code == 2, done.output[-3000:]
+    assert re.search(message, done.output), done.output[-3000:]
+    assert "Traceback" not in done.output
 
 
 # ---- SIGTERM ----------------------------------------------------------------------------------------------------------
 
 
 def test_sigterm_in_training_writes_a_checkpoint_and_the_same_command_goes_on(experiment_file: Path, tmp_path: Path):
-    long = "weak.epochs=60"
-    runs = tmp_path / "cut"
-    process = subprocess.Popen(
-        command(experiment_file, runs, long), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
-    stages = runs / "small" / "stages"
-    deadline = time.monotonic() + 200
-    while not list(stages.glob(".work-fit-*/checkpoints/checkpoint-*")) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-    before = {p.name for p in stages.glob(".work-fit-*/checkpoints/checkpoint-*")}
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == stopping.EXIT_CODE == 143, errors
+    long = ("weak.epochs=60", "weak.trainer_args={save_steps: 1000}")  # no regular checkpoint before the last step
+    run, output = tmp_path / "cut" / "small", tmp_path / "output"
+    process = Watched(arguments(experiment_file, run.parent, *long), run, output)
+    assert process.process.pid is not None
+    for moment in process.follow():
+        if moment.verb == STEP and moment.path.endswith("/step-30"):
+            os.kill(process.process.pid, signal.SIGTERM)
+    assert process.ended() == stopping.EXIT_CODE == 143
+    errors = output.read_text(encoding="utf-8")
     assert "the same command goes on" in errors
     assert "Traceback" not in errors
+    stages = run / "stages"
     (folder,) = stages.glob(".work-fit-*/checkpoints")
     newest = newest_checkpoint(folder)
     assert newest is not None
-    assert newest.name not in before or len(before) > 1  # written at the signal, not at the next regular point
+    assert int(newest.name.removeprefix("checkpoint-")) in range(30, 300)
     assert not list(stages.glob("fit-*"))  # the half-trained model is no stage
-    flow = in_process(experiment_file, runs, long)
-    whole = in_process(experiment_file, tmp_path / "whole", long)
+    flow = in_process(experiment_file, run.parent, *long)
+    whole = in_process(experiment_file, tmp_path / "whole", *long)
     assert content(flow.folder) == content(whole.folder)
     assert numbers(flow.folder) == numbers(whole.folder)
 
@@ -157,21 +153,19 @@ def small_disk(folder: Path, size: str) -> Iterator[Path]:
 def test_a_full_disk_is_one_clear_error_and_the_same_command_goes_on_after(experiment_file: Path, tmp_path: Path, size: str):
     whole = in_process(experiment_file, tmp_path / "whole")
     with small_disk(tmp_path / "disk", size) as folder:
-        one_error(w2s(experiment_file, folder / "runs"), "the disk is full|can't be written")
+        one_error(w2s(arguments(experiment_file, folder / "runs")), "the disk is full|can't be written")
         assert not (folder / "runs" / "small" / "report.json").exists()
         subprocess.run(["mount", "-o", "remount,size=200m", str(folder)], check=True)
-        done = w2s(experiment_file, folder / "runs")
-        assert done.returncode == 0, done.stderr
+        done = w2s(arguments(experiment_file, folder / "runs"))
+        assert done.code == 0, done.output
         assert content(folder / "runs" / "small") == content(whole.folder)
         assert numbers(folder / "runs" / "small") == numbers(whole.folder)
 
 
 @pytest.mark.parametrize("limit", [20_000, pytest.param(90_000, marks=pytest.mark.slow)])
 def test_a_limit_on_file_sizes_is_one_clear_error(experiment_file: Path, tmp_path: Path, limit: int):
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    done = w2s(experiment_file, tmp_path / "runs", preexec_fn=limited)
+    prepare = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (limit, limit))
+    done = w2s(arguments(experiment_file, tmp_path / "runs"), prepare)
     one_error(done, "the disk is full, or a quota or size limit was met")
     assert not (tmp_path / "runs" / "small" / "report.json").exists()
     for stage in (tmp_path / "runs" / "small" / "stages").glob("[!.]*"):
@@ -181,11 +175,14 @@ def test_a_limit_on_file_sizes_is_one_clear_error(experiment_file: Path, tmp_pat
 def test_a_read_only_run_folder_is_one_clear_error(experiment_file: Path, tmp_path: Path):
     with small_disk(tmp_path / "disk", "200m") as folder:
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        one_error(w2s(experiment_file, folder / "runs"), r"read-only|can't be written.*--runs-dir|no permission to write")
+        one_error(
+            w2s(arguments(experiment_file, folder / "runs")),
+            r"read-only|can't be written.*--runs-dir|no permission to write",
+        )
         subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
         in_process(experiment_file, folder / "runs")
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        one_error(w2s(experiment_file, folder / "runs"), r"read-only disk.*--runs-dir")
+        one_error(w2s(arguments(experiment_file, folder / "runs")), r"read-only disk.*--runs-dir")
 
 
 def test_what_is_a_problem_of_the_disk_and_what_is_not():
@@ -204,13 +201,11 @@ def test_what_is_a_problem_of_the_disk_and_what_is_not():
 
 def test_two_processes_on_one_run_folder_both_end_whole_and_do_no_work_twice(experiment_file: Path, tmp_path: Path):
     runs = tmp_path / "runs"
-    both = [
-        subprocess.Popen(command(experiment_file, runs), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        for _ in "ab"
-    ]
-    for process in both:
-        _, errors = process.communicate(timeout=300)
-        assert process.returncode == 0, errors
+    outputs = [tmp_path / name for name in "ab"]
+    both = [forked(arguments(experiment_file, runs), output) for output in outputs]
+    for process, output in zip(both, outputs, strict=True):
+        done = ended(process, output)
+        assert done.code == 0, done.output
     whole = in_process(experiment_file, tmp_path / "whole")
     assert content(runs / "small") == content(whole.folder)
     assert numbers(runs / "small") == numbers(whole.folder)
@@ -233,12 +228,7 @@ def test_a_folder_where_another_process_builds_is_not_deleted(experiment_file: P
     try:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
-        done = subprocess.run(
-            [*command(experiment_file, tmp_path / "runs"), "--if-exists", "delete"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        done = w2s([*arguments(experiment_file, tmp_path / "runs"), "--if-exists", "delete"])
         one_error(done, "another process is building fit-0123 .*not deleted")
         assert (stages / ".work-fit-0123").is_dir()
     finally:
@@ -247,12 +237,7 @@ def test_a_folder_where_another_process_builds_is_not_deleted(experiment_file: P
     link = tmp_path / "linked" / "small"
     link.parent.mkdir()
     link.symlink_to(folder)
-    done = subprocess.run(
-        [*command(experiment_file, tmp_path / "linked"), "--if-exists", "delete"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = w2s([*arguments(experiment_file, tmp_path / "linked"), "--if-exists", "delete"])
     one_error(done, "is a link; not deleted")
     assert folder.is_dir()
 
@@ -304,12 +289,13 @@ def test_a_stage_with_another_manifest_is_built_anew(tmp_path: Path, manifest: s
     assert not store.build("x", {"a": 1}, build).reused
 
 
-BACK = """\
-import time
-now, gmtime = time.time, time.gmtime
-time.time = lambda: now() - 10 * 365 * 86400
-time.gmtime = lambda seconds=None: gmtime(time.time() if seconds is None else seconds)
-"""
+TEN_YEARS = 10 * 365 * 86400
+
+
+def set_back() -> None:
+    now, gmtime = time.time, time.gmtime
+    time.time = lambda: now() - TEN_YEARS
+    time.gmtime = lambda seconds=None: gmtime(time.time() if seconds is None else seconds)
 
 
 def test_a_clock_set_back_changes_nothing(experiment_file: Path, tmp_path: Path):
@@ -320,16 +306,37 @@ def test_a_clock_set_back_changes_nothing(experiment_file: Path, tmp_path: Path)
     for name, stage in flow.stages.items():
         if name.startswith("evaluate"):
             shutil.rmtree(stage.path)
-    future = time.time() + 10 * 365 * 86400
+    future = time.time() + TEN_YEARS
     for path in runs.rglob("*"):
         os.utime(path, (future, future))
-    (tmp_path / "site").mkdir()
-    (tmp_path / "site" / "sitecustomize.py").write_text(BACK)
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
-    done = w2s(experiment_file, runs, env=environment)
-    assert done.returncode == 0, done.stderr
+    done = w2s(arguments(experiment_file, runs), set_back)
+    assert done.code == 0, done.output
     assert content(runs / "small") == content(whole.folder)
-    assert all(os.path.getmtime(p / "manifest.json") == pytest.approx(future, abs=2) for p in kept)  # noqa: PTH204
+    assert all((p / "manifest.json").stat().st_mtime == pytest.approx(future, abs=2) for p in kept)
+
+
+def test_new_checkpoints_are_kept_where_older_ones_are_from_a_later_time(
+    experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Trainer deletes the checkpoints with the oldest times, which after a clock was set back are the newest."""
+    from trainers import training
+
+    original = training.Bar.on_step_end
+    checkpoints: Path = tmp_path
+    for last, kept in ((60, {24, 48}), (110, {72, 96})):
+
+        def stop(self: Any, args: Any, state: Any, control: Any, end: int = last, **more: Any) -> None:
+            original(self, args, state, control, **more)
+            if state.global_step == end:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(training.Bar, "on_step_end", stop)
+        with pytest.raises(KeyboardInterrupt):
+            in_process(experiment_file, tmp_path / "runs", "weak.epochs=20")
+        (checkpoints,) = (tmp_path / "runs" / "small" / "stages").glob(".work-fit-*/checkpoints")
+        assert {int(p.name.split("-")[1]) for p in checkpoints.iterdir()} == kept
+        for path in checkpoints.iterdir():
+            os.utime(path, (path.stat().st_mtime + TEN_YEARS,) * 2)
 
 
 def test_a_lock_that_a_killed_process_left_stops_nobody(tmp_path: Path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import time
@@ -90,6 +91,18 @@ def test_two_processes_build_a_stage_once(tmp_path: Path):
     for w in workers:
         w.join(30)
     assert sorted(queue.get(timeout=5) for _ in workers) == [False, True]
+
+
+def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path):
+    path, abandoned, held = (tmp_path / name for name in ("a[1].json", ".a[1].json.00000000.tmp", ".a[1].json.11111111.tmp"))
+    abandoned.write_text("half")
+    other = tmp_path / ".b.json.00000000.tmp"
+    other.write_text("another file's")
+    with held.open("w") as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        st.write_atomic(path, "whole")
+    assert path.read_text() == "whole"
+    assert sorted(tmp_path.iterdir()) == sorted([path, held, other])
 
 
 def test_the_code_is_part_of_every_key():

@@ -7,12 +7,15 @@ goes on from. Files are checked against the manifest when a stage is found; an a
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import glob
 import hashlib
 import importlib.metadata
 import json
 import logging
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -20,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
@@ -112,19 +115,41 @@ def _git_commit() -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
+def _locked(file: IO[str], *, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where another process holds it, or where locks don't work."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
 def write_atomic(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old one or the new one, whole."""
+    """Write a text file so that a reader sees the old one or the new one, whole.
+
+    What a killed writer of the same file left behind is removed.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), leftover.open(encoding="utf-8") as f:
+            if _locked(f, wait=False):
+                leftover.unlink()
     # A name of its own: two processes may write the same file, e.g. the report of one run folder.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as f:
+            _locked(f, wait=True)  # says that its writer lives
             f.write(text)
             f.flush()
             os.fsync(f.fileno())
-        temporary.replace(path)
+        with contextlib.suppress(FileNotFoundError):  # another writer took it for a leftover in the moment without a lock
+            temporary.replace(path)
+            return
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    write_atomic(path, text)
 
 
 def busy(root: Path) -> str | None:

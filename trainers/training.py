@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import pickle
 import random
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -31,6 +32,7 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import safe_globals
 
 from trainers import processes, stopping
 from trainers.config import Trainable
@@ -75,11 +77,6 @@ class Bar(TrainerCallback):
         """Move the bar."""
         self.bar.update(state.global_step - self.bar.n)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End here where a SIGTERM asked for this checkpoint."""
-        if stopping.asked():
-            raise stopping.Terminated
-
     def on_log(
         self,
         args: TrainingArguments,
@@ -96,15 +93,22 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
-class CheckpointOnTerm(TrainerCallback):
+class Checkpoints(TrainerCallback):
     """After a SIGTERM: a checkpoint at the end of the step. Several processes end at once, at their last checkpoint."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask for the checkpoint; `Bar.on_save` ends training once it is written."""
+        """Ask for the checkpoint; `on_save` ends training once it is written."""
         if stopping.asked():
             if processes.count() > 1:
                 raise stopping.Terminated
             control.should_save = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """End here where a SIGTERM asked for this checkpoint."""
+        if processes.is_main():
+            order_checkpoints(Path(str(args.output_dir)))
+        if stopping.asked():
+            raise stopping.Terminated
 
 
 class ChoiceTrainer(Trainer):
@@ -243,30 +247,42 @@ def _rows_of(batch: Mapping[str, Any], part: Sequence[int]) -> dict[str, Any]:
 
 def _whole(checkpoint: Path) -> bool:
     """Whether every file that a resume needs is there and readable."""
-    needed = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
     random_states = list(checkpoint.glob("rng_state*.pth"))  # one a process
-    if not random_states or not all(p.stat().st_size for p in random_states):
-        return False
-    if not all((checkpoint / name).is_file() and (checkpoint / name).stat().st_size for name in needed):
-        return False
     weights = list(checkpoint.glob("*.safetensors"))
+    needed = [checkpoint / name for name in ("trainer_state.json", "optimizer.pt", "scheduler.pt")]
+    if not random_states or not weights or not all(path.is_file() for path in needed):
+        return False
     try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-        for name in ("optimizer.pt", "scheduler.pt"):
-            torch.load(checkpoint / name, map_location="cpu", weights_only=True)
+        for path in checkpoint.glob("*.json"):
+            json.loads(path.read_text(encoding="utf-8"))
+        with safe_globals():
+            for path in (*needed[1:], *random_states):
+                torch.load(path, map_location="cpu", weights_only=True)
         for path in weights:
             with safe_open(path, framework="pt") as f:
                 f.keys()
-    except (OSError, ValueError, RuntimeError, EOFError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError) as error:
         log.warning("%s is not whole (%s); an older checkpoint is taken", checkpoint.name, error)
         return False
-    return bool(weights)
+    return True
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
+
+
+def order_checkpoints(folder: Path) -> None:
+    """Make the checkpoints' file times follow their steps.
+
+    Trainer deletes those with the oldest times; after a clock was set back these would be the newest checkpoints.
+    """
+    for checkpoint in folder.glob("checkpoint-*"):
+        os.utime(checkpoint, (_step(checkpoint),) * 2)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
     """The newest checkpoint that is whole; Trainer's own choice is the highest number, whole or not."""
-    numbered = sorted(folder.glob("checkpoint-*"), key=lambda p: -int(p.name.split("-")[1]))
-    for checkpoint in numbered:
+    for checkpoint in sorted(folder.glob("checkpoint-*"), key=_step, reverse=True):
         if _whole(checkpoint):
             return checkpoint
         shutil.rmtree(checkpoint)
@@ -336,6 +352,8 @@ def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
     """
     checkpoint = processes.agree(newest_checkpoint(checkpoints) if processes.is_main() else None)
     if checkpoint:
+        if processes.is_main():
+            order_checkpoints(checkpoints)
         log.info("%s: going on from %s", title, checkpoint.name)
     try:
         with stopping.training():
@@ -405,7 +423,7 @@ def fit_choices(
         prior=torch.tensor([row["targets"] for row in train]).mean(dim=0),
         whole_step=method in WHOLE_STEP,
         cut=cut,
-        callbacks=[Bar(title), CheckpointOnTerm()],
+        callbacks=[Bar(title), Checkpoints()],
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
