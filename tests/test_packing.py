@@ -267,8 +267,11 @@ def test_block_masks_say_what_dense_masks_say(causal_model, architecture: str):
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_flex_attention_scores_as_the_dense_mask_does(causal_model, monkeypatch: pytest.MonkeyPatch, architecture: str):
+def test_flex_attention_scores_as_the_dense_mask_does(
+    causal_model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, architecture: str
+):
     """Without its compiler, which needs a GPU to be worth having; the masks, the cache and the switching are the same."""
+    caplog.set_level(logging.INFO, logger=scoring.__name__)
     lm = W2SHF(str(causal_model(architecture)), device="cpu", token_budget=64)
     dense = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
     scoring._packable.clear()
@@ -276,7 +279,9 @@ def test_flex_attention_scores_as_the_dense_mask_does(causal_model, monkeypatch:
     before = lm.language_model.config._attn_implementation  # type: ignore[union-attr]
     with torch.compiler.set_stance("force_eager"):
         blocks = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
-    assert scoring._packable[lm.language_model] == {True: scoring.BLOCKS}
+    # torch 2.6 has it for head sizes that are powers of 2 only, which these models' are not; then the dense mask stands in.
+    kind = scoring.DENSE if "power of 2" in caplog.text else scoring.BLOCKS
+    assert scoring._packable[lm.language_model] == {True: kind}
     assert [a[0] for a in blocks] == pytest.approx([a[0] for a in dense], abs=1e-4)
     assert lm.language_model.config._attn_implementation == before  # type: ignore[union-attr]
 

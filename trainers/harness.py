@@ -15,7 +15,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from lm_eval.api.model import LM
 from lm_eval.api.registry import get_model
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.loggers import EvaluationTracker
+from tqdm import tqdm
 
 from trainers import processes
 from trainers.costs import Budget, write_cost
@@ -81,6 +82,11 @@ def _stable(value: Any) -> Any:
     source = inspect.getsourcefile(value)
     digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
     return f"{getattr(value, '__qualname__', type(value).__qualname__)}:{digest}"
+
+
+def rendering(docs: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Documents one by one, with a bar where rendering all of them takes more than a moment."""
+    return tqdm(docs, desc="rendering", unit="row", leave=False, delay=2, disable=None if processes.is_main() else True)
 
 
 class HarnessTask:
@@ -223,7 +229,7 @@ class HarnessTask:
         """lm_eval's requests for documents, in order, all choices of a document together."""
         template = getattr(lm, "apply_chat_template", None) if style.chat_template else None
         out: list[Instance] = []
-        for i, doc in enumerate(docs):
+        for i, doc in enumerate(rendering(docs) if len(docs) > 1 else docs):
             context = self.task.fewshot_context(
                 doc,
                 num_fewshot=self.shots(style),
@@ -245,7 +251,7 @@ class HarnessTask:
 
     def prompts(self, docs: Sequence[Mapping[str, Any]], style: PromptStyle) -> list[str]:
         """The plain prompt of each document."""
-        return [self.pairs(doc, style)[0][0] for doc in docs]
+        return [self.pairs(doc, style)[0][0] for doc in rendering(docs)]
 
     def source_texts(self) -> tuple[list[str], bool]:
         """The text that tells each training row's source, and whether rows are phrases of other rows.
@@ -254,7 +260,7 @@ class HarnessTask:
         """
         source = (self.task.config.metadata or {}).get("source")
         if source is None:
-            return [str(self.task.doc_to_text(doc)) for doc in self.train_docs], False
+            return [str(self.task.doc_to_text(doc)) for doc in rendering(self.train_docs)], False
         column = source["column"]
         if column not in self.train_docs[0]:
             raise UserError(f"the task '{self.name}' names the source column '{column}', which its rows don't have.")
@@ -411,17 +417,16 @@ class ModelPool:
 def _lm_eval_quiet() -> Iterator[None]:
     """Keep lm_eval's own lines and bars off the terminal; ask for the environment once a process, not once a run."""
     logger = logging.getLogger("lm_eval")
-    level, original = logger.level, evaluator.add_env_info
+    level, original = logger.level, environment.use(evaluator)
     bars = [(module, module.tqdm) for module in (lm_eval.api.task, lm_eval.api.model)]
     for module, bar in bars:
         module.tqdm = functools.partial(bar, disable=True)
     logger.setLevel(logging.ERROR)
-    evaluator.add_env_info = environment.add_env_info
     try:
         yield
     finally:
         logger.setLevel(level)
-        evaluator.add_env_info = original
+        environment.restore(evaluator, original)
         for module, bar in bars:
             module.tqdm = bar
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from trainers.config import Strong, Weak
-from trainers.harness import HarnessTask, ModelPool, PromptStyle
+from trainers.harness import HarnessTask, ModelPool, PromptStyle, rendering
 from trainers.kept import Keep
 from trainers.labels import LabelSet
 from trainers.training import Row, fit_choices
@@ -94,7 +94,7 @@ def _rows(
 ) -> list[Row]:
     """Every document's requests with its label; prompts are encoded all at once."""
     choices = labels.soft.shape[1]
-    pairs = [task.pairs(doc, style, lm) for doc in docs]
+    pairs = [task.pairs(doc, style, lm) for doc in rendering(docs)]
     if any(len(p) != choices for p in pairs):
         raise UserError(f"the task '{task.name}': a row has other than the {choices} choices of its label.")
     flat = [pair for p in pairs for pair in p]

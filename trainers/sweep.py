@@ -166,6 +166,8 @@ class Sweep:
         self._harnesses: dict[tuple[str, ...], Any] = {}
         self._identities: dict[str, str] = {}
         self._pool: Any = None
+        self._lines: dict[str, tuple[tuple[int, int], str]] = {}
+        """Cells as they stand in sweep.json, each with the time and inode of its file."""
 
     def folder_of(self, cell: Cell) -> Path:
         """Where a cell's report is."""
@@ -232,13 +234,26 @@ class Sweep:
         return {"cell": cell.name, "values": cell.values} | outcome
 
     def write(self) -> Path:
-        """Write sweep.json: all cells of all shards, as far as they are."""
+        """Write sweep.json: all cells of all shards, as far as they are, one line each."""
         path = self.folder / "sweep.json"
+        head = json.dumps({"schema": SCHEMA, "experiment": self.base.name, "grid": self.grid}, allow_nan=False)
         with FileLock(self.folder / ".lock-sweep"):
-            data = {"schema": SCHEMA, "experiment": self.base.name, "grid": self.grid}
-            outcomes = [{k: v for k, v in self.outcome(c).items() if k != "key"} for c in self.cells]
-            write_atomic(path, json.dumps(data | {"cells": outcomes}, indent=2, allow_nan=False))
+            cells = ",\n".join(self._line(cell) for cell in self.cells)
+            write_atomic(path, f'{head[:-1]}, "cells": [\n{cells}\n]}}\n')
         return path.resolve()
+
+    def _line(self, cell: Cell) -> str:
+        """A cell in sweep.json; what has not changed since it was read is not read again."""
+        try:
+            found = (self.folder_of(cell) / "cell.json").stat()
+            stamp = (found.st_mtime_ns, found.st_ino)
+        except OSError:
+            stamp = (0, 0)
+        known = self._lines.get(cell.name)
+        if known is None or known[0] != stamp:
+            outcome = {k: v for k, v in self.outcome(cell).items() if k != "key"}
+            known = self._lines[cell.name] = stamp, json.dumps(outcome, allow_nan=False)
+        return known[1]
 
 
 def _summary(report: dict[str, Any]) -> Outcome:
@@ -286,8 +301,10 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterat
             progress.note(escape(f"  failed: {outcome['error']}"))
         elif there:
             progress.note("  there already")
-        sweep.write()
+        if not there:
+            sweep.write()
         yield outcome
+    sweep.write()
 
 
 def _accuracy(outcome: Outcome, arm: str) -> str:

@@ -45,7 +45,7 @@ def evaluate(context: typer.Context) -> None:
 
     if not asks_for_help:
         arguments = eval_arguments.checked(arguments)
-    lm_eval.evaluator.add_env_info = environment.add_env_info
+    environment.use(lm_eval.evaluator)
     sys.argv = ["lm_eval", "run", *arguments]
     cli_evaluate()
 

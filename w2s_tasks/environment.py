@@ -1,12 +1,14 @@
 """The environment that lm_eval writes into every result file, collected once a process and while other work goes on.
 
-It asks pip, lscpu, gcc and others for their versions, two to six seconds in all: as long as the rest of a start.
+It asks pip, lscpu, gcc and others for their versions, two to six seconds in all: as long as the rest of a start. Git is
+asked without its complaint about a folder that is no repository, which would stand between the lines of progress.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.metadata
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -59,3 +61,28 @@ def add_env_info(storage: dict[str, Any]) -> None:
     if collecting.error:
         raise collecting.error
     storage.update(collecting.found)
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit that lm_eval's function of this name finds for the working folder; None where that is no repository."""
+    from lm_eval.loggers.utils import get_commit_from_path
+
+    try:
+        done = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        commit: str | None = get_commit_from_path(Path.cwd())
+        return commit
+    return done.stdout.strip()
+
+
+def use(evaluator: Any) -> tuple[Any, Any]:
+    """Put both in the place of lm_eval's own functions; returns those, for `restore`."""
+    before = evaluator.add_env_info, evaluator.get_git_commit_hash
+    evaluator.add_env_info, evaluator.get_git_commit_hash = add_env_info, git_commit
+    return before
+
+
+def restore(evaluator: Any, before: tuple[Any, Any]) -> None:
+    """Undo `use`."""
+    evaluator.add_env_info, evaluator.get_git_commit_hash = before

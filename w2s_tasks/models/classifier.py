@@ -8,13 +8,14 @@ config where one of our trainers wrote it.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, TemplateError
+from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -33,16 +34,18 @@ TextSpec = str | Sequence[str] | None
 CONFIG_KEY = "w2s"
 
 
-def _sandbox() -> ImmutableSandboxedEnvironment:
+@functools.lru_cache(maxsize=16)
+def _compiled(template: str) -> Template:
+    """A template, compiled once for all documents."""
     # As lm_eval's own, but sandboxed: a checkpoint's config.json brings a template along, and whoever wrote that is unknown.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["regex_replace"] = regex_replace
-    return environment
+    return environment.from_string(template)
 
 
 def _rendered(template: str, doc: Mapping[str, Any]) -> str:
     try:
-        return _sandbox().from_string(template).render(**doc)
+        return _compiled(template).render(**doc)
     except (TemplateError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"text: the template {shown(template)} can't be filled in: {type(error).__name__}: {one_line(error)}. "

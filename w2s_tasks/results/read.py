@@ -214,6 +214,20 @@ def read_evaluation(folder: Path, asked: Mapping[str, int] | None = None) -> dic
         return _read_tasks(result, data, asked)
 
 
+def _check_mean(path: Path, config: dict[str, Any], rows: list[dict[str, Any]], values: dict[str, float]) -> None:
+    """Refuse a result file whose accuracy is not the mean of its rows': one of the two is altered, or of another run."""
+    means = {m.get("metric") for m in config.get("metric_list") or () if m.get("aggregation") == "mean"}
+    scores = [float(row["acc"]) for row in rows if isinstance(row.get("acc"), int | float)]
+    if "acc" not in means or "acc" not in values or len(scores) != len(rows):
+        return
+    mean = float(np.mean(scores))
+    if not abs(mean - values["acc"]) < 1e-6:
+        raise UserError(
+            f"{path}: the mean accuracy of its {len(rows)} rows is {mean:.4f}, its result file says {values['acc']:.4f}; "
+            "one of them is altered, or of another evaluation."
+        )
+
+
 def _read_tasks(result: Path, data: dict[str, Any], asked: Mapping[str, int] | None) -> dict[str, TaskScores]:
     scores = {}
     missing = set(asked or ()) - set(data["configs"])
@@ -234,6 +248,7 @@ def _read_tasks(result: Path, data: dict[str, Any], asked: Mapping[str, int] | N
                 f"{path}: {len(rows)} rows, but {asked[task]} documents were asked; the evaluation is not whole."
             )
         values, errors = _metric_values(data["results"][task])
+        _check_mean(path, config, rows, values)
         mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
         scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)
     return scores
