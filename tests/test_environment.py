@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from lm_eval.loggers import utils
 
@@ -34,3 +36,27 @@ def test_what_goes_wrong_in_the_background_is_raised_where_it_is_asked_for(monke
     with pytest.raises(OSError, match="no pip"):
         environment.add_env_info({})
     environment.begin.cache_clear()
+
+
+def test_a_machine_that_cannot_be_described_stops_no_evaluation(monkeypatch: pytest.MonkeyPatch):
+    def fail() -> str:
+        raise AttributeError("'NoneType' object has no attribute 'splitlines'")  # torch 2.6 without pip
+
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", fail)
+    found = environment.collect()
+    expected: dict[str, object] = {}
+    utils.add_env_info(expected)
+    assert found == expected
+    assert "splitlines" in found["pretty_env_info"]
+
+
+def test_git_is_asked_once_and_complains_about_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(tmp_path)
+    environment.git_commit.cache_clear()
+    assert environment.git_commit() is None
+    assert capfd.readouterr().err == ""
+    assert environment.git_commit() == utils.get_git_commit_hash()  # which does complain
+    assert capfd.readouterr().err
+    environment.git_commit.cache_clear()

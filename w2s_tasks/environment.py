@@ -17,10 +17,14 @@ from typing import Any
 def collect() -> dict[str, Any]:
     """What lm_eval's `add_env_info` collects, without importing transformers for its version alone."""
     from lm_eval.loggers.utils import get_commit_from_path
-    from torch.utils.collect_env import get_pretty_env_info
+    from torch.utils import collect_env
 
+    try:
+        about = collect_env.get_pretty_env_info()
+    except Exception as error:  # noqa: BLE001 - as lm_eval: older versions of torch fail where pip is missing (uv's environments)
+        about = str(error)
     return {
-        "pretty_env_info": get_pretty_env_info(),
+        "pretty_env_info": about,
         "transformers_version": importlib.metadata.version("transformers"),
         "lm_eval_version": importlib.metadata.version("lm_eval"),
         "upper_git_hash": get_commit_from_path(Path.cwd().parent),
