@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 
+from w2s_tasks.errors import causes
+
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
 SIGNS = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "File too large", "os error 27")
@@ -13,12 +15,7 @@ TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")
 
 def problem(error: BaseException) -> str | None:
     """What to tell a user about an error of the disk; None for any other error."""
-    seen: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in seen:
-        seen.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    for one in seen:
+    for one in causes(error):
         number = one.errno if isinstance(one, OSError) else None
         where = f" ({one.filename})" if isinstance(one, OSError) and one.filename else ""
         if number in NO_ROOM or any(sign in str(one) for sign in (*SIGNS, *TORCH)):

@@ -11,6 +11,7 @@ import contextlib
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -37,7 +38,7 @@ from trainers import processes
 from trainers.costs import Budget, write_cost
 from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks import environment, register
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import UserError, causes
 from w2s_tasks.eval_arguments import check_arguments
 from w2s_tasks.keys import refuse
 from w2s_tasks.manager import W2STaskManager
@@ -295,14 +296,11 @@ class HarnessTask:
 
 def _reason(error: BaseException) -> str:
     """An error with what caused it: datasets says `while generating the dataset` and keeps file and line in the cause."""
-    parts: list[str] = []
-    cause: BaseException | None = error
-    while cause is not None and len(parts) < 4:
+    parts: dict[str, None] = {}  # an error is often raised again in the same words
+    for cause in causes(error):
         words = " ".join(str(cause).split())
-        text = f"{type(cause).__name__}: {words[:300]}{'...' if len(words) > 300 else ''}"
-        parts += [text] if text not in parts else []
-        cause = cause.__cause__ or cause.__context__
-    return "; because of ".join(parts)
+        parts[f"{type(cause).__name__}: {words[:300]}{'...' if len(words) > 300 else ''}"] = None
+    return "; because of ".join(itertools.islice(parts, 4))
 
 
 class Harness:

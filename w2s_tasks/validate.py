@@ -114,12 +114,11 @@ def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
 def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
+    from w2s_tasks.models.loading import NO_CODE, loading
     from w2s_tasks.models.ref import resolve
 
-    try:
-        return AutoTokenizer.from_pretrained(resolve(model), trust_remote_code=False)
-    except OSError as error:
-        raise UserError(f"no tokenizer for '{model}': {str(error).splitlines()[0]}") from error
+    with loading(model):
+        return AutoTokenizer.from_pretrained(resolve(model), **NO_CODE)
 
 
 def _load(manager: W2STaskManager, name: str) -> dict[str, Any] | str:

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
-from w2s_tasks.keys import OFF
+from w2s_tasks.keys import refuse
 from w2s_tasks.models import generation, tokens
 from w2s_tasks.models.loading import check_adapter, loading
 from w2s_tasks.models.ref import check_folder, resolve
@@ -94,8 +94,7 @@ class W2SHF(HFLM):
         device = usable_device(device)
         self.token_budget = token_budget
         kwargs.setdefault("use_safetensors", True)
-        if kwargs.pop("trust_remote_code", None) not in OFF:
-            raise UserError("trust_remote_code is off in this suite: a model's own code is never run.")
+        refuse({"trust_remote_code": kwargs.pop("trust_remote_code", None)}, pretrained)
         adapter = _adapter_folder(peft) if peft else None
         with loading(pretrained if peft is None else f"{pretrained} with {peft}"):
             super().__init__(

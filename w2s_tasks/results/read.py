@@ -18,7 +18,7 @@ import numpy.typing as npt
 from w2s_tasks import generated
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import pair_margins
-from w2s_tasks.user_text import one_line
+from w2s_tasks.user_text import one_line, parse_json
 
 Array = npt.NDArray[Any]
 
@@ -82,10 +82,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     rows = []
     with path.open(encoding="utf-8") as f:
         for number, line in enumerate(f, start=1):
-            try:
-                rows.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise UserError(f"{path}:{number}: not JSON ({error}); the file is cut or altered.") from error
+            rows.append(parse_json(line, f"{path}:{number}"))
     return sorted(rows, key=lambda row: row["doc_id"])
 
 
