@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from trainers import experiment as ex
 from trainers import harness as hn
 from trainers import kept, lora, training
+from trainers.checkpoints import newest_checkpoint
 from trainers.config import Strong, load
 from trainers.labels import gold_labels
 from trainers.plan import show_plan
@@ -104,7 +105,7 @@ def test_a_training_that_goes_on_behind_a_kept_step_still_has_it(
     among = cut / "checkpoints"
     assert kept.adapter_at(among, 0.25).is_dir()
     assert not kept.adapter_at(among, 0.75).exists()
-    assert training.newest_checkpoint(among) is not None
+    assert newest_checkpoint(among) is not None
     if lost:
         weights = kept.adapter_at(among, 0.25) / WEIGHTS
         weights.write_bytes(weights.read_bytes()[:50])

@@ -25,11 +25,11 @@ from watched_run import STEP, Watched, content, forked, numbers
 
 from trainers import disk, stopping
 from trainers import store as st
+from trainers.checkpoints import newest_checkpoint
 from trainers.config import load
 from trainers.experiment import Flow, open_flow
 from trainers.progress import Progress
 from trainers.report import recomputed, write_report
-from trainers.training import newest_checkpoint
 from w2s_tasks.errors import UserError
 
 SMALL = ("arms=[student]", "evaluate.limit=20")

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from trainers import harness as hn
 from trainers import lora, training, weak
+from trainers.checkpoints import newest_checkpoint
 from trainers.config import Strong, Weak
 from trainers.labels import LabelSet, gold_labels
 from trainers.losses import State, xent
@@ -303,7 +304,7 @@ def test_training_goes_on_after_a_kill_with_equal_weights(
     with pytest.raises(_Stop):
         fit(*args, tmp_path / "cut", pool=hn.ModelPool(), seed=3)
     monkeypatch.undo()
-    assert training.newest_checkpoint(tmp_path / "cut" / "checkpoints") is not None
+    assert newest_checkpoint(tmp_path / "cut" / "checkpoints") is not None
     fit(*args, tmp_path / "cut", pool=hn.ModelPool(), seed=3)
     for name in ("model.safetensors", "adapter_model.safetensors"):
         if (tmp_path / "whole" / result / name).exists():
@@ -316,11 +317,11 @@ def test_a_truncated_checkpoint_is_passed_over(own_task: Path, causal_model, tmp
     task = _task(own_task)
     lora.fit(task, task.train_docs[:64], _gold(task, 64), _lora(causal_model("llama")), tmp_path, pool=hn.ModelPool())
     folder = tmp_path / "checkpoints"
-    newest = training.newest_checkpoint(folder)
+    newest = newest_checkpoint(folder)
     assert newest is not None
     optimizer = newest / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:100])
-    older = training.newest_checkpoint(folder)
+    older = newest_checkpoint(folder)
     assert older is not None
     assert int(older.name.split("-")[1]) < int(newest.name.split("-")[1])
 
