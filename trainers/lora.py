@@ -18,6 +18,7 @@ from trainers.config import Strong, Weak
 from trainers.harness import HarnessTask, ModelPool, PromptStyle, rendering
 from trainers.kept import Keep
 from trainers.labels import LabelSet
+from trainers.lora_layers import fewer_passes
 from trainers.training import Row, fit_choices
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
@@ -206,21 +207,22 @@ def fit(
     set_seed(seed)
     model = _with_adapter(lm.language_model, settings)
     try:
-        fit_choices(
-            model,
-            rows,
-            collate=collate,
-            choice_logprobs=logprobs,
-            settings=settings,
-            lr=settings.lr,
-            method=method,
-            loss_args=loss_args,
-            out=out,
-            seed=seed,
-            title=title,
-            cut=cut,
-            keep=Keep(keep, out, lambda folder: model.save_pretrained(str(folder))) if keep else None,
-        )
+        with fewer_passes(model):
+            fit_choices(
+                model,
+                rows,
+                collate=collate,
+                choice_logprobs=logprobs,
+                settings=settings,
+                lr=settings.lr,
+                method=method,
+                loss_args=loss_args,
+                out=out,
+                seed=seed,
+                title=title,
+                cut=cut,
+                keep=Keep(keep, out, lambda folder: model.save_pretrained(str(folder))) if keep else None,
+            )
         model.save_pretrained(str(out / "adapter"))
     finally:
         model.unload()

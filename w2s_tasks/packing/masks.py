@@ -1,7 +1,7 @@
 """Who sees whom: the attention masks of packed rows, in the form that the model's attention takes.
 
-A dense additive mask serves every device and every architecture that takes a four-dimensional mask. On a GPU a model that
-supports FlexAttention gets a block mask instead: blocks of a pack that see nothing of each other are skipped.
+A dense additive mask serves every device and every architecture that takes a four-dimensional mask. What it hides is
+computed all the same; so a GPU is given a block mask for FlexAttention, and on a CPU `branches` cuts the dense mask.
 """
 
 from __future__ import annotations
@@ -12,8 +12,12 @@ from typing import Any
 
 import torch
 
+from w2s_tasks.packing import branches
 from w2s_tasks.packing.tree import Layout
 
+BLOCKS, BRANCHES, DENSE = "blocks", "branches", "dense"
+IMPLEMENTATIONS = {BLOCKS: "flex_attention", BRANCHES: branches.NAME}
+"""Attention functions of transformers; a dense mask goes to the model's own."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 
 
@@ -43,6 +47,14 @@ def attention_kinds(model: torch.nn.Module) -> dict[str, int | None]:
     if not kinds <= {FULL, SLIDING}:
         raise UnsupportedAttentionError(f"layers of kind {', '.join(sorted(kinds - {FULL, SLIDING}))}")
     return {kind: int(window) if kind == SLIDING and window else None for kind in sorted(kinds)}
+
+
+def windowed(model: torch.nn.Module, length: int) -> bool:
+    """Whether a layer hides something of a text of this many tokens: a smaller window, or a kind these masks don't know."""
+    try:
+        return any(window is not None and window < length for window in attention_kinds(model).values())
+    except UnsupportedAttentionError:
+        return True
 
 
 def tree_sight(layout: Layout, trunk: int, device: torch.device) -> torch.Tensor:
@@ -99,18 +111,36 @@ def _block_masks(model: torch.nn.Module, layout: Layout, trunk: int, device: tor
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def wants_blocks(model: torch.nn.Module, device: torch.device) -> bool:
-    """Whether packs of this model run through FlexAttention."""
-    return device.type == "cuda" and bool(getattr(inner(model), "_supports_flex_attn", False))
+def _recomputes(model: torch.nn.Module) -> bool:
+    """Whether gradient checkpointing is on: it runs layers again when the attention function has been set back."""
+    names = "is_activation_checkpointing", "is_gradient_checkpointing"  # transformers 5 renamed it
+    return bool(next((getattr(inner(model), name) for name in names if hasattr(type(inner(model)), name)), False))
 
 
-def pack_attention(model: torch.nn.Module, layout: Layout, trunk: int, device: torch.device, *, blocks: bool) -> Any:
+def kinds_for(model: torch.nn.Module, device: torch.device) -> tuple[str, ...]:
+    """The kinds of masks that may serve this model's packs, the fastest first."""
+    if device.type == "cuda" and getattr(inner(model), "_supports_flex_attn", False):
+        return BLOCKS, DENSE
+    if device.type == "cpu" and inner(model).config._attn_implementation == "sdpa" and not _recomputes(model):
+        return BRANCHES, DENSE
+    return (DENSE,)
+
+
+def pack_attention(model: torch.nn.Module, layout: Layout, trunk: int, device: torch.device, *, kind: str) -> Any:
     """What a packed row is given as its attention mask."""
-    if blocks:
+    if kind == BLOCKS:
         return _block_masks(model, layout, trunk, device)
     positions = torch.tensor(layout.positions, device=device)
     keys = torch.cat([torch.arange(trunk, device=device), positions])
-    return additive(model, tree_sight(layout, trunk, device), positions, keys)
+    found = additive(model, tree_sight(layout, trunk, device), positions, keys)
+    if kind == BRANCHES:
+        cut = branches.cut_branches(layout, trunk, next(model.parameters()).dtype)
+        whole = max(layout.positions) + 1
+        windows = attention_kinds(model)
+        for layers, mask in (found if isinstance(found, dict) else dict.fromkeys(windows, found)).items():
+            if (windows[layers] or whole) >= whole:  # a window that hides something keeps its dense mask
+                branches.mark(mask, cut)
+    return found
 
 
 @contextmanager
@@ -118,14 +148,19 @@ def _attention(model: Any, implementation: str) -> Any:
     before = model.config._attn_implementation
     model.set_attn_implementation(implementation)
     try:
+        if model.config._attn_implementation != implementation:
+            raise UnsupportedAttentionError("its attention function can't be chosen")
         yield
     finally:
         model.set_attn_implementation(before)
 
 
-def packed_attention(model: torch.nn.Module, *, blocks: bool) -> AbstractContextManager[None]:
-    """While packs run: FlexAttention for block masks, else the model's own implementation."""
-    context: AbstractContextManager[None] = _attention(inner(model), "flex_attention") if blocks else nullcontext()
+def packed_attention(model: torch.nn.Module, *, kind: str) -> AbstractContextManager[None]:
+    """While packs run: the attention function of their kind of mask, else the model's own."""
+    if kind == DENSE:
+        return nullcontext()
+    branches.register()
+    context: AbstractContextManager[None] = _attention(inner(model), IMPLEMENTATIONS[kind])
     return context
 
 

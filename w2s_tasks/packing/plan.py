@@ -11,7 +11,7 @@ from w2s_tasks.packing.tree import Pass, common
 DEEPEST = 200
 """Levels of the prefix tree that are looked at for a trunk; real prompts have a few dozen."""
 MIN_SAVING = 0.2
-"""Passes are packed where that runs at least this share fewer tokens; below, the mask costs more than it saves."""
+"""Passes are packed where that runs at least this share fewer tokens; below, a dense mask costs more than it saves."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,15 @@ def find_trunks(passes: Sequence[Pass], in_pack: int) -> list[tuple[int, int, in
     return _Trunks(passes, in_pack).best(0, len(passes))[1]
 
 
-def make_plan(passes: Sequence[Pass], *, in_pack: int, in_batch: int, pack: bool = True, trunks: bool = True) -> Plan:
+def make_plan(
+    passes: Sequence[Pass],
+    *,
+    in_pack: int,
+    in_batch: int,
+    pack: bool = True,
+    trunks: bool = True,
+    min_saving: float = MIN_SAVING,
+) -> Plan:
     """Decide how passes are run.
 
     Args:
@@ -131,6 +139,7 @@ def make_plan(passes: Sequence[Pass], *, in_pack: int, in_batch: int, pack: bool
         in_batch: padded tokens a batch.
         pack: whether the model can be packed at all.
         trunks: whether keys and values may be kept between packs; where not, a pack holds its whole tree.
+        min_saving: the least share of tokens that a pack has to save.
     """
     if not pack or not passes:
         return Plan(batches=cut_batches(passes, in_batch))
@@ -144,12 +153,12 @@ def make_plan(passes: Sequence[Pass], *, in_pack: int, in_batch: int, pack: bool
             loose += part
             continue
         group = Group(part[0].tokens[:trunk], tuple(cut_packs(part, trunk, in_pack)))
-        if Plan([group]).tokens <= (1 - MIN_SAVING) * sum(len(p.tokens) for p in part):
+        if Plan([group]).tokens <= (1 - min_saving) * sum(len(p.tokens) for p in part):
             groups.append(group)
         else:
             loose += part
     packs = cut_packs(sorted(loose, key=lambda p: p.tokens), 0, in_pack)
-    worth = [p for p in packs if tree_size(p) <= (1 - MIN_SAVING) * sum(len(x.tokens) for x in p)]
+    worth = [p for p in packs if tree_size(p) <= (1 - min_saving) * sum(len(x.tokens) for x in p)]
     if worth:
         groups.append(Group((), tuple(worth)))
     chosen = {id(p) for p in worth}

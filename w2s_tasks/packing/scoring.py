@@ -14,13 +14,13 @@ import torch
 
 from w2s_tasks.packing import masks
 from w2s_tasks.packing.masks import inner
-from w2s_tasks.packing.plan import Group, Plan, cut_batches, make_plan
+from w2s_tasks.packing.plan import MIN_SAVING, Group, Plan, cut_batches, make_plan
 from w2s_tasks.packing.tree import Pass, Request, lay_out, plan_passes
 
 log = logging.getLogger(__name__)
 
 BATCH_TOKENS = {"cpu": 256, "cuda": 16_384}
-PACK_TOKENS = {"cpu": 512, "cuda": 4096}
+PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
 PART_TOKENS = {"cpu": 256, "cuda": 8192}
@@ -58,9 +58,11 @@ class _Scored:
 
 def _gather(logits: torch.Tensor, where: _Scored) -> Part:
     """Sum the log-probabilities of each request's tokens; `where.position` indexes the second axis of `logits`."""
-    cells, cell_of = torch.unique(torch.stack([where.row, where.position]), dim=1, return_inverse=True)
-    chosen = logits[cells[0], cells[1]].float()  # [distinct scored positions, vocabulary]
-    logprob = chosen[cell_of, where.token] - torch.logsumexp(chosen, dim=-1)[cell_of]
+    flat = logits.flatten(0, 1)
+    cells, cell_of = torch.unique(where.row * logits.shape[1] + where.position, return_inverse=True)
+    # [distinct scored positions, vocabulary]; of a pack these are all that were projected, and a copy would be large.
+    chosen = (flat if len(cells) == len(flat) else flat[cells]).float()
+    logprob = torch.log_softmax(chosen, dim=-1)[cell_of, where.token]
     hit = chosen.argmax(dim=-1)[cell_of] == where.token
     order, slot = torch.unique(where.request, return_inverse=True)
     zeros = torch.zeros(len(order), device=logits.device)
@@ -104,7 +106,7 @@ def _score_batch(model: torch.nn.Module, batch: Sequence[Pass], device: torch.de
 
 
 def _score_pack(
-    model: torch.nn.Module, pack: Sequence[Pass], trunk: int, cache: Any, device: torch.device, *, blocks: bool
+    model: torch.nn.Module, pack: Sequence[Pass], trunk: int, cache: Any, device: torch.device, *, kind: str
 ) -> Part:
     layout = lay_out(pack, trunk)
     result = _run(
@@ -112,7 +114,7 @@ def _score_pack(
         _locate(pack, [0] * len(pack), layout.tails, device),
         input_ids=torch.tensor([layout.tokens], device=device),
         position_ids=torch.tensor([layout.positions], device=device),
-        attention_mask=masks.pack_attention(model, layout, trunk, device, blocks=blocks),
+        attention_mask=masks.pack_attention(model, layout, trunk, device, kind=kind),
         past_key_values=cache,
         use_cache=cache is not None,
     )
@@ -134,20 +136,20 @@ def run_trunk(model: torch.nn.Module, trunk: Sequence[int], device: torch.device
 
 
 def _score_group(
-    model: torch.nn.Module, group: Group, device: torch.device, *, blocks: bool
+    model: torch.nn.Module, group: Group, device: torch.device, *, kind: str
 ) -> Iterator[tuple[Sequence[Pass], Part]]:
     """Run the trunk once, then pack after pack behind its keys and values."""
     cache = run_trunk(model, group.trunk, device)
     for pack in group.packs:
-        with masks.packed_attention(model, blocks=blocks):
-            part = _score_pack(model, pack, len(group.trunk), cache, device, blocks=blocks)
+        with masks.packed_attention(model, kind=kind):
+            part = _score_pack(model, pack, len(group.trunk), cache, device, kind=kind)
         yield pack, part
 
 
 # ---- which models can be packed -------------------------------------------------------------------------------------
 
-BLOCKS, DENSE, NOT = "blocks", "dense", "not"
-_packable: weakref.WeakKeyDictionary[torch.nn.Module, dict[bool, str]] = weakref.WeakKeyDictionary()
+NOT = "not"
+_packable: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, tuple[str, ...]], str]] = weakref.WeakKeyDictionary()
 
 
 def _by_request(parts: Iterator[Part]) -> dict[int, float]:
@@ -164,11 +166,11 @@ def _trial(model: torch.nn.Module, group: Group) -> Group:
 
 
 @torch.no_grad()
-def _try_packing(model: torch.nn.Module, group: Group, device: torch.device, *, blocks: bool) -> str:
+def _try_packing(model: torch.nn.Module, group: Group, device: torch.device, *, kind: str) -> str:
     """Why a model can't be packed, tried on two passes of the first group it meets; empty where its scores are exact."""
     try:
         trial = _trial(model, group)
-        parts = _score_group(model, trial, device, blocks=blocks)
+        parts = _score_group(model, trial, device, kind=kind)
         packed = _by_request(part for _, part in parts)
     except torch.OutOfMemoryError:
         raise
@@ -183,17 +185,18 @@ def _try_packing(model: torch.nn.Module, group: Group, device: torch.device, *, 
 def _attention(model: torch.nn.Module, group: Group, device: torch.device) -> str:
     """The kind of mask under which a model's packed scores are exact; found out once, with and without a trunk."""
     tried = _packable.setdefault(inner(model), {})
-    kind = bool(group.trunk)
-    if kind not in tried:
-        tried[kind] = NOT
-        for attention in (BLOCKS, DENSE) if masks.wants_blocks(model, device) else (DENSE,):
-            reason = _try_packing(model, group, device, blocks=attention == BLOCKS)
+    kinds = masks.kinds_for(model, device)
+    case = bool(group.trunk), kinds
+    if case not in tried:
+        tried[case] = NOT
+        for kind in kinds:
+            reason = _try_packing(model, group, device, kind=kind)
             if not reason:
-                tried[kind] = attention
+                tried[case] = kind
                 break
-            instead = "a dense mask is tried" if attention == BLOCKS else "its passes are batched"
+            instead = "its passes are batched" if kind == masks.DENSE else "a dense mask is tried"
             log.info("%s can't be packed (%s); %s instead", type(inner(model)).__name__, reason, instead)
-    return tried[kind]
+    return tried[case]
 
 
 def can_pack(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
@@ -241,6 +244,13 @@ def _budget(device: torch.device, asked: int | None) -> _Budget:
     return _Budget(asked or in_pack.get(device.type, 1024), asked or BATCH_TOKENS.get(device.type, 4096))
 
 
+def _min_saving(model: torch.nn.Module, longest: int, device: torch.device) -> float:
+    """Branch by branch, attention costs nothing for what is not shared: every pack is worth it, for it pads nothing."""
+    kinds = masks.kinds_for(model, device)
+    found = _packable.get(inner(model), {}).get((False, kinds), kinds[0])
+    return 0.0 if found == masks.BRANCHES and not masks.windowed(model, longest) else MIN_SAVING
+
+
 def _plan(model: torch.nn.Module, passes: Sequence[Pass], budget: _Budget, device: torch.device) -> Plan:
     plan = make_plan(
         passes,
@@ -248,6 +258,7 @@ def _plan(model: torch.nn.Module, passes: Sequence[Pass], budget: _Budget, devic
         in_batch=budget.in_batch,
         pack=_may_pack(model),
         trunks=not torch.is_grad_enabled(),
+        min_saving=_min_saving(model, max((len(p.tokens) for p in passes), default=0), device),
     )
     return checked(model, plan, budget.in_batch, device)
 
@@ -270,12 +281,26 @@ def cut_rows(model: torch.nn.Module, rows: Sequence[Sequence[Request]], max_leng
         The numbers of the rows of each part, the longest rows first; one part where cutting would run a shared prompt twice.
     """
 
+    device = next(model.parameters()).device
+    budget = _budget(device, None)
+
+    def passes(part: Sequence[int]) -> list[Pass]:
+        return plan_passes([request for i in part for request in rows[i]], max_length)
+
     def tokens(part: Sequence[int]) -> int:
-        return plan_for(model, [request for i in part for request in rows[i]], max_length).tokens
+        return make_plan(
+            passes(part),
+            in_pack=budget.in_pack,
+            in_batch=budget.in_batch,
+            pack=packs,
+            trunks=False,
+            min_saving=0.0 if packs else MIN_SAVING,
+        ).tokens
 
     order = sorted(range(len(rows)), key=lambda i: -max(len(context) + len(reply) for context, reply in rows[i]))
-    whole = tokens(order)
-    size = PART_TOKENS.get(next(model.parameters()).device.type, PART_TOKENS["cuda"])
+    plan = _plan(model, passes(order), budget, device)
+    whole, packs = plan.tokens, bool(plan.groups)
+    size = PART_TOKENS.get(device.type, PART_TOKENS["cuda"])
     while size < whole:
         each = math.ceil(len(rows) * size / whole)
         parts = [order[i : i + each] for i in range(0, len(order), each)]
@@ -287,7 +312,7 @@ def cut_rows(model: torch.nn.Module, rows: Sequence[Sequence[Request]], max_leng
 
 def _run_plan(model: torch.nn.Module, plan: Plan, device: torch.device) -> Iterator[tuple[Sequence[Pass], Part]]:
     for group in plan.groups:
-        yield from _score_group(model, group, device, blocks=_attention(model, group, device) == BLOCKS)
+        yield from _score_group(model, group, device, kind=_attention(model, group, device))
     for batch in plan.batches:
         yield batch, _score_batch(model, batch, device)
 
