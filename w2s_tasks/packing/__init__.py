@@ -1,6 +1,6 @@
 """Score and generate with the fewest tokens: used by evaluation and, with gradients, by training.
 
-A request is (context tokens, continuation tokens), as lm_eval encodes it. Four ideas save tokens, all of them exact:
+A request is (context tokens, continuation tokens), as lm_eval encodes it. Five ideas save work, all of them exact:
 
 1. Requests that need the same forward pass (one context, one-token choices) share it.
 2. What is left forms a **prefix tree**: few-shot examples or an instruction at the root, documents below, choices as leaves.
@@ -8,9 +8,11 @@ A request is (context tokens, continuation tokens), as lm_eval encodes it. Four 
    its own position id. Every shared token runs once, nothing is padded.
 3. A beginning that many packs share, the **trunk**, runs once; its keys and values are kept, never copied.
 4. The vocabulary is projected only at the positions that score a token.
+5. Attention is computed only between tokens that see each other: **branch by branch** on a CPU, by blocks on a GPU.
 
-`tree` holds the layout, `plan` decides what is packed, `masks` who sees whom, `scoring` and `decoding` run the model.
-Passes that share too little are batched by length instead: right padding under causal attention changes nothing before it.
+`tree` holds the layout, `plan` decides what is packed, `masks` who sees whom, `branches` attends branch by branch, `scoring` and
+`decoding` run the model. Where a dense mask is needed and passes share too little, or where a model can't be packed, they are
+batched by length instead: right padding under causal attention changes nothing before it.
 """
 
 from w2s_tasks.packing.decoding import generate

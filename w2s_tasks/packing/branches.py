@@ -155,7 +155,8 @@ def _forward(
     """Output, [1, heads, row, size], and log-sum-exp, [1, heads, row], of a whole row."""
     trunk = k.shape[2] - q.shape[2]
     seen = trunk + cut.beginning
-    out = torch.empty(q.shape[:3] + v.shape[3:], dtype=q.dtype)
+    # Laid out as the next layer reads it, so that it is kept once for both backward passes.
+    out = torch.empty(1, q.shape[2], q.shape[1], v.shape[3], dtype=q.dtype).transpose(1, 2)
     lse = torch.empty(q.shape[:3], dtype=torch.float32)
     if cut.beginning:
         own = slice(None, cut.beginning)

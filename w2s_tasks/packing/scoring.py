@@ -25,7 +25,7 @@ TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
 PART_TOKENS = {"cpu": 256, "cuda": 8192}
 """Tokens whose activations a training step keeps at once, where rows share little; fewer would only cost speed."""
-PART_COST = 0.05
+PART_COST = 0.08
 """A step is not cut where its parts would run more than this share of tokens twice: prompts that the rows share."""
 LEAST_TOKENS = 64
 """Where even so few tokens don't fit the memory, the model is too large for the device."""
@@ -302,7 +302,7 @@ def cut_rows(model: torch.nn.Module, rows: Sequence[Sequence[Request]], max_leng
     whole, packs = plan.tokens, bool(plan.groups)
     size = PART_TOKENS.get(device.type, PART_TOKENS["cuda"])
     while size < whole:
-        each = math.ceil(len(rows) * size / whole)
+        each = math.ceil(len(rows) / math.ceil(whole / size))
         parts = [order[i : i + each] for i in range(0, len(order), each)]
         if sum(map(tokens, parts)) <= (1 + PART_COST) * whole:
             return parts
