@@ -7,6 +7,7 @@ optimizer steps; dropout is off, everything is float32.
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -108,7 +109,7 @@ class Ours(_Trainee):
         return labels.hard.tolist(), labels.accuracy
 
 
-class _Peer(_Trainee):
+class _Peer(_Trainee, ABC):
     """What TRL and transformers share here."""
 
     task_type: str | None = None
@@ -174,11 +175,13 @@ class _Peer(_Trainee):
             "dataloader_pin_memory": False,
         }
 
+    @abstractmethod
     def _load(self) -> Any:
-        raise NotImplementedError
+        """The base model."""
 
+    @abstractmethod
     def _trainer(self, model: Any, docs: Sequence[dict[str, Any]], batch: int, padding_free: bool, out: Path) -> Any:
-        raise NotImplementedError
+        """The peer's trainer over these rows."""
 
 
 class ChatPeer(_Peer):
