@@ -30,7 +30,7 @@ def pool(docs: Iterable[Doc]) -> list[Doc]:
     if columns is None or "label" not in columns:
         return list(docs)[: 2 * POOL_PER_CLASS]
     by_class: dict[Any, list[int]] = defaultdict(list)
-    for i, label in enumerate(docs["label"]):  # type: ignore[index]
+    for i, label in enumerate(docs["label"][:]):  # type: ignore[index] # a column alone decodes row by row
         by_class[label].append(i)
     rng = random.Random(0)  # noqa: S311 - a fixed choice, not a secret
     chosen = [i for rows in by_class.values() for i in rng.sample(rows, min(POOL_PER_CLASS, len(rows)))]

@@ -144,7 +144,7 @@ def _commonsense(loaded: datasets.DatasetDict, long: bool) -> datasets.DatasetDi
     # Exactly the long rows hold " | " (title and body); not every copy of the set keeps the column is_short.
     return datasets.DatasetDict(
         {
-            split: data.select([i for i, text in enumerate(data["input"]) if (" | " in text) == long])
+            split: data.select([i for i, text in enumerate(data["input"][:]) if (" | " in text) == long])
             for split, data in loaded.items()
         }
     )
