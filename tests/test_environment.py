@@ -39,15 +39,18 @@ def test_what_goes_wrong_in_the_background_is_raised_where_it_is_asked_for(monke
 
 
 def test_a_machine_that_cannot_be_described_stops_no_evaluation(monkeypatch: pytest.MonkeyPatch):
-    def fail() -> str:
-        raise AttributeError("'NoneType' object has no attribute 'splitlines'")  # torch 2.6 without pip
-
-    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", fail)
+    failing = "def fail(): None.splitlines()  # as torch 2.6 without pip\ncollect_env.get_pretty_env_info = fail\n"
+    monkeypatch.setattr(environment, "DESCRIBE", f"from torch.utils import collect_env\n{failing}{environment.DESCRIBE}")
     found = environment.collect()
     expected: dict[str, object] = {}
     utils.add_env_info(expected)
-    assert found == expected
-    assert "splitlines" in found["pretty_env_info"]
+    assert found == expected | {"pretty_env_info": "AttributeError: 'NoneType' object has no attribute 'splitlines'"}
+
+
+def test_no_module_of_the_working_folder_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "torch.py").write_text("raise SystemExit('run')")
+    monkeypatch.chdir(tmp_path)
+    assert "PyTorch version" in environment.describe()
 
 
 def test_git_is_asked_once_and_complains_about_no_folder(

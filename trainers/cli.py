@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import shutil
 import sys
 from collections.abc import Iterator
@@ -345,6 +346,9 @@ def main() -> None:
             raise
         typer.echo(f"error: {told}", err=True)
         sys.exit(2)
+    finally:
+        # The interpreter's last collection would look at each of a million objects of torch, lm_eval and pandas: 0.8 s.
+        gc.freeze()
 
 
 if __name__ == "__main__":

@@ -30,14 +30,16 @@ def evaluate(context: typer.Context) -> None:
         raise typer.Exit(0)
     if arguments == ["--help-lm-eval"]:
         arguments = ["--help"]
-    import lm_eval.tasks
-
-    from w2s_tasks import environment, eval_arguments, register
-    from w2s_tasks.manager import W2STaskManager
+    from w2s_tasks import environment
 
     asks_for_help = {"-h", "--help"} & set(arguments)
     if not asks_for_help:
-        environment.begin()
+        environment.begin()  # before the imports, which take as long
+    import lm_eval.tasks
+
+    from w2s_tasks import eval_arguments, register
+    from w2s_tasks.manager import W2STaskManager
+
     register()
     lm_eval.tasks.TaskManager = W2STaskManager
     import lm_eval.evaluator

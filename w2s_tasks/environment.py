@@ -1,7 +1,8 @@
 """The environment that lm_eval writes into every result file, collected once a process and while other work goes on.
 
-It asks pip, lscpu, gcc and others for their versions, two to six seconds in all: as long as the rest of a start. Git is
-asked without its complaint about a folder that is no repository, which would stand between the lines of progress.
+It imports torch and asks pip, lscpu, gcc and others for their versions, two to six seconds in all: as long as the rest of a
+start, so a process of its own does that. Git is asked without its complaint about a folder that is no repository, which
+would stand between the lines of progress.
 """
 
 from __future__ import annotations
@@ -9,20 +10,28 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
 
+DESCRIBE = "from torch.utils.collect_env import get_pretty_env_info; print(get_pretty_env_info(), end='')"
+"""A program that prints torch's description of the machine."""
+
+
+def describe() -> str:
+    """torch's description of the machine, or why there is none: older versions fail where pip is missing, as in uv's."""
+    # -P: no module of the working folder is run. A thread would fight for the interpreter with the imports of a start.
+    command = [sys.executable, "-P", "-X", "utf8", "-c", DESCRIBE]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace")
+    return done.stdout if done.returncode == 0 else (done.stderr.strip().splitlines() or ["unknown"])[-1]
+
 
 def collect() -> dict[str, Any]:
     """What lm_eval's `add_env_info` collects, without importing transformers for its version alone."""
-    from lm_eval.loggers.utils import get_commit_from_path
-    from torch.utils import collect_env
+    about = describe()
+    from lm_eval.loggers.utils import get_commit_from_path  # later: this import takes as long as the description
 
-    try:
-        about = collect_env.get_pretty_env_info()
-    except Exception as error:  # noqa: BLE001 - as lm_eval: older versions of torch fail where pip is missing (uv's environments)
-        about = str(error)
     return {
         "pretty_env_info": about,
         "transformers_version": importlib.metadata.version("transformers"),
