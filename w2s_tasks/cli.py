@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +14,17 @@ import typer
 
 from w2s_tasks import TASK_PATH, assets
 from w2s_tasks.errors import UserError
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Import without the garbage collector, which would look again and again at modules that stay; nor does it later."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def evaluate(context: typer.Context) -> None:
@@ -35,15 +49,19 @@ def evaluate(context: typer.Context) -> None:
     asks_for_help = {"-h", "--help"} & set(arguments)
     if not asks_for_help:
         environment.begin()  # before the imports, which take as long
-    import lm_eval.tasks
+    with _uncollected():
+        import lm_eval.tasks
 
-    from w2s_tasks import eval_arguments, register
-    from w2s_tasks.manager import W2STaskManager
+        from w2s_tasks import eval_arguments, register
+        from w2s_tasks.manager import W2STaskManager
 
-    register()
-    lm_eval.tasks.TaskManager = W2STaskManager
-    import lm_eval.evaluator
-    from lm_eval.__main__ import cli_evaluate
+        register()
+        lm_eval.tasks.TaskManager = W2STaskManager
+        import lm_eval.evaluator
+        from lm_eval.__main__ import cli_evaluate
+
+        if not asks_for_help:
+            import torch  # noqa: F401 - lm_eval seeds it, whatever the model
 
     if not asks_for_help:
         arguments = eval_arguments.checked(arguments)
