@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 from peft.tuners import lora
-from torch.nn import functional
+
+from w2s_tasks.models.linear import Linear, product
 
 
 class _LoraLinear(torch.autograd.Function):
@@ -31,7 +32,7 @@ class _LoraLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
         low = rows @ a.T
-        out = functional.linear(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
+        out = product(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.scaling, ctx.shape = scaling, x.shape
         return out.view(*x.shape[:-1], -1)
@@ -41,14 +42,14 @@ class _LoraLinear(torch.autograd.Function):
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, weight.shape[0])
         back = (grad @ b).mul_(ctx.scaling)
-        to_x = (grad @ weight).addmm_(back, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_x = product(grad, weight.t()).addmm_(back, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return to_x, None, None, back.T @ rows, (grad.T @ low).mul_(ctx.scaling), None
 
 
 def _adapter(layer: lora.Linear) -> str | None:
     """The one adapter of a layer that is plain LoRA on a plain linear layer; None for everything else that PEFT can do."""
     base, names = layer.get_base_layer(), layer.active_adapters
-    if type(base) is not torch.nn.Linear or len(names) != 1 or names[0] not in layer.lora_A:
+    if type(base) not in (torch.nn.Linear, Linear) or len(names) != 1 or names[0] not in layer.lora_A:
         return None
     name = names[0]
     plain = not layer.lora_variant and isinstance(layer.lora_dropout[name], torch.nn.Identity)

@@ -14,6 +14,7 @@ from trainers.labels import LabelSet
 from trainers.training import Row, fit_choices
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import CONFIG_KEY, document_text, encode_texts, window
+from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import default_device
 from w2s_tasks.models.ref import ModelRef, resolve
@@ -106,6 +107,7 @@ def fit(
         )
         tokenizer = AutoTokenizer.from_pretrained(path, **NO_CODE)
     model.to(default_device())
+    quicken(model)
     prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
     texts = [document_text(settings.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
     encoded = encode_texts(tokenizer, texts, settings.max_length or window(tokenizer, config))

@@ -23,6 +23,7 @@ from lm_eval.utils import regex_replace
 from tqdm import tqdm
 
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import resolve
@@ -191,6 +192,7 @@ class W2SClassifier(LM):
         self.pretrained, self.token_budget = pretrained, token_budget
         self._device = torch.device(usable_device(device))
         self.model.to(self._device).eval()
+        quicken(self.model)
         self.max_length = max_length or window(self.tokenizer, config)
 
     def _logprobs(self, texts: Sequence[tuple[str, ...]], disable_tqdm: bool = False) -> torch.Tensor:

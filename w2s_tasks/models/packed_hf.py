@@ -22,6 +22,7 @@ from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
 from w2s_tasks.models import generation, tokens
+from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import check_adapter, loading
 from w2s_tasks.models.ref import check_folder, resolve
 
@@ -105,6 +106,7 @@ class W2SHF(HFLM):
                 **kwargs,
             )
         self._name = pretrained
+        quicken(self._model)
         if adapter:
             check_adapter(self._model, adapter, pretrained)
         _refuse_classifier(self.config, pretrained)
@@ -137,6 +139,7 @@ class W2SHF(HFLM):
             with loading(f"{self._name} with {folder}"):
                 self._model = PeftModel.from_pretrained(model, str(folder))
             check_adapter(self._model, folder, self._name)
+            quicken(self._model)
         self.language_model.eval()
 
     def tokenize(self, strings: Sequence[str]) -> list[list[int]]:
