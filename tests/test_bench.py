@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from bench import comparison, eval, scale, scoring, startup, train
+from bench import comparison, eval, linear, scale, scoring, startup, train
 from bench.side import Side, TokenMeter, Worker
 
 from trainers.harness import Harness, PromptStyle
@@ -76,6 +76,17 @@ def test_evaluation_compares_every_document_and_counts_every_token(own_task: Pat
     assert found["ours_tokens"] < found["ours_first_run_tokens"], "the first run checks a model's packed scores"
     assert list(found["peer_batch_search"]) == ["1"]
     assert found["over_floor"] == pytest.approx(found["ours_s"] / found["floor_s"], rel=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "gpt2"])
+def test_linear_layers_are_compared_on_one_row_forward_and_back(architecture: str, causal_model, capsys):
+    arguments = ["--model", causal_model(architecture), "--tokens", 12, "--threads", 1, "--repeats", 2]
+    found = _run(linear.main, arguments, capsys)
+    assert found["same_predictions"]
+    assert found["max_abs_diff"] < 1e-4
+    assert found["max_abs_diff_gradient"] < 1e-4
+    assert found["ours_tokens"] == found["peer_tokens"] == 12
+    assert found["ours_gflops"] > 0 < found["peer_gflops"]
 
 
 def test_a_sampled_peer_is_scaled_to_all_documents_of_each_task():

@@ -23,9 +23,25 @@ class Net(torch.nn.Module):
         return self.down(torch.relu(self.up(x)))
 
 
-def made(**settings: Any) -> Any:
+class Gated(torch.nn.Module):
+    """A gated MLP as most decoders have it; `twice` is what its parts' names don't tell."""
+
+    def __init__(self, activation: torch.nn.Module, twice: bool = False) -> None:
+        super().__init__()
+        self.gate_proj = torch.nn.Linear(6, 10, bias=False)
+        self.up_proj = torch.nn.Linear(6, 10, bias=False)
+        self.down_proj = torch.nn.Linear(10, 5)
+        self.act_fn, self.twice = activation, twice
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return 2 * out if self.twice else out
+
+
+def made(net: torch.nn.Module | None = None, **settings: Any) -> Any:
     torch.manual_seed(0)
-    model: Any = get_peft_model(Net(), LoraConfig(r=3, lora_alpha=5, target_modules=["up", "down"], **settings))
+    names = ["up", "down", "gate_proj", "up_proj", "down_proj"]
+    model: Any = get_peft_model(net or Net(), LoraConfig(r=3, lora_alpha=5, target_modules=names, **settings))
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             weight.data.normal_()
@@ -64,6 +80,24 @@ def assert_same(model: Any, layers: int) -> None:
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"down": 2}}])
 def test_outputs_and_gradients_are_those_of_peft(settings: dict[str, Any]):
     assert_same(made(**settings), layers=2)
+
+
+@pytest.mark.parametrize("activation", [torch.nn.SiLU(), torch.nn.GELU("tanh"), torch.nn.ReLU()])
+def test_a_gated_mlp_keeps_less_and_gives_the_same(activation: torch.nn.Module):
+    torch.manual_seed(2)
+    assert_same(made(Gated(activation)), layers=4)
+
+
+@pytest.mark.parametrize("settings", [{"target_modules": ["gate_proj", "up_proj"]}, {"lora_dropout": 0.5}])
+def test_a_gated_mlp_without_plain_lora_below_stays_as_it_is(settings: dict[str, Any]):
+    torch.manual_seed(2)
+    model = get_peft_model(Gated(torch.nn.SiLU()), LoraConfig(r=3, **({"target_modules": ["down_proj"]} | settings)))
+    assert_same(model, layers=2 if "target_modules" in settings else 0)
+
+
+def test_a_module_that_only_looks_like_a_gated_mlp_stays_as_it_is():
+    torch.manual_seed(2)
+    assert_same(made(Gated(torch.nn.SiLU(), twice=True)), layers=3)
 
 
 @pytest.mark.parametrize("settings", [{"lora_dropout": 0.5}, {"use_dora": True}, {"lora_bias": True}])

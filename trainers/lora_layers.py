@@ -1,14 +1,17 @@
-"""LoRA layers with fewer passes over memory while they are trained.
+"""LoRA layers with fewer passes over memory, and less of it, while they are trained.
 
 PEFT computes ``Wx + s B(Ax)`` as five operations, most of which write a tensor as large as the layer's output, and autograd
 writes as many back. Here the low-rank part is added into the output, and its gradient into the input's, by the matrix
-product itself. The same numbers to rounding; the same parameters, so checkpoints and adapters don't know of it.
+product itself. In a gated MLP, ``W(act(gate) * up)``, autograd keeps four tensors of the MLP's width; here it keeps the
+gate and what it gates, and computes the others again. The same numbers to rounding; the same parameters, so checkpoints
+and adapters don't know of it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,9 +19,24 @@ from peft.tuners import lora
 
 from w2s_tasks.models.linear import Linear, product
 
+Activation = Callable[[torch.Tensor], torch.Tensor]
+
+
+def _output(
+    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scaling: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``Wx + b + s B(Ax)`` and ``Ax`` for rows of shape [rows, in]."""
+    low = rows @ a.T
+    return product(rows, weight, bias).addmm_(low, b.T, alpha=scaling), low
+
+
+def _to_rows(grad: torch.Tensor, back: torch.Tensor, weight: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Gradient of `_output` by its rows; `grad` is [rows, out] and `back` is ``s grad B``."""
+    return product(grad, weight.t()).addmm_(back, a)
+
 
 class _LoraLinear(torch.autograd.Function):
-    """``Wx + b + s B(Ax)`` with frozen W and b; x of shape [..., in]."""
+    """A LoRA layer with frozen W and b; x of shape [..., in]."""
 
     @staticmethod
     def forward(
@@ -31,8 +49,7 @@ class _LoraLinear(torch.autograd.Function):
         scaling: float,
     ) -> torch.Tensor:
         rows = x.reshape(-1, x.shape[-1])
-        low = rows @ a.T
-        out = product(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
+        out, low = _output(rows, weight, bias, a, b, scaling)
         ctx.save_for_backward(rows, low, weight, a, b)
         ctx.scaling, ctx.shape = scaling, x.shape
         return out.view(*x.shape[:-1], -1)
@@ -42,45 +59,137 @@ class _LoraLinear(torch.autograd.Function):
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, weight.shape[0])
         back = (grad @ b).mul_(ctx.scaling)
-        to_x = product(grad, weight.t()).addmm_(back, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
+        to_x = _to_rows(grad, back, weight, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return to_x, None, None, back.T @ rows, (grad.T @ low).mul_(ctx.scaling), None
 
 
-def _adapter(layer: lora.Linear) -> str | None:
-    """The one adapter of a layer that is plain LoRA on a plain linear layer; None for everything else that PEFT can do."""
+class _GatedLoraLinear(torch.autograd.Function):
+    """A LoRA layer of ``act(gate) * up``, both [..., in], which is not kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: torch.Tensor,
+        up: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        scaling: float,
+        activation: Activation,
+    ) -> torch.Tensor:
+        rows = (activation(gate) * up).reshape(-1, gate.shape[-1])
+        out, low = _output(rows, weight, bias, a, b, scaling)
+        ctx.save_for_backward(gate, up, low, weight, a, b)
+        ctx.scaling, ctx.activation = scaling, activation
+        return out.view(*gate.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        gate, up, low, weight, a, b = ctx.saved_tensors
+        with torch.enable_grad():
+            inputs = gate.detach().requires_grad_(), up.detach().requires_grad_()
+            gated = ctx.activation(inputs[0]) * inputs[1]
+        grad = grads[0].reshape(-1, weight.shape[0])
+        back = (grad @ b).mul_(ctx.scaling)
+        to_gate, to_up = torch.autograd.grad(gated, inputs, _to_rows(grad, back, weight, a).view(gated.shape))
+        to_a = back.T @ gated.detach().reshape(-1, weight.shape[1])
+        return to_gate, to_up, None, None, to_a, (grad.T @ low).mul_(ctx.scaling), None, None
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """A layer that is plain LoRA on a plain linear layer, with one adapter."""
+
+    layer: lora.Linear
+    name: str
+
+    def suits(self, x: torch.Tensor) -> bool:
+        """Whether it runs as it is on this input: no mixed precision, adapter on and not merged."""
+        layer = self.layer
+        dtypes = {x.dtype, *(module.weight.dtype for module in self._parts)}
+        return not (layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type)) and len(dtypes) == 1
+
+    @property
+    def _parts(self) -> tuple[Any, Any, Any]:
+        return self.layer.get_base_layer(), self.layer.lora_A[self.name], self.layer.lora_B[self.name]
+
+    @property
+    def values(self) -> tuple[Any, ...]:
+        """W, b, A, B and s."""
+        base, a, b = self._parts
+        return base.weight, base.bias, a.weight, b.weight, self.layer.scaling[self.name]
+
+
+def _plain(layer: object) -> _Plain | None:
+    """None for everything else that PEFT can do."""
+    if not isinstance(layer, lora.Linear):
+        return None
     base, names = layer.get_base_layer(), layer.active_adapters
     if type(base) not in (torch.nn.Linear, Linear) or len(names) != 1 or names[0] not in layer.lora_A:
         return None
     name = names[0]
     plain = not layer.lora_variant and isinstance(layer.lora_dropout[name], torch.nn.Identity)
     biased = layer.lora_A[name].bias is not None or layer.lora_B[name].bias is not None
-    return name if plain and not biased and not base.weight.requires_grad else None
+    return _Plain(layer, name) if plain and not biased and not base.weight.requires_grad else None
 
 
-def _forward(layer: lora.Linear, name: str) -> Callable[..., torch.Tensor]:
-    original = layer.forward
-    base, a, b, scaling = layer.get_base_layer(), layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
+def _linear_forward(plain: _Plain) -> Callable[..., torch.Tensor]:
+    original = plain.layer.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        as_it_is = not (args or kwargs or layer.disable_adapters or layer.merged or torch.is_autocast_enabled(x.device.type))
-        if as_it_is and x.dtype == base.weight.dtype == a.weight.dtype == b.weight.dtype:
-            out: torch.Tensor = _LoraLinear.apply(x, base.weight, base.bias, a.weight, b.weight, scaling)
-            return out
-        return original(x, *args, **kwargs)
+        if args or kwargs or not plain.suits(x):
+            return original(x, *args, **kwargs)
+        out: torch.Tensor = _LoraLinear.apply(x, *plain.values)
+        return out
 
     return forward
 
 
+def _gated_forward(mlp: Any, down: _Plain) -> Callable[[torch.Tensor], torch.Tensor]:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        gate, up = mlp.gate_proj(x), mlp.up_proj(x)
+        if not (down.suits(gate) and torch.is_grad_enabled()):
+            kept: torch.Tensor = mlp.down_proj(mlp.act_fn(gate) * up)
+            return kept
+        out: torch.Tensor = _GatedLoraLinear.apply(gate, up, *down.values, mlp.act_fn)
+        return out
+
+    return forward
+
+
+def _is_gated(mlp: Any, forward: Callable[[torch.Tensor], torch.Tensor]) -> bool:
+    """Whether a module is the gated MLP that its parts' names promise: it is asked about one row."""
+    weight = mlp.gate_proj.weight
+    row = torch.linspace(-1, 1, weight.shape[1], device=weight.device, dtype=weight.dtype)[None, None]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            expected = mlp(row)
+            return torch.allclose(forward(row), expected, rtol=1e-3, atol=1e-3 * float(expected.detach().abs().max()))
+    except (TypeError, RuntimeError, AttributeError):
+        return False
+
+
+def _gated(mlp: Any) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    if not {"gate_proj", "up_proj", "down_proj", "act_fn"} <= dict(mlp.named_children()).keys():
+        return None
+    down = _plain(mlp.down_proj)
+    forward = _gated_forward(mlp, down) if down else None
+    return forward if forward and _is_gated(mlp, forward) else None
+
+
 @contextlib.contextmanager
 def fewer_passes(model: torch.nn.Module) -> Iterator[None]:
-    """While inside, plain LoRA layers run as one function; mixed precision and other variants run as PEFT has them."""
-    changed = []
-    for layer in model.modules():
-        if isinstance(layer, lora.Linear) and (name := _adapter(layer)):
-            layer.forward = _forward(layer, name)
-            changed.append(layer)
+    """While inside, plain LoRA layers and gated MLPs over them run as one function; all else runs as PEFT has it."""
+    changed: list[Any] = []
     try:
+        for module in model.modules():
+            plain = _plain(module)
+            forward = _linear_forward(plain) if plain else _gated(module)
+            if forward:
+                changed.append(module)
+                module.forward = forward
         yield
     finally:
-        for layer in changed:
-            del layer.forward
+        for module in changed:
+            del module.forward
