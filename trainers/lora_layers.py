@@ -26,8 +26,13 @@ def _output(
     rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """``Wx + b + s B(Ax)`` and ``Ax`` for rows of shape [rows, in]."""
-    low = rows @ a.T
+    low = product(rows, a)
     return product(rows, weight, bias).addmm_(low, b.T, alpha=scaling), low
+
+
+def _outer(thin: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
+    """``thin^T wide``, [r, width]: the narrow matrix first, for kernels share the work out over the wide one."""
+    return product(thin.t(), wide.t())
 
 
 def _to_rows(grad: torch.Tensor, back: torch.Tensor, weight: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
@@ -58,9 +63,9 @@ class _LoraLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
         grad = grads[0].reshape(-1, weight.shape[0])
-        back = (grad @ b).mul_(ctx.scaling)
+        back = product(grad, b.t()).mul_(ctx.scaling)
         to_x = _to_rows(grad, back, weight, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
-        return to_x, None, None, back.T @ rows, (grad.T @ low).mul_(ctx.scaling), None
+        return to_x, None, None, _outer(back, rows), _outer(low, grad).t() * ctx.scaling, None
 
 
 class _GatedLoraLinear(torch.autograd.Function):
@@ -91,10 +96,10 @@ class _GatedLoraLinear(torch.autograd.Function):
             inputs = gate.detach().requires_grad_(), up.detach().requires_grad_()
             gated = ctx.activation(inputs[0]) * inputs[1]
         grad = grads[0].reshape(-1, weight.shape[0])
-        back = (grad @ b).mul_(ctx.scaling)
+        back = product(grad, b.t()).mul_(ctx.scaling)
         to_gate, to_up = torch.autograd.grad(gated, inputs, _to_rows(grad, back, weight, a).view(gated.shape))
-        to_a = back.T @ gated.detach().reshape(-1, weight.shape[1])
-        return to_gate, to_up, None, None, to_a, (grad.T @ low).mul_(ctx.scaling), None, None
+        to_a = _outer(back, gated.detach().reshape(-1, weight.shape[1]))
+        return to_gate, to_up, None, None, to_a, _outer(low, grad).t() * ctx.scaling, None, None
 
 
 @dataclass(frozen=True)

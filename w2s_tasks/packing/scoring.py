@@ -23,7 +23,7 @@ BATCH_TOKENS = {"cpu": 256, "cuda": 16_384}
 PACK_TOKENS = {"cpu": 1024, "cuda": 4096}
 TRAIN_TOKENS = {"cpu": 1024, "cuda": 8192}
 """In training the trunk is part of the row, so a pack has to hold a whole micro-batch to share it."""
-PART_TOKENS = {"cpu": 256, "cuda": 8192}
+PART_TOKENS = {"cpu": 1024, "cuda": 8192}
 """Tokens whose activations a training step keeps at once, where rows share little; fewer would only cost speed."""
 PART_COST = 0.08
 """A step is not cut where its parts would run more than this share of tokens twice: prompts that the rows share."""
