@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from w2s_tasks.packing import masks
 from w2s_tasks.packing.masks import inner
@@ -56,13 +57,35 @@ class _Scored:
     token: torch.Tensor
 
 
+class _TokenLogprobs(torch.autograd.Function):
+    """Log-probabilities of chosen tokens: ``logits.log_softmax(-1)[cell, token]``.
+
+    Its gradient is written once: autograd would fill a second tensor as large as the logits with zeros, to put a few
+    numbers into it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, cell: torch.Tensor, token: torch.Tensor) -> torch.Tensor:
+        logprob = logits.log_softmax(-1)
+        ctx.save_for_backward(logprob, cell, token)
+        return logprob[cell, token]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        logprob, cell, token = ctx.saved_tensors
+        of_cell = grad.new_zeros(len(logprob)).index_add_(0, cell, grad)
+        to_logits = logprob.exp().mul_(-of_cell[:, None])
+        return to_logits.index_put_((cell, token), grad, accumulate=True), None, None
+
+
 def _gather(logits: torch.Tensor, where: _Scored) -> Part:
     """Sum the log-probabilities of each request's tokens; `where.position` indexes the second axis of `logits`."""
     flat = logits.flatten(0, 1)
     cells, cell_of = torch.unique(where.row * logits.shape[1] + where.position, return_inverse=True)
     # [distinct scored positions, vocabulary]; of a pack these are all that were projected, and a copy would be large.
     chosen = (flat if len(cells) == len(flat) else flat[cells]).float()
-    logprob = torch.log_softmax(chosen, dim=-1)[cell_of, where.token]
+    logprob: torch.Tensor = _TokenLogprobs.apply(chosen, cell_of, where.token)
     hit = chosen.argmax(dim=-1)[cell_of] == where.token
     order, slot = torch.unique(where.request, return_inverse=True)
     zeros = torch.zeros(len(order), device=logits.device)
