@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import inspect
 import logging
 import math
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,6 +35,8 @@ LEAST_TOKENS = 64
 """Where even so few tokens don't fit the memory, the model is too large for the device."""
 TRIAL_TOKENS = 48
 """Of a trunk, when a model is tried; a whole few-shot prompt would take as long as twenty documents."""
+TRIM_EVERY = 4
+"""Packs after which free memory goes back to the system: every pack's logits have another size and leave other holes."""
 TOLERANCE = 1e-3
 """How far a packed score may be from the plain one when an architecture is tried first (in bfloat16 a hundred times)."""
 
@@ -158,15 +163,29 @@ def run_trunk(model: torch.nn.Module, trunk: Sequence[int], device: torch.device
     return cache
 
 
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """glibc's function of this name, where glibc is."""
+    return getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+
+def _give_back_memory() -> None:
+    trim = _malloc_trim()
+    if trim:
+        trim(0)
+
+
 def _score_group(
     model: torch.nn.Module, group: Group, device: torch.device, *, kind: str
 ) -> Iterator[tuple[Sequence[Pass], Part]]:
     """Run the trunk once, then pack after pack behind its keys and values."""
     cache = run_trunk(model, group.trunk, device)
-    for pack in group.packs:
+    for number, pack in enumerate(group.packs, start=1):
         with masks.packed_attention(model, kind=kind):
             part = _score_pack(model, pack, len(group.trunk), cache, device, kind=kind)
         yield pack, part
+        if device.type == "cpu" and number % TRIM_EVERY == 0:
+            _give_back_memory()
 
 
 # ---- which models can be packed -------------------------------------------------------------------------------------
