@@ -12,7 +12,7 @@ from test_packing import ARCHITECTURES, few_shot
 
 from w2s_tasks import packing
 from w2s_tasks.models.packed_hf import W2SHF
-from w2s_tasks.packing import branches, masks
+from w2s_tasks.packing import attend, branches, cuts, masks
 from w2s_tasks.packing.tree import Layout, lay_out
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def test_outputs_and_gradients_are_those_under_the_dense_mask(sequences: list[li
     weights = torch.randn(1, len(layout.tokens), 4, 8, generator=torch.Generator().manual_seed(seed + 1))
     dense = through(mask.clone(), *inputs)
     expected = torch.autograd.grad((dense * weights).sum(), inputs)
-    marked = branches.mark(mask, branches.cut_branches(layout, trunk, torch.float32))
+    marked = branches.mark(mask, cuts.cut_attention(layout, trunk, torch.float32))
     cut = through(marked, *inputs)
     assert torch.allclose(cut, dense, atol=1e-5)
     with torch.no_grad():
@@ -64,8 +64,8 @@ def test_outputs_and_gradients_are_those_under_the_dense_mask(sequences: list[li
 @settings(deadline=None)
 def test_every_token_lies_in_the_beginning_or_in_one_branch(sequences: list[list[int]]):
     layout = row_of(sequences, 0)
-    cut = branches.cut_branches(layout, 0, torch.float32)
-    places = [p for stack in cut.stacks for p in stack.places[stack.real].tolist()]
+    cut = cuts.cut_attention(layout, 0, torch.float32)
+    places = [p for stack in cut.stacks for p in stack.places[stack.own].tolist()]
     assert sorted([*range(cut.beginning), *places]) == list(range(len(layout.tokens)))
 
 
@@ -73,18 +73,40 @@ def test_chains_need_no_mask_and_similar_lengths_share_a_call():
     chains = [[0, 0, 1 + n, *[2] * n] for n in (8, 8, 9, 2)]
     forked = [[0, 0, 20, 3], [0, 0, 20, 4]]
     layout = row_of([[*s, i] for i, s in enumerate(chains + forked)], 0)
-    cut = branches.cut_branches(layout, 0, torch.float32)
+    cut = cuts.cut_attention(layout, 0, torch.float32)
     assert (cut.beginning, cut.causal) == (2, None)
-    # The two of 8 share their first nine tokens, so they are one branch with a fork.
+    # The two of 8 share their first nine tokens, so they are one piece with a fork; the forked ones are cut behind
+    # "20", which both see and one owns.
     assert sorted((s.longest, len(s.places) // s.longest, s.mask is None) for s in cut.stacks) == [
-        (4, 1, True),
-        (5, 1, False),
+        (4, 3, True),
         (11, 1, False),
         (11, 1, True),
     ]
     apart = row_of([[0, 1 + i, *[2] * n] for i, n in enumerate((8, 8, 9, 2))], 0)
-    stacks = branches.cut_branches(apart, 0, torch.float32).stacks
+    stacks = cuts.cut_attention(apart, 0, torch.float32).stacks
     assert [(s.longest, len(s.places) // s.longest, s.mask is None) for s in stacks] == [(10, 3, True), (3, 1, True)]
+
+
+def test_long_branches_behind_one_shared_token_are_cut_apart_and_each_sees_it():
+    layout = row_of([[0, 1, *[2 + n] * 12] for n in range(6)] + [[0, 9]], 3)
+    cut = cuts.cut_attention(layout, 3, torch.float32)
+    assert [(s.longest, len(s.places) // s.longest, s.mask is None) for s in cut.stacks] == [(13, 6, True), (1, 1, True)]
+    first = cut.stacks[0]
+    assert first.places.view(6, 13)[:, 0].tolist() == [1] * 6
+    assert len(first.places[first.own]) == 6 * 12 + 1
+
+
+def test_attention_without_a_mask_is_the_kernels_by_either_library(monkeypatch: pytest.MonkeyPatch):
+    """Blocks of several rows, the last one shorter; outputs and log-sum-exp as PyTorch's kernel has them."""
+    made = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, n, h, 16, generator=made).transpose(1, 2) for n, h in ((150, 6), (200, 2), (200, 2)))
+    expected = attend.attend(q, k, v, 0.25, None, causal=False)
+    monkeypatch.setattr(attend, "BLOCK_SCORES", 20_000)
+    for faster in (False, True):
+        monkeypatch.setattr(attend.linear, "faster_here", lambda faster=faster: faster)
+        for found, wanted in zip(attend.attend_all(q, k, v, 0.25), expected, strict=True):
+            assert found.shape == wanted.shape
+            assert torch.allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -111,7 +133,7 @@ def test_every_architectures_layers_come_here_with_their_cut(
 
 def test_a_mask_that_lost_its_cut_serves_as_it_is():
     layout = row_of([[0, 1], [0, 2], [1, 1]], 2)
-    marked = branches.mark(dense_mask(layout, 2), branches.cut_branches(layout, 2, torch.float32))
+    marked = branches.mark(dense_mask(layout, 2), cuts.cut_attention(layout, 2, torch.float32))
     inputs = tensors(len(layout.tokens), 2, 0)
     assert branches.branches_of(marked[:, :, :, :]) is None
     assert torch.allclose(through(marked[:, :, :, :], *inputs), through(marked, *inputs), atol=1e-5)

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from w2s_tasks.packing import branches
+from w2s_tasks.packing.cuts import cut_attention
 from w2s_tasks.packing.tree import Layout
 
 BLOCKS, BRANCHES, DENSE = "blocks", "branches", "dense"
@@ -134,7 +135,7 @@ def pack_attention(model: torch.nn.Module, layout: Layout, trunk: int, device: t
     keys = torch.cat([torch.arange(trunk, device=device), positions])
     found = additive(model, tree_sight(layout, trunk, device), positions, keys)
     if kind == BRANCHES:
-        cut = branches.cut_branches(layout, trunk, next(model.parameters()).dtype)
+        cut = cut_attention(layout, trunk, next(model.parameters()).dtype)
         whole = max(layout.positions) + 1
         windows = attention_kinds(model)
         for layers, mask in (found if isinstance(found, dict) else dict.fromkeys(windows, found)).items():
