@@ -35,7 +35,7 @@ def _requests(pairs: list[tuple[str, str]]) -> list[Instance]:
     return [Instance("loglikelihood", {}, pair, i, metadata=("t", i, 1)) for i, pair in enumerate(pairs)]
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen2"])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral", "gemma3"])
 def test_w2s_hf_equals_lm_evals_hf(causal_model: Callable[[str], Path], architecture: str):
     folder = str(causal_model(architecture))
     ours = W2SHF(folder, device="cpu", token_budget=96).loglikelihood(_requests(PAIRS), disable_tqdm=True)

@@ -17,7 +17,7 @@ from lm_eval.models.huggingface import HFLM
 
 from w2s_tasks import packing
 from w2s_tasks.models.packed_hf import W2SHF
-from w2s_tasks.packing import masks, scoring
+from w2s_tasks.packing import masks, scoring, trial
 from w2s_tasks.packing.plan import cut_batches, tree_size
 from w2s_tasks.packing.tree import Pass, common, lay_out
 
@@ -134,7 +134,7 @@ def test_packed_passes_score_as_lm_evals_hf(causal_model, architecture: str, doc
     folder = str(causal_model(architecture))
     lm = W2SHF(folder, device="cpu", token_budget=64)
     ours = lm.loglikelihood(instances(documents(12)), disable_tqdm=True)
-    assert set(scoring._packable[lm.language_model].values()) == {masks.BRANCHES}
+    assert set(trial._packable[lm.language_model].values()) == {masks.BRANCHES}
     theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1).loglikelihood(
         instances(documents(12)), disable_tqdm=True
     )
@@ -156,8 +156,9 @@ def adapter(base: Path, out: Path) -> Path:
     return out
 
 
-def test_packed_passes_score_through_an_adapter(causal_model, tmp_path: Path):
-    folder = causal_model("llama")
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_packed_passes_score_through_an_adapter(causal_model, tmp_path: Path, architecture: str):
+    folder = causal_model(architecture)
     peft = str(adapter(folder, tmp_path / "adapter"))
     ours = W2SHF(str(folder), peft=peft, device="cpu", token_budget=64).loglikelihood(instances(few_shot(8)))
     theirs = HFLM(str(folder), peft=peft, device="cpu", dtype="float32").loglikelihood(instances(few_shot(8)))
@@ -276,17 +277,17 @@ def test_flex_attention_scores_as_the_dense_mask_does(
     causal_model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, architecture: str
 ):
     """Without its compiler, which needs a GPU to be worth having; the masks, the cache and the switching are the same."""
-    caplog.set_level(logging.INFO, logger=scoring.__name__)
+    caplog.set_level(logging.INFO, logger=trial.__name__)
     lm = W2SHF(str(causal_model(architecture)), device="cpu", token_budget=64)
     dense = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
-    scoring._packable.clear()
+    trial._packable.clear()
     monkeypatch.setattr(masks, "kinds_for", lambda model, device: (masks.BLOCKS, masks.DENSE))
     before = lm.language_model.config._attn_implementation  # type: ignore[union-attr]
     with torch.compiler.set_stance("force_eager"):
         blocks = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
     # torch 2.6 has it for head sizes that are powers of 2 only, which these models' are not; then the dense mask stands in.
     kind = masks.DENSE if "power of 2" in caplog.text else masks.BLOCKS
-    assert set(scoring._packable[lm.language_model].values()) == {kind}
+    assert set(trial._packable[lm.language_model].values()) == {kind}
     assert [a[0] for a in blocks] == pytest.approx([a[0] for a in dense], abs=1e-4)
     assert lm.language_model.config._attn_implementation == before  # type: ignore[union-attr]
 
@@ -358,7 +359,7 @@ def test_packed_decoding_replies_as_lm_evals_hf(causal_model, architecture: str)
     folder = str(causal_model(architecture))
     lm = W2SHF(folder, device="cpu", token_budget=48)
     ours = lm.generate_until(prompts(9), disable_tqdm=True)
-    assert set(scoring._packable[lm.language_model].values()) == {masks.BRANCHES}
+    assert set(trial._packable[lm.language_model].values()) == {masks.BRANCHES}
     assert ours == HFLM(folder, device="cpu", dtype="float32", batch_size=1).generate_until(prompts(9), disable_tqdm=True)
     assert len(set(ours)) > 1
 
@@ -368,7 +369,7 @@ def test_prompts_of_one_pack_are_decoded_together_and_single_ones_too(causal_mod
     lm, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=1)
     single = prompts(1, limit=6)
     assert lm.generate_until(single) == theirs.generate_until(single)
-    assert scoring._packable[lm.language_model] == {(False, (masks.BRANCHES, masks.DENSE)): masks.BRANCHES}
+    assert trial._packable[lm.language_model] == {(False, (masks.BRANCHES, masks.DENSE)): masks.BRANCHES}
     texts = ["a story", "dull", "Review: the film", "the plot was cold and the actor false", "Sentiment:"]
     wanted = {"until": ["\n\n"], "max_gen_toks": 6}
     apart = [Instance("generate_until", {}, (t, dict(wanted)), i, metadata=("t", i, 1)) for i, t in enumerate(texts)]

@@ -209,7 +209,7 @@ def test_a_step_that_is_run_in_parts_is_the_same_step(
     monkeypatch.setattr(lora.packing, "cut_rows", lambda *a: parts.append(original(*a)) or parts[-1])
     curves = []
     for size in (10**6, 24):
-        monkeypatch.setitem(scoring.PART_TOKENS, "cpu", size)
+        monkeypatch.setattr(scoring, "part_tokens", lambda *_, size=size: size)
         parts.clear()
         curves.append(_fit(_task(own_task), settings, 44, tmp_path / str(size)))
         weights.append(load_file(tmp_path / str(size) / "adapter" / "adapter_model.safetensors"))

@@ -86,7 +86,7 @@ class Scorer(Worker):
         """What a token costs in one long forward pass of one row that projects its last position only (a median)."""
         import torch
 
-        from w2s_tasks.packing.scoring import narrows
+        from w2s_tasks.packing.forward import narrows
 
         length = min(length, self.lm.max_length)
         vocabulary = self.lm.config.get_text_config().vocab_size

@@ -86,8 +86,9 @@ class W2SHF(HFLM):
             peft: an adapter's folder or hub id.
             device: cuda, mps or cpu; found by itself where it is not given.
             dtype: as in ``hf``; float32 on a CPU, else the checkpoint's own.
-            token_budget: padded tokens a forward pass.
-            kwargs: everything else that ``hf`` takes.
+            token_budget: tokens a forward pass; found from the device's memory where it is not given.
+            kwargs: everything else that ``hf`` takes. ``batch_size`` counts rows where lm_eval's own code runs (sampling,
+                encoder-decoders); what is packed is counted in tokens.
 
         Raises:
             UserError: a model that does not exist, has only pickled weights, or is a classifier.

@@ -10,14 +10,16 @@ A request is (context tokens, continuation tokens), as lm_eval encodes it. Five 
 4. The vocabulary is projected only at the positions that score a token.
 5. Attention is computed only between tokens that see each other: **branch by branch** on a CPU, by blocks on a GPU.
 
-`tree` holds the layout, `plan` decides what is packed, `masks` who sees whom; `cuts`, `attend` and `branches` attend branch
-by branch; `scoring` and `decoding` run the model. Where a dense mask is needed and passes share too little, or where a model
-can't be packed, they are batched by length instead: right padding under causal attention changes nothing before it.
+`tree` holds the layout, `plan` decides what is packed, `budget` how much at once, `masks` who sees whom; `cuts`, `attend`
+and `branches` attend branch by branch; `forward` runs the model, `trial` finds out whose scores stay exact; `scoring` and
+`decoding` are the entrances. Where a dense mask is needed and passes share too little, or where a model can't be packed,
+they are batched by length instead: right padding under causal attention changes nothing before it.
 """
 
 from w2s_tasks.packing.decoding import generate
+from w2s_tasks.packing.forward import Scores
 from w2s_tasks.packing.plan import Plan, make_plan
-from w2s_tasks.packing.scoring import Scores, cut_rows, score
+from w2s_tasks.packing.scoring import cut_rows, score
 from w2s_tasks.packing.tree import Pass, Request, Tokens, common, plan_passes
 
 __all__ = [

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 
 from w2s_tasks.packing import masks
+from w2s_tasks.packing.budget import decoding_tokens
+from w2s_tasks.packing.forward import narrows, run_trunk
 from w2s_tasks.packing.plan import Group, Plan, cut_packs, find_trunks
-from w2s_tasks.packing.scoring import can_pack, narrows, run_trunk
 from w2s_tasks.packing.tree import Pass, Request, lay_out, plan_passes
-
-PACK_TOKENS = {"cpu": 1024, "cuda": 8192}
-"""More than for scoring: a step costs about the same for one prompt as for many."""
+from w2s_tasks.packing.trial import can_pack
 
 Finished = Callable[[list[int]], bool]
 Choose = Callable[[torch.Tensor, list[tuple[int, list[int]]]], torch.Tensor]
@@ -135,7 +134,7 @@ def generate(
     from transformers import DynamicCache
 
     device = next(model.parameters()).device
-    plan = plan_prompts(prompts, budget or PACK_TOKENS.get(device.type, 1024))
+    plan = plan_prompts(prompts, budget or decoding_tokens(model, device))
     if not all(can_pack(model, group, device) for group in plan.groups):
         return None
     texts: list[list[int]] = [[] for _ in prompts]

@@ -112,7 +112,7 @@ def _block_masks(model: torch.nn.Module, layout: Layout, trunk: int, device: tor
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _recomputes(model: torch.nn.Module) -> bool:
+def recomputes(model: torch.nn.Module) -> bool:
     """Whether gradient checkpointing is on: it runs layers again when the attention function has been set back."""
     names = "is_activation_checkpointing", "is_gradient_checkpointing"  # transformers 5 renamed it
     return bool(next((getattr(inner(model), name) for name in names if hasattr(type(inner(model)), name)), False))
@@ -122,7 +122,7 @@ def kinds_for(model: torch.nn.Module, device: torch.device) -> tuple[str, ...]:
     """The kinds of masks that may serve this model's packs, the fastest first."""
     if device.type == "cuda" and getattr(inner(model), "_supports_flex_attn", False):
         return BLOCKS, DENSE
-    if device.type == "cpu" and inner(model).config._attn_implementation == "sdpa" and not _recomputes(model):
+    if device.type == "cpu" and inner(model).config._attn_implementation == "sdpa" and not recomputes(model):
         return BRANCHES, DENSE
     return (DENSE,)
 
