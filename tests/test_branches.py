@@ -103,7 +103,7 @@ def test_attention_without_a_mask_is_the_kernels_by_either_library(monkeypatch: 
     expected = attend.attend(q, k, v, 0.25, None, causal=False)
     monkeypatch.setattr(attend, "BLOCK_SCORES", 20_000)
     for faster in (False, True):
-        monkeypatch.setattr(attend.linear, "faster_here", lambda faster=faster: faster)
+        monkeypatch.setattr(attend.linear, "twice_as_fast_here", lambda faster=faster: faster)
         for found, wanted in zip(attend.attend_all(q, k, v, 0.25), expected, strict=True):
             assert found.shape == wanted.shape
             assert torch.allclose(found, wanted, atol=1e-5)

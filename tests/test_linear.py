@@ -59,6 +59,24 @@ def test_a_gradient_that_is_one_number_expanded(everywhere: None):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("transposed", [False, True])
+def test_a_weight_with_gaps_between_its_rows_is_closed_up_first(
+    everywhere: None, monkeypatch: pytest.MonkeyPatch, transposed: bool
+):
+    """As keys are, a head's part of every token's row: oneDNN would take its reference kernel."""
+    whole = torch.randn(20, 3, 8)
+    weight = whole[:, 1].t() if transposed else whole[:, 1]
+    x = torch.randn(5, weight.shape[1])
+    given: list[torch.Tensor] = []
+    original = linear.without_gaps
+    monkeypatch.setattr(linear, "without_gaps", lambda w: given.append(original(w)) or given[-1])
+    assert torch.allclose(linear.product(x, weight), functional.linear(x, weight), atol=1e-5)
+    (used,) = given
+    assert used.is_contiguous() or used.t().is_contiguous()
+    for kept in (torch.randn(4, 6), torch.randn(6, 4).t()):
+        assert original(kept) is kept
+
+
 def test_strided_rows_and_gpt2s_layer(everywhere: None):
     layer = pytorch_utils.Conv1D(40, 24)
     torch.nn.init.normal_(layer.weight)
@@ -100,22 +118,31 @@ def test_other_types_and_mixed_precision_run_as_pytorch_has_them(everywhere: Non
 
 
 @pytest.mark.parametrize(
-    ("capability", "vendor", "faster"),
+    ("capability", "processor", "faster", "twice"),
     [
-        ("AVX512", "vendor_id : AuthenticAMD", True),
-        ("AVX512", "vendor_id : GenuineIntel", False),
-        ("AVX2", "vendor_id : AuthenticAMD", False),
-        ("DEFAULT", "Apple", False),
+        ("AVX512", "vendor_id : AuthenticAMD\ncpu family\t: 26\nmodel\t\t: 2", True, True),
+        ("AVX512", "vendor_id : AuthenticAMD\ncpu family\t: 25\nmodel\t\t: 17", True, False),
+        ("AVX512", "AMD64 Family 26 Model 36 Stepping 0, AuthenticAMD", True, True),
+        ("AVX512", "vendor_id : AuthenticAMD", True, False),
+        ("AVX512", "vendor_id : GenuineIntel\ncpu family\t: 6", False, False),
+        ("AVX2", "vendor_id : AuthenticAMD\ncpu family\t: 26", False, False),
+        ("DEFAULT", "Apple", False, False),
     ],
 )
-def test_taken_only_where_mkl_is_held_back(capability: str, vendor: str, faster: bool, monkeypatch: pytest.MonkeyPatch):
+def test_taken_only_where_mkl_is_held_back(
+    capability: str, processor: str, faster: bool, twice: bool, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    monkeypatch.setattr(linear, "_vendor", lambda: vendor)
-    linear.faster_here.cache_clear()
+    monkeypatch.setattr(linear, "_processor", lambda: processor)
+    caches = linear.faster_here, linear.twice_as_fast_here
+    for found in caches:
+        found.cache_clear()
     try:
         assert linear.faster_here() is faster
+        assert linear.twice_as_fast_here() is twice
         layer = torch.nn.Linear(2, 2)
         linear.quicken(layer)
         assert type(layer) is (linear.Linear if faster else torch.nn.Linear)
     finally:
-        linear.faster_here.cache_clear()
+        for found in caches:
+            found.cache_clear()

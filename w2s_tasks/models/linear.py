@@ -1,15 +1,17 @@
 """Linear layers of float32 models on a CPU, through oneDNN where MKL leaves half of the processor unused.
 
 PyTorch multiplies float32 matrices with MKL, which takes AVX-512 on Intel's processors only. oneDNN, which comes with
-PyTorch too, takes it wherever it is. Measured on two cores of an AMD EPYC (Zen 5), 256 to 1,024 rows of SmolLM2-135M's
-layers: 450 to 500 GFLOP/s against 210 to 220; `scripts/bench_linear` times a whole pass. Everywhere else layers stay as
-they are. What the processor is decides, not a clock: two runs of a command compute the same.
+PyTorch too, takes it wherever it is. Measured on two cores, 256 to 1,024 rows of SmolLM2-135M's layers: 450 to 500 GFLOP/s
+against 210 to 220 on an AMD EPYC of Zen 5; 200 to 213 against 173 to 198 on one of Zen 4, which does 512 bits in two halves;
+`scripts/bench_linear` times a whole pass. Everywhere else layers stay as they are. What the processor is decides, not a
+clock: two runs of a command compute the same.
 """
 
 from __future__ import annotations
 
 import functools
 import platform
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,12 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from transformers import pytorch_utils
 
+ZEN_5 = 26
+"""The family number of AMD's first processors that do 512 bits at once."""
 
-def _vendor() -> str:
-    """Who made the processor, somewhere in this text."""
+
+def _processor() -> str:
+    """A text that somewhere tells who made the processor, and its family."""
     try:
         return Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
@@ -30,8 +35,15 @@ def _vendor() -> str:
 @functools.cache
 def faster_here() -> bool:
     """Whether oneDNN's float32 kernels are wider than MKL's on this processor."""
-    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "GenuineIntel" not in _vendor()
+    wide = torch.backends.cpu.get_cpu_capability().startswith("AVX512") and "GenuineIntel" not in _processor()
     return wide and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+@functools.cache
+def twice_as_fast_here() -> bool:
+    """Whether they are twice as wide: not where the processor does 512 bits in two halves, as AMD's before Zen 5."""
+    family = re.search(r"family\s*:?\s*(\d+)", _processor(), re.IGNORECASE)
+    return faster_here() and family is not None and int(family[1]) >= ZEN_5
 
 
 def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
@@ -44,12 +56,20 @@ def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
     )
 
 
+def without_gaps(weight: torch.Tensor) -> torch.Tensor:
+    """A matrix whose rows or columns lie side by side in memory, a copy where they don't.
+
+    For any other oneDNN has its reference kernel only, which takes several hundred times as long.
+    """
+    return weight if weight.is_contiguous() or weight.t().is_contiguous() else weight.contiguous()
+
+
 def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """``x weight^T + bias`` by the faster library, without a graph.
 
     Args:
         x: [..., in].
-        weight: [out, in]; a transposed view is as fast.
+        weight: [out, in]; a transposed view is as fast, a view of a part of every row is copied first.
         bias: [out].
 
     Returns:
@@ -57,7 +77,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     """
     if not _suits(x, weight):
         return functional.linear(x, weight, bias)
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, without_gaps(weight), bias, "none", [], "")
     return result
 
 

@@ -47,9 +47,11 @@ def attend_back(
 def attend_all(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> Part:
     """Attention of every query to every key of one row, by the faster library for matrix products (`models.linear`).
 
-    PyTorch's kernel multiplies small blocks by MKL. All query heads of a key head are rows of one product here.
+    PyTorch's kernel multiplies small blocks by MKL, in one pass over memory. All query heads of a key head are rows of one
+    product here, which pays where such products are twice as fast: on two cores of an AMD EPYC of Zen 4, 1,000 queries to
+    1,360 keys take 20 ms by PyTorch's kernel and 28 ms this way.
     """
-    if not linear.faster_here() or q.dtype != torch.float32 or k.shape[2] < MIN_KEYS or q.shape[0] > 1:
+    if not linear.twice_as_fast_here() or q.dtype != torch.float32 or k.shape[2] < MIN_KEYS or q.shape[0] > 1:
         return attend(q, k, v, scale, None, causal=False)
     heads, keys = k.shape[1:3]
     rows = (q * scale).reshape(heads, -1, q.shape[3])
