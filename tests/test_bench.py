@@ -139,6 +139,7 @@ def test_chat_training_has_the_losses_and_predictions_of_trl(own_task: Path, cau
     assert abs(found["last_loss"] - found["first_loss"]) > 1e-2
     assert set(found["peer_batch_search"]) == {"8", "8 padding_free"}
     assert found["ours_tokens"] < found["peer_tokens"]
+    assert found["over_floor"] == pytest.approx(found["ours_s"] / found["floor_s"], rel=1e-3)
 
 
 def test_plain_training_has_the_losses_and_predictions_of_a_sequence_classifier(own_task: Path, causal_model, capsys):

@@ -22,7 +22,6 @@ from bench.side import Reply, Side, cores
 PEER_SECONDS = 600.0
 """What all repeats of the peer may take together, where the size of its sample is left to us."""
 LEAST_SAMPLE = 16
-FLOOR_TOKENS = 1024
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ def main(
         mine, theirs = alternate(
             lambda _: run_ours(ours, range(len(names))), lambda _: run_peer(peer, sample, Counter(names), fits), repeats
         )
-        seconds_a_token = ours.call("seconds_a_token", FLOOR_TOKENS, 5).value
+        seconds_a_token = ours.call("seconds_a_token").value
     settings = {
         "model": model,
         "task": ",".join(tasks),

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import random
-import statistics
-import time
 from collections.abc import Sequence
 from typing import Any
 
+from bench.floor import seconds_a_token
 from bench.side import Worker
 from trainers.harness import Harness, HarnessTask, PromptStyle
 from w2s_tasks.errors import UserError
@@ -82,23 +81,9 @@ class Scorer(Worker):
         longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
         return 2 * 4 * min(longest, self.lm.max_length) * self.lm.config.get_text_config().vocab_size / 2**20
 
-    def seconds_a_token(self, length: int, repeats: int) -> float:
-        """What a token costs in one long forward pass of one row that projects its last position only (a median)."""
-        import torch
-
-        from w2s_tasks.packing.forward import narrows
-
-        length = min(length, self.lm.max_length)
-        vocabulary = self.lm.config.get_text_config().vocab_size
-        row = torch.randint(vocabulary, (1, length), generator=torch.Generator().manual_seed(0)).to(self.lm.device)
-        narrow = {"logits_to_keep": 1} if narrows(self.lm.model) else {}
-        times = []
-        with torch.inference_mode():
-            for _ in range(repeats + 1):
-                start = time.perf_counter()
-                self.lm.model(input_ids=row, use_cache=False, **narrow).logits.sum().item()
-                times.append(time.perf_counter() - start)
-        return statistics.median(times[1:]) / length
+    def seconds_a_token(self) -> float:
+        """What a token costs at the least."""
+        return seconds_a_token(self.lm.model)
 
 
 def _load(engine: str, model: str) -> Any:

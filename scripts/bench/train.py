@@ -3,12 +3,15 @@
 ``--format chat`` trains replies behind a system prompt, against TRL's SFTTrainer with completion-only loss; ``--format
 plain`` trains a task's choices, against transformers' Trainer on a sequence classifier with padded batches. Tokenization and
 the whole training are timed, loading the model is not. `max_abs_diff` is the largest difference of a step's loss,
-`same_predictions` whether both final weights answer held-out rows alike, scored in the same way.
+`same_predictions` whether both final weights answer held-out rows alike, scored in the same way. `floor_s` is the time that
+our tokens alone need at the speed of one long forward pass, there and back: frozen weights get no gradient, so the way back
+costs as much. Adapters, logits and the loss are not in it.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import statistics
 import tempfile
 from enum import StrEnum
 from pathlib import Path
@@ -27,6 +30,7 @@ SYSTEM_PROMPT = (
 """The seed study's; see w2s_tasks/sst2."""
 EXACT = 1e-3
 """How far a loss may be off for a variant of the peer to count as the same computation."""
+THERE_AND_BACK = 2
 PACKING = "off: it puts other rows into a step, so the losses are not comparable; padding_free, which keeps them, was tried"
 
 
@@ -92,6 +96,8 @@ def result(side: Side, mine: list[Reply], theirs: list[Reply], heldout: int, set
     answers, accuracy = side.call("predict", ours.value.adapter, heldout).value
     others, peer_accuracy = side.call("predict", peer.value.adapter, heldout).value
     agreement = sum(a == b for a, b in zip(answers, others, strict=True)) / len(answers)
+    floor = THERE_AND_BACK * ours.tokens * side.call("seconds_a_token").value
+    seconds = statistics.median(reply.seconds for reply in mine)
     pairs = list(zip(ours.value.losses, peer.value.losses, strict=True))
     measured = {
         "steps": len(pairs),
@@ -101,6 +107,8 @@ def result(side: Side, mine: list[Reply], theirs: list[Reply], heldout: int, set
         "peer_accuracy": peer_accuracy,
         "first_loss": pairs[0][0],
         "last_loss": pairs[-1][0],
+        "floor_s": floor,
+        "over_floor": seconds / floor,
     }
     return Comparison(
         bench="train",

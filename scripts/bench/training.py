@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from bench.floor import seconds_a_token
 from bench.scoring import choose
 from bench.side import Worker
 from trainers.config import Strong
@@ -98,6 +99,10 @@ class Ours(_Trainee):
         fit(self.task, docs, labels, self.recipe.settings, out, pool=self.pool, seed=self.recipe.seed, title="ours")
         curve = json.loads((out / "curves.json").read_text(encoding="utf-8"))
         return Fitted([entry["loss"] for entry in curve if "loss" in entry], out / "adapter")
+
+    def seconds_a_token(self) -> float:
+        """What a token costs at the least, forward, in the base without an adapter."""
+        return seconds_a_token(self.pool.load(base_ref(self.recipe.settings)).language_model)
 
     def predict(self, adapter: Path, rows: int) -> tuple[list[int], float]:
         """What a model with either side's adapter answers on rows of the evaluation split, and its accuracy."""
