@@ -101,3 +101,15 @@ def test_prompts_that_are_decoded_side_by_side_are_cut_the_same_way(model: Any, 
     assert budget.decoding_tokens(model, CPU) == budget.DECODING_TOKENS["cpu"]
     set_memory(monkeypatch, 1)
     assert budget.decoding_tokens(model, CPU) == budget.LEAST_TOKENS
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"num_attention_heads": None, "num_key_value_heads": None}, {"intermediate_size": [96, 48]}, {"hidden_size": None}],
+)
+def test_architectures_without_the_usual_sizes_have_a_budget_too(model: Any, other: dict[str, object]):
+    """Recurrent models have no heads; others have layers of several widths."""
+    before = budget.token_bytes(model)
+    for name, value in other.items():
+        model.config.__dict__[name] = value
+    assert budget.token_bytes(model) >= before

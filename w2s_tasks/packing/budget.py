@@ -55,6 +55,12 @@ def room_on(device: torch.device, model: torch.nn.Module) -> float:
     return USABLE.get(device.type, USABLE_BY_DEFAULT) * memory_of(device) - weights
 
 
+def _size(config: Any, name: str, default: int) -> int:
+    """A size of an architecture, the largest where its layers differ; the default where it has no such thing."""
+    value = getattr(config, name, None) or default
+    return int(max(value)) if isinstance(value, list | tuple) else int(value)
+
+
 def token_bytes(model: torch.nn.Module) -> int:
     """Bytes that a token takes at most while it is run, activations and logits; with gradients, until the pass back.
 
@@ -63,15 +69,16 @@ def token_bytes(model: torch.nn.Module) -> int:
     config: Any = masks.inner(model).config
     config = getattr(config, "text_config", None) or config
     size = next(model.parameters()).element_size()
-    hidden, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
-    keys_and_values = 2 * hidden * (getattr(config, "num_key_value_heads", None) or heads) // heads
+    hidden, layers = _size(config, "hidden_size", 4096), _size(config, "num_hidden_layers", 32)
+    wide, vocabulary = _size(config, "intermediate_size", 4 * hidden), _size(config, "vocab_size", 2**17)
+    heads = _size(config, "num_attention_heads", 1)
+    keys_and_values = 2 * hidden * _size(config, "num_key_value_heads", heads) // heads
     one_layer = 8 * hidden + 3 * wide
-    logits = config.vocab_size * (size + 8)  # as they come, in float32, and their log-softmax
+    logits = vocabulary * (size + 8)  # as they come, in float32, and their log-softmax
     if not torch.is_grad_enabled():
         return size * (one_layer + layers * keys_and_values) + logits
     kept = layers * (hidden if masks.recomputes(model) else 12 * hidden + 4 * wide)
-    return size * (one_layer + kept) + logits + 4 * config.vocab_size
+    return size * (one_layer + kept) + logits + 4 * vocabulary
 
 
 def fits(tokens: int, model: torch.nn.Module, device: torch.device) -> bool:
