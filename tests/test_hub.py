@@ -58,7 +58,10 @@ def test_where_a_mirror_answers_nothing_changes(nobody: str, monkeypatch: pytest
 @pytest.mark.parametrize("setting", hub.SETTINGS)
 def test_a_users_own_setting_is_left_alone(nobody: str, monkeypatch: pytest.MonkeyPatch, setting: str):
     monkeypatch.setenv(setting, "0")
+    knocks: list[int] = []
+    monkeypatch.setattr(hub, "problem", lambda: knocks.append(1))
     hub.settle()
+    assert not knocks
     assert os.environ[setting] == "0"
     assert not huggingface_hub.is_offline_mode()
 

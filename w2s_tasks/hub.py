@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 ENDPOINT = "https://huggingface.co"
 SETTINGS = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
-"""A user who set one of these has decided."""
+"""A user who set one of these has decided: nobody knocks then."""
 PATIENCE = 3.0
 """Seconds that the hub may take to accept a connection."""
 READ_AT_IMPORT = ("huggingface_hub.constants", "datasets.config")
@@ -53,7 +53,8 @@ class _Knock(threading.Thread):
         self.problem: str | None = None
 
     def run(self) -> None:
-        self.problem = problem()
+        if not any(name in os.environ for name in SETTINGS):
+            self.problem = problem()
 
 
 @functools.cache
@@ -66,8 +67,6 @@ def knock() -> _Knock:
 
 def settle() -> None:
     """Go offline where the hub can't be reached, as HF_HUB_OFFLINE=1 would; a user's own setting is left alone."""
-    if any(name in os.environ for name in SETTINGS):
-        return
     knocking = knock()
     knocking.join()
     if knocking.problem is None:

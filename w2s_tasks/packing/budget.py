@@ -66,8 +66,7 @@ def token_bytes(model: torch.nn.Module) -> int:
 
     Counted from the configuration for a layer of attention and a gated MLP, as if every token were scored.
     """
-    config: Any = masks.inner(model).config
-    config = getattr(config, "text_config", None) or config
+    config = masks.text_config(model)
     size = next(model.parameters()).element_size()
     hidden, layers = _size(config, "hidden_size", 4096), _size(config, "num_hidden_layers", 32)
     wide, vocabulary = _size(config, "intermediate_size", 4 * hidden), _size(config, "vocab_size", 2**17)

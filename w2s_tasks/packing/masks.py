@@ -33,14 +33,19 @@ def inner(model: torch.nn.Module) -> Any:
     return unwrap()
 
 
+def text_config(model: torch.nn.Module) -> Any:
+    """The configuration of a model's text part, which is all of it but in models that see pictures too."""
+    config = inner(model).config
+    return getattr(config, "text_config", None) or config
+
+
 def attention_kinds(model: torch.nn.Module) -> dict[str, int | None]:
     """The kinds of attention layers that a model has, with the window of each in tokens (None for none).
 
     Raises:
         UnsupportedAttentionError: a recurrent, chunked or otherwise special layer.
     """
-    config = inner(model).config
-    config = getattr(config, "text_config", None) or config
+    config = text_config(model)
     window = getattr(config, "sliding_window", None)
     if not getattr(config, "use_sliding_window", True):
         window = None
