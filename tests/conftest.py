@@ -18,6 +18,18 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small models are slower on more
 
+WORKER_BYTES = 2.5e9
+"""Memory of a process that runs tests, the small real models included."""
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """Processes for ``-n auto``: xdist counts the host's cores, whatever a container may use of them."""
+    from w2s_tasks import machine
+
+    return machine.processes(WORKER_BYTES)
+
+
 GOOD = "lovely brave warm clever bright kind honest".split()
 BAD = "dull cruel cold stupid dark mean false".split()
 FILLER = "the a film story plot actor scene song that and with is was very quite".split()

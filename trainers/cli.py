@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from w2s_tasks import __version__
+from w2s_tasks import __version__, machine
 from w2s_tasks import cli as tasks_cli
 from w2s_tasks.errors import UserError
 
@@ -338,6 +338,7 @@ def finetune(
 
 def main() -> None:
     """Run `w2s`; a user's mistake is one line on standard error and exit code 2."""
+    machine.share()
     try:
         app()
     except UserError as error:

@@ -1,4 +1,4 @@
-"""`w2s doctor`: versions, devices, hub, data, keys; each line says what works, or what to do."""
+"""`w2s doctor`: versions, devices, threads, hub, data, keys; each line says what works, or what to do."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_tasks import assets, hub
+from w2s_tasks import assets, hub, machine
 
 LIBRARIES = ("lm_eval", "torch", "transformers", "peft", "datasets", "accelerate", "openai", "matplotlib")
 KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
 SETS = ("stanfordnlp/sst2", "google/boolq", "hendrycks/ethics")
+QUICKSTART_GB = 2.4
 
 Finding = tuple[bool | None, str]  # True works, None is optional, False is needed
 
@@ -40,9 +41,32 @@ def _device() -> Iterator[Finding]:
     elif torch.backends.mps.is_available():
         yield True, "Apple GPU (mps)"
     else:
-        yield None, f"no GPU: models run on {os.cpu_count()} CPU cores in float32"
+        yield None, "no GPU: models run on the CPU in float32"
+    yield from _share()
     free = shutil.disk_usage(assets.cache_dir()).free / 1e9
     yield free > 2, f"{free:.0f} GB free for the cache {assets.cache_dir()}" + ("" if free > 2 else ": 2 GB are needed")
+
+
+def _share() -> Iterator[Finding]:
+    """What a container leaves of the machine, and whether the quickstart fits."""
+    cores, there = machine.cores(), os.cpu_count() or 1
+    yield True, f"CPU cores: {cores}" + (f" of {there}, by affinity or a container's quota" if cores < there else "")
+    memory = machine.memory() / 1e9
+    missing = "" if memory > QUICKSTART_GB else f": the quickstart needs {QUICKSTART_GB} GB"
+    yield None if missing else True, f"{memory:.1f} GB of memory{missing}"
+
+
+def _threads() -> Iterator[Finding]:
+    """How the threads of several processes get along; the stock `lm_eval` loads torch before it loads us."""
+    import torch
+
+    decided = [f"{name}={os.environ[name]}" for name in machine.WAITING + machine.NUMBER if name in os.environ]
+    yield True, f"threads of torch: {torch.get_num_threads()}; set: {', '.join(decided) or 'nothing'}"
+    yield (
+        True,
+        f"w2s sets GOMP_SPINCOUNT={machine.SPINS} where nothing of the kind is set: idle threads sleep, and jobs side by "
+        f"side don't hold each other up. For the stock lm_eval: export GOMP_SPINCOUNT={machine.SPINS}",
+    )
 
 
 def _data() -> Iterator[Finding]:
@@ -86,6 +110,7 @@ def examine(console: Console | None = None) -> bool:
     for title, check in (
         ("software", _python),
         ("device", _device),
+        ("threads", _threads),
         ("data and models", _data),
         ("network", _hub),
         ("keys", _keys),

@@ -17,7 +17,8 @@ from typing import Annotated, Any
 import typer
 
 from bench.comparison import Comparison, alternate, run, say
-from bench.side import Reply, Side, cores
+from bench.side import Reply, Side
+from w2s_tasks import machine
 
 PEER_SECONDS = 600.0
 """What all repeats of the peer may take together, where the size of its sample is left to us."""
@@ -38,7 +39,7 @@ def memory_for_logits_mb() -> float:
     """Half of the memory that is free: what `hf` may fill with logits."""
     import psutil
 
-    return float(psutil.virtual_memory().available) / 2**20 / 2
+    return min(float(psutil.virtual_memory().available), machine.memory()) / 2**20 / 2
 
 
 def search_batch(peer: Side, documents: Sequence[int], batches: Sequence[int]) -> dict[int, float | None]:
@@ -183,7 +184,7 @@ def main(
 
     tasks = task or ["w2s_ethics_justice"]
     batches = numbers(peer_batch, "--peer-batch")
-    threads = threads or cores()
+    threads = threads or machine.cores()
     common: dict[str, Any] = {
         "model": model_path(model),
         "tasks": tasks,

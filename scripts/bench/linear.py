@@ -12,7 +12,8 @@ import typer
 from transformers.pytorch_utils import Conv1D
 
 from bench.comparison import Comparison, alternate, run, say
-from bench.side import Side, Worker, cores
+from bench.side import Side, Worker
+from w2s_tasks import machine
 from w2s_tasks.models.linear import faster_here, quicken
 
 
@@ -60,7 +61,7 @@ def main(
     """
     from bench.options import model_path
 
-    threads = threads or cores()
+    threads = threads or machine.cores()
     folder = model_path(model)
     say(f"{tokens} tokens, {threads} threads; this suite takes {'oneDNN' if faster_here() else 'what PyTorch takes'} here")
     with (

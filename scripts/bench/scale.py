@@ -14,7 +14,8 @@ from typing import Annotated, Any
 import typer
 
 from bench.comparison import Comparison, run, say
-from bench.side import Reply, Side, cores
+from bench.side import Reply, Side
+from w2s_tasks import machine
 from w2s_tasks.errors import UserError
 
 
@@ -62,7 +63,7 @@ def main(
     from bench.scoring import compare
 
     counts = numbers(sizes, "--sizes")
-    threads = threads or cores()
+    threads = threads or machine.cores()
     name = task or default_task()
     scorer: dict[str, Any] = {
         "engine": "w2s-hf",

@@ -57,12 +57,6 @@ class Worker:
         self.meter = TokenMeter()
 
 
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity: Callable[[int], set[int]] | None = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def peak_memory_mb() -> float:
     """Peak memory of this process in MB: on a GPU what was allocated there, else resident memory.
 

@@ -20,7 +20,8 @@ from typing import Annotated, Any
 import typer
 
 from bench.comparison import Comparison, alternate, run, say
-from bench.side import Reply, Side, cores
+from bench.side import Reply, Side
+from w2s_tasks import machine
 from w2s_tasks.errors import UserError
 
 SYSTEM_PROMPT = (
@@ -168,7 +169,7 @@ def main(
         system_prompt=system_prompt if chat else None,
         include_path=[str(Path(__file__).parent / "tasks"), *(include_path or [])],
     )
-    threads = threads or cores()
+    threads = threads or machine.cores()
     say(f"{recipe.task}, {format}: {rows} rows, LoRA r {r}, {threads} threads")
     peer_class = ChatPeer if chat else PlainPeer
     with tempfile.TemporaryDirectory() as temporary:

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 
+from w2s_tasks import machine
 from w2s_tasks.packing import masks
 
 BATCH_TOKENS = {"cpu": 256, "cuda": 16_384}
@@ -41,12 +41,12 @@ class Budget:
 
 
 def memory_of(device: torch.device) -> int:
-    """A device's whole memory in bytes."""
+    """A device's whole memory in bytes; of a CPU's what a container may fill."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     if device.type == "mps":
         return int(torch.mps.recommended_max_memory())
-    return int(psutil.virtual_memory().total)
+    return machine.memory()
 
 
 def room_on(device: torch.device, model: torch.nn.Module) -> float:
