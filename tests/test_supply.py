@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -74,6 +75,39 @@ def test_the_oldest_python_is_the_same_everywhere():
     assert f"sys.version_info < ({lowest.replace('.', ', ')})" in environment
     assert f"Python >= {lowest}" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{lowest} or newer" in (ROOT / "w2s_tasks" / "doctor.py").read_text(encoding="utf-8")
+
+
+def ci_run(folder: Path, installs: bool) -> subprocess.CompletedProcess[str]:
+    """`.ci/run` as root on a machine without a browser, before tests that only say that they run."""
+    programs = {
+        ".ci/run": (ROOT / ".ci" / "run").read_text(encoding="utf-8"),
+        "scripts/test": "#!/bin/sh\necho the tests run\n",
+        "bin/apt-get": f"#!/bin/sh\necho apt-get $1 >&2\nexit {0 if installs else 100}\n",
+        "bin/id": "#!/bin/sh\necho 0\n",
+    }
+    for name, text in programs.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+        (folder / name).chmod(0o755)
+    for tool in ("dirname", "env"):
+        (folder / "bin" / tool).symlink_to(str(shutil.which(tool)))
+    return subprocess.run(
+        [str(shutil.which("bash")), str(folder / ".ci/run")],
+        env={"PATH": str(folder / "bin")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("installs", [True, False])
+def test_ci_installs_the_browser_and_goes_on_without_it(installs: bool, tmp_path: Path):
+    done = ci_run(tmp_path, installs)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "the tests run"
+    assert ("could not be installed" in done.stdout) == (not installs)
+    assert done.stderr.splitlines() == ["apt-get update", "apt-get install"][: 1 + installs]
 
 
 @pytest.mark.parametrize(("installed", "wrong"), [("6.1", ["demo>=6.0: 6.1"]), ("6.0", []), ("6.0.2", [])])
