@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from w2s_tasks.errors import UserError
 
 if TYPE_CHECKING:
-    from trainers.harness import HarnessTask, PromptStyle
+    from trainers.task_view import HarnessTask, PromptStyle
 
 Row = dict[str, Any]
 CountTokens = Callable[[str], int]

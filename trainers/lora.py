@@ -15,10 +15,11 @@ from typing import Any
 import torch
 
 from trainers.config import Strong, Weak
-from trainers.harness import HarnessTask, ModelPool, PromptStyle, rendering
 from trainers.kept import Keep
 from trainers.labels import LabelSet
 from trainers.lora_layers import fewer_passes
+from trainers.model_pool import ModelPool
+from trainers.task_view import HarnessTask, PromptStyle, rendering
 from trainers.training import Row, fit_choices
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError

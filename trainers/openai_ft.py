@@ -18,10 +18,11 @@ from trainers.costs import TrainingEstimate, dollars, training_estimate, write_c
 from trainers.ft_follow import as_lines, collect, follow
 from trainers.ft_job import JobSpec, Note, Submission
 from trainers.ft_service import Endpoint, closing_note
-from trainers.harness import HarnessTask, ModelPool, PromptStyle
 from trainers.labels import LabelSet
+from trainers.model_pool import ModelPool
 from trainers.openai_settings import OpenAIStrong
 from trainers.store import CHECKPOINTS, write_atomic
+from trainers.task_view import HarnessTask, PromptStyle
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 

@@ -35,10 +35,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from trainers.harness import HarnessTask, PromptStyle
 from trainers.labels import Array, LabelSet, gold_labels
 from trainers.method_args import Unsupervised
 from trainers.store import CHECKPOINTS, write_atomic
+from trainers.task_view import HarnessTask, PromptStyle
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 

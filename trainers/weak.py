@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from trainers.config import Weak
-from trainers.harness import HarnessTask, ModelPool, PromptStyle
 from trainers.labels import LabelSet
+from trainers.model_pool import ModelPool
+from trainers.task_view import HarnessTask, PromptStyle
 from trainers.training import Row, fit_choices
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import CONFIG_KEY, document_text, encode_texts, window
