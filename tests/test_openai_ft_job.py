@@ -233,15 +233,93 @@ def test_the_suffix_names_the_model_and_makes_no_other_job(folder: Path):
 # ---- how a job can end --------------------------------------------------------------------------------------------
 
 
-def follow(service: Service, folder: Path) -> object:
+def follow(service: Service, folder: Path, **settings: object) -> object:
     sub = submission(service, folder)
     job_id = sub.submit()
-    return ft_follow.follow(sub.client, sub.endpoint, job_id, interval=0.01, title="train", note=lambda text: None)
+    chosen = {"interval": 0.01, "title": "train", "note": lambda text: None} | settings
+    return ft_follow.follow(sub.client, sub.endpoint, job_id, **chosen)  # type: ignore[arg-type]
 
 
 def test_an_unknown_state_is_not_the_end(service: Service, folder: Path):
     service.part(Jobs).states = ("validating_files", "paused", "awaiting_human_review", "running", "succeeded")
     assert follow(service, folder).status == "succeeded"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("word", ["completed", "Completed", "COMPLETE", "success", "JOB_STATE_COMPLETED", "finished"])
+def test_a_success_in_other_words_is_a_success(service: Service, folder: Path, word: str):
+    service.part(Jobs).states, service.part(Jobs).said = ("running", "succeeded"), {"succeeded": word}
+    assert follow(service, folder).fine_tuned_model  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("word", ["error", "ERRORED", "failure", "user_error", "JOB_STATE_FAILED", "expired", "timed-out"])
+def test_a_failure_in_other_words_ends_and_is_told_by_its_word(service: Service, folder: Path, word: str):
+    service.part(Jobs).states = ("running", word)
+    with pytest.raises(UserError, match=f"ended as '{word}'.*no reason given.*replace"):
+        follow(service, folder)
+
+
+@pytest.mark.parametrize("word", ["canceled", "Cancelled", "aborted", "stopped", "JOB_STATE_CANCELLED"])
+def test_a_cancellation_in_other_words_ends(service: Service, folder: Path, word: str):
+    service.part(Jobs).states = ("running", word)
+    with pytest.raises(UserError, match="was cancelled"):
+        follow(service, folder)
+
+
+def test_a_state_that_nobody_knows_is_told_and_not_polled_for_ever(service: Service, folder: Path):
+    service.part(Jobs).states = ("running", "hibernating")
+    said: list[str] = []
+    with pytest.raises(UserError, match=r"'hibernating'.*not known here.*the same command goes on"):
+        follow(service, folder, note=said.append)
+    assert any("'hibernating', a state that this program does not know" in line for line in said)
+    assert service.count("GET", REQUESTS["poll"].partition(" ")[2]) == ft_follow.PUZZLED
+    one_job(service)
+
+
+def test_waiting_has_a_deadline_and_leaves_the_job(service: Service, folder: Path):
+    service.part(Jobs).states = ("running",)
+    with pytest.raises(UserError, match=r"has not ended.*max_hours.*'running'.*goes on waiting"):
+        follow(service, folder, patience=0.05)
+    one_job(service)
+
+
+def test_an_outage_has_the_same_deadline(service: Service, folder: Path):
+    service.faults.add(REQUESTS["poll"], "status", times=1000, status=503)
+    with pytest.raises(UserError, match=r"has not ended.*no answer"):
+        follow(service, folder, patience=0.05)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "said"),
+    [
+        (b"<html>Sign in to the network</html>", "text/html", "Sign in to the network"),
+        (b'{"error": {"message": "Insufficient credits", "code": 402}}', "application/json", "Insufficient credits"),
+        (b'["a list"]', "application/json", "a list"),
+        (b"null", "application/json", "None"),
+        (b"", "application/json", "no job"),
+        (b"\xff\xfe\x00", "application/json", "no job"),
+    ],
+)
+def test_an_answer_that_is_no_job_is_told_and_not_asked_for_ever(service: Service, folder: Path, body, kind, said):
+    service.faults.add(REQUESTS["poll"], "body", status=200, times=1000, body=body, content_type=kind)
+    with pytest.raises(UserError, match=said):
+        follow(service, folder)
+
+
+def test_a_job_of_which_nearly_nothing_is_told_is_followed(service: Service, folder: Path):
+    """Azure and others leave out or null what OpenAI's own jobs hold, events and their messages too."""
+    bare = {"id": "ftjob-x", "status": "succeeded", "fine_tuned_model": "ft:m"}
+    sub = submission(service, folder)
+    job_id = sub.submit()
+    service.faults.add(REQUESTS["poll"], "body", status=200, body=json.dumps(bare | {"status": "running"}).encode())
+    service.faults.add(REQUESTS["poll"], "body", status=200, body=json.dumps(bare).encode())
+    event = {"id": "e", "object": "fine_tuning.job.event", "message": None, "data": None, "type": None, "level": None}
+    page = json.dumps({"object": "list", "data": [event, {"id": "f"}], "has_more": True}).encode()
+    service.faults.add(REQUESTS["events"], "body", status=200, times=1000, body=page)
+    service.faults.add(REQUESTS["checkpoints"], "body", status=200, times=1000, body=b'{"data": null}')
+    job = ft_follow.follow(sub.client, sub.endpoint, job_id, interval=0.01, title="train", note=lambda text: None)
+    outcome = ft_follow.collect(sub.client, job, note=lambda text: None)
+    assert [e["id"] for e in outcome.events] == ["f", "e"]
+    assert (outcome.checkpoints, outcome.curve) == ([], [])
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from trainers.ft_job import FINAL, LONGEST_WAIT, Note, retry_after
-from trainers.ft_service import ALTERNATIVES, Endpoint, explain, is_quota, steady
+from trainers.ft_job import LONGEST_WAIT, Note, retry_after
+from trainers.ft_service import ALTERNATIVES, Endpoint, explain, is_quota, listed, said_in, steady
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.states import Standing, standing
 
 if TYPE_CHECKING:
     import openai
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 STEP = re.compile(r"[Ss]tep (\d+)/(\d+)")
 MODERATION = re.compile(r"moderation|usage polic|unsafe|content_policy|safety eval", re.IGNORECASE)
 FIRST_EVENTS = 20
+PATIENCE = 72 * 3600.0
+"""Seconds that a job is waited for where the caller says nothing else."""
+PUZZLED = 60
+"""Looks in a row that tell no state which this program knows (half an hour by default), after which it asks the user."""
 
 Point = dict[str, float]
 
@@ -44,18 +49,22 @@ class _Line:
         """Status, steps, last loss, expected end."""
         facts: list[str] = [job.status]
         for event in events:
-            step = STEP.search(event.message)
+            message = str(getattr(event, "message", None) or "")
+            step = STEP.search(message)
             if step:
                 self.bar.total = int(step[2])
                 self.bar.update(int(step[1]) - self.bar.n)
-                facts.append(event.message.split(": ", 1)[-1][:60])
+                facts.append(message.split(": ", 1)[-1][:60])
                 break
-        if job.estimated_finish:
+        if isinstance(job.estimated_finish, int | float):
             left = max(0, round((job.estimated_finish - time.time()) / 60))
             facts.append(f"about {left} min left")
         self.bar.set_postfix_str(", ".join(facts))
-        if job.status != self.status and self.bar.disable:
-            self.note(f"{self.title}: {job.id} is {job.status}")
+        if job.status != self.status:
+            if standing(job.status) is Standing.UNKNOWN:
+                self.note(f"{self.title}: {job.id} is '{job.status}', a state that this program does not know; looking on.")
+            elif self.bar.disable:
+                self.note(f"{self.title}: {job.id} is {job.status}")
         self.status = job.status
 
     def say(self, text: str) -> None:
@@ -79,10 +88,12 @@ def follow(
     title: str,
     note: Note,
     watch: Callable[[FineTuningJob], None] = lambda job: None,
+    patience: float = PATIENCE,
 ) -> FineTuningJob:
     """Wait until the job has ended well; Ctrl-C leaves it running.
 
-    A service that is out of reach meanwhile is waited for.
+    A service that is out of reach meanwhile is waited for. A state that `standing` does not know, or an answer that is no
+    job, is told and looked at `PUZZLED` times; then the user decides.
 
     Args:
         client: of the endpoint.
@@ -92,39 +103,64 @@ def follow(
         title: of the live line.
         note: takes lines where there is no terminal.
         watch: called with the job each time; raises to stop (a budget).
+        patience: seconds after which waiting ends, whatever the service says.
 
     Raises:
-        UserError: the job failed, was cancelled or blocked, or the service refuses to tell about it.
+        UserError: the job failed, was cancelled or blocked, the service refuses to tell about it, or says nothing that this
+            program understands, or `patience` is over.
     """
     line = _Line(title, note)
-    pause = interval
+    pause, puzzled, word, deadline = interval, 0, "", time.monotonic() + patience
     try:
         while True:
             try:
-                job = steady(lambda: client.fine_tuning.jobs.retrieve(job_id))
-                # A new state of the service's is a state like any other that is not final.
-                line.show(job, _latest(client, job_id) if job.status not in FINAL else ())
+                job = _look(client, job_id)
+                place = standing(job.status)
+                line.show(job, () if place.ended else _latest(client, job_id))
                 watch(job)
-                pause = interval
-            except ValueError:
-                line.say("the service's answer can't be read; trying again")
+                pause, word = interval, f"the state '{job.status}'"
+                puzzled = puzzled + 1 if place is Standing.UNKNOWN else 0
+                if place.ended:
+                    break
+            except ValueError as error:
+                puzzled, word = puzzled + 1, f"no job ({endpoint.safe(str(error))})"
+                line.say(f"the service answers with {word}; looking again")
             except _openai().APIError as error:
                 if _is_refusal(error):
                     raise explain(error, f"asking for the job {job_id}", endpoint) from error
                 pause = min(LONGEST_WAIT, max(interval, pause * 2), retry_after(error, math.inf))
+                word = "no answer"
                 line.say(f"the service does not answer; again in {pause:.0f} s")
-            else:
-                if job.status in FINAL:
-                    break
+            if puzzled >= PUZZLED:
+                raise UserError(
+                    f"{endpoint.host} answered {puzzled} times with {word} when asked for the job {job_id}: not known here "
+                    "as running, nor as an end. Look at it on the service's pages; the same command goes on following it."
+                )
+            if time.monotonic() + pause > deadline:
+                raise UserError(
+                    f"{endpoint.host}: the job {job_id} has not ended within {patience / 3600:g} hours (strong.max_hours); "
+                    f"the last answer was {word}. It was not cancelled: the same command goes on waiting for it."
+                )
             time.sleep(pause)
     finally:
         line.close()
-    if job.status != "succeeded":
-        raise _ended_badly(job, endpoint)
+    if place is not Standing.SUCCEEDED:
+        raise _ended_badly(job, place, endpoint)
     if not job.fine_tuned_model:
         raise UserError(
-            f"{endpoint.host}: the job {job_id} succeeded but names no model; look at it on the service's pages."
+            f"{endpoint.host}: the job {job_id} {job.status} but names no model; look at it on the service's pages."
         )
+    return job
+
+
+def _look(client: openai.OpenAI, job_id: str) -> FineTuningJob:
+    """The job as it stands; ValueError, with the service's words, where the answer is no job."""
+    try:
+        job = client.fine_tuning.jobs.retrieve(job_id)
+    except (TypeError, AttributeError) as error:  # the SDK's own, on an answer of another shape
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if not isinstance(getattr(job, "status", None), str):
+        raise ValueError(said_in(job))
     return job
 
 
@@ -142,20 +178,20 @@ def _is_refusal(error: Exception) -> bool:
 def _latest(client: openai.OpenAI, job_id: str) -> list[FineTuningJobEvent]:
     """The newest events; they only decorate, so that a failure to get them is no failure."""
     try:
-        return client.with_options(max_retries=0).fine_tuning.jobs.list_events(job_id, limit=FIRST_EVENTS).data or []
-    except (_openai().APIError, ValueError):
+        return list(client.with_options(max_retries=0).fine_tuning.jobs.list_events(job_id, limit=FIRST_EVENTS).data or [])
+    except (_openai().APIError, ValueError, TypeError, AttributeError):
         return []
 
 
-def _ended_badly(job: FineTuningJob, endpoint: Endpoint) -> UserError:
+def _ended_badly(job: FineTuningJob, place: Standing, endpoint: Endpoint) -> UserError:
     again = (
         "Running again finds this job and stops here; to submit a new one in its place add "
         f"--set 'strong.replace=[{job.id}]' (with `w2s finetune`: --set 'replace=[...]')."
     )
-    if job.status == "cancelled":
+    if place is Standing.CANCELLED:
         return UserError(f"{endpoint.host}: the job {job.id} was cancelled, on the service's side or by you. {again}")
     error = job.error
-    code, said = (error.code or "", error.message or "") if error else ("", "")
+    code, said = str(getattr(error, "code", None) or ""), str(getattr(error, "message", None) or "")
     said = endpoint.safe(" ".join(said.split())) or "no reason given"
     if MODERATION.search(f"{code} {said}"):
         return UserError(
@@ -164,7 +200,7 @@ def _ended_badly(job: FineTuningJob, endpoint: Endpoint) -> UserError:
         )
     if "quota" in f"{code} {said}".lower() or "billing" in code.lower():
         return UserError(f"{endpoint.host}: the job {job.id} stopped at the account's quota ({said}). Add credit. {again}")
-    return UserError(f"{endpoint.host}: the job {job.id} failed ({code or 'no code'}: {said}). {again}")
+    return UserError(f"{endpoint.host}: the job {job.id} ended as '{job.status}' ({code or 'no code'}: {said}). {again}")
 
 
 # ---- what is left of a job -------------------------------------------------------------------------------------
@@ -191,8 +227,8 @@ def collect(client: openai.OpenAI, job: FineTuningJob, *, note: Note) -> Outcome
             return []
 
     jobs = client.fine_tuning.jobs
-    events = fetched("events", lambda: list(jobs.list_events(job.id, limit=100)))
-    checkpoints = fetched("checkpoints", lambda: list(jobs.checkpoints.list(job.id, limit=100)))
+    events = fetched("events", lambda: listed(jobs.list_events(job.id, limit=100)))
+    checkpoints = fetched("checkpoints", lambda: listed(jobs.checkpoints.list(job.id, limit=100)))
     curve = curve_of_csv(_result(client, job)) or curve_of_events(events)
     if not curve:
         note(f"note: {job.id} left no metrics; the report has no learning curve for it.")

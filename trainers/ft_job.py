@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from trainers.ft_service import Endpoint, check_model, explain, is_quota, message_of, once, steady
+from trainers.ft_service import Endpoint, check_model, explain, is_quota, listed, message_of, once, said_in, steady
 from trainers.store import write_atomic
 from w2s_tasks.assets import cache_dir, sha256_file
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.states import Standing, standing
 
 if TYPE_CHECKING:
     import openai
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 
 Note = Callable[[str], None]
 RUN_KEY = "w2s_run_key"
-FINAL = ("succeeded", "failed", "cancelled")
 SETTLE = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
 """Seconds between looks at the list of jobs after an unclear answer: a new job may take a while to be listed."""
 SETTLED = 600.0
@@ -183,6 +183,7 @@ class Submission:
                     file = once(self.client).files.create(file=(name, f), purpose="fine-tune")
                 if getattr(file, "id", None):
                     return file.id
+                last = UserError(said_in(file))
             except openai.APIStatusError as error:
                 if error.status_code < 500 and (error.status_code not in (408, 409, 429) or is_quota(error)):
                     raise explain(error, what, self.endpoint) from error
@@ -199,8 +200,8 @@ class Submission:
         import openai
 
         try:
-            for file in steady(lambda: list(self.client.files.list(purpose="fine-tune"))):
-                if file.filename == name and file.bytes == size and file.status != "error":
+            for file in steady(lambda: listed(self.client.files.list(purpose="fine-tune"))):
+                if file.filename == name and file.bytes == size and standing(file.status) is not Standing.FAILED:
                     return file.id
         except openai.AuthenticationError as error:
             raise explain(error, "listing files", self.endpoint) from error
@@ -219,14 +220,8 @@ class Submission:
         return same_file and job.model == self.spec.model and getattr(job, "seed", None) in (None, self.spec.seed)
 
     def _listed(self) -> list[FineTuningJob]:
-        found, seen = [], set()
-        for job in self.client.fine_tuning.jobs.list(metadata={RUN_KEY: self.key}, limit=100):
-            if job.id in seen:  # a provider without pagination answers the first page for ever
-                break
-            seen.add(job.id)
-            if self._mine(job) and job.id not in self.ignore:
-                found.append(job)
-        return found
+        jobs = listed(self.client.fine_tuning.jobs.list(metadata={RUN_KEY: self.key}, limit=100))
+        return [job for job in jobs if self._mine(job) and job.id not in self.ignore]
 
     def _find(self, *, patient: bool) -> str | None:
         """The id of this spec's job in the service's list; with `patient`, looked for until a new one must be there."""
@@ -244,8 +239,11 @@ class Submission:
         return None
 
     def _best(self, found: list[FineTuningJob]) -> str:
-        order = {"succeeded": 0, "failed": 2, "cancelled": 2}
-        best = min(found, key=lambda j: (order.get(j.status, 1), j.created_at))
+        def rank(job: FineTuningJob) -> tuple[int, float]:
+            place = standing(job.status)
+            return 0 if place is Standing.SUCCEEDED else 2 if place.ended else 1, job.created_at or 0
+
+        best = min(found, key=rank)
         if len(found) > 1:
             others = ", ".join(j.id for j in found if j.id != best.id)
             self.note(
@@ -281,7 +279,7 @@ class Submission:
                 if found:
                     self.created = True
                     break
-                unclear = True
+                last, unclear = UserError(said_in(job)), True
             except openai.RateLimitError as error:
                 self._save(intent=None)
                 if is_quota(error):

@@ -11,7 +11,7 @@ import functools
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
@@ -79,15 +79,37 @@ def once(client: openai.OpenAI) -> openai.OpenAI:
 
 
 def steady(call: Callable[[], T], attempts: int = 4, pause: float = 0.5) -> T:
-    """Repeat a reading call whose answer was no JSON; the SDK itself repeats lost connections, 429 and 5xx."""
+    """Repeat a reading call whose answer was not of its kind; the SDK itself repeats lost connections, 429 and 5xx.
+
+    Raises:
+        ValueError: the last answer was not either.
+    """
     for attempt in range(attempts):
         try:
             return call()
-        except ValueError:  # the SDK lets json's error through
+        except (ValueError, TypeError, AttributeError) as error:  # json's error, or the SDK's own on another shape
             if attempt == attempts - 1:
-                raise
+                raise ValueError(f"the answer can't be read ({type(error).__name__}: {error})") from error
             time.sleep(pause * 2**attempt)
     raise AssertionError("unreachable")
+
+
+def listed(pages: Iterable[T]) -> list[T]:
+    """All items of a list that comes in pages; a provider without pages answers the first one for ever."""
+    found: dict[str, T] = {}
+    for item in pages:
+        name = str(getattr(item, "id", None))
+        if name in found:
+            break
+        found[name] = item
+    return list(found.values())
+
+
+def said_in(answer: object) -> str:
+    """What stands in an answer of another kind than was asked for: its error, or its beginning."""
+    error = getattr(answer, "error", None)
+    text = getattr(error, "message", None) or error or getattr(answer, "message", None) or getattr(answer, "detail", None)
+    return " ".join(str(text or answer).split())[:300]
 
 
 def message_of(error: Exception) -> str:

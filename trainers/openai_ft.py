@@ -24,6 +24,7 @@ from trainers.openai_settings import OpenAIStrong
 from trainers.store import CHECKPOINTS, write_atomic
 from trainers.task_view import HarnessTask, PromptStyle
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.states import standing
 from w2s_tasks.models.ref import ModelRef
 
 if TYPE_CHECKING:
@@ -164,7 +165,16 @@ def run_job(
     submission = Submission(client, endpoint, spec, state, note=note, approve=approve, ignore=settings.replace)
     job_id = submission.submit()
     watch = _guard(client, settings, estimate, pool, title) if submission.created else lambda job: None
-    job = follow(client, endpoint, job_id, interval=settings.poll_seconds, title=title, note=pool.note, watch=watch)
+    job = follow(
+        client,
+        endpoint,
+        job_id,
+        interval=settings.poll_seconds,
+        title=title,
+        note=pool.note,
+        watch=watch,
+        patience=settings.max_hours * 3600,
+    )
     pool.budget.book(estimate.cost(job.trained_tokens) if job.trained_tokens else estimate.usd)
     return job, collect(client, job, note=note)
 
@@ -177,7 +187,7 @@ def _guard(
 
     def watch(job: FineTuningJob) -> None:
         epochs = getattr(job.hyperparameters, "n_epochs", None)
-        if not limits or not isinstance(epochs, int) or job.status in ("succeeded", "failed", "cancelled"):
+        if not limits or not isinstance(epochs, int) or standing(job.status).ended:
             return
         usd = estimate.cost(estimate.tokens * epochs)
         if usd is not None and usd > min(limits):

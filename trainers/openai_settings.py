@@ -38,6 +38,8 @@ class OpenAIStrong(Section):
     """Share of the labels held back as the service's validation file, for the curve; at most 200 rows."""
     poll_seconds: float = Field(default=30.0, gt=0)
     """Seconds between looks at a running job."""
+    max_hours: float = Field(default=72.0, gt=0)
+    """Hours to wait for a job; it goes on at the service, and the same command waits on."""
     max_cost: float | None = Field(default=None, ge=0)
     """USD that one job may be estimated to cost; `w2s run --max-cost` limits the whole experiment."""
     replace: list[str] = Field(default=[])
@@ -57,7 +59,7 @@ class OpenAIStrong(Section):
 
     def recipe(self) -> dict[str, Any]:
         """The settings that the trained model depends on; how it is waited and paid for is none of them."""
-        return self.model_dump(exclude={"suffix", "poll_seconds", "max_cost", "replace"})
+        return self.model_dump(exclude={"suffix", "poll_seconds", "max_hours", "max_cost", "replace"})
 
     @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="before")
     @classmethod

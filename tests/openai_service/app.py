@@ -323,6 +323,11 @@ class _Connection(http.server.BaseHTTPRequestHandler):
             self._send(Answer(b"<html><body>502 Bad Gateway</body></html>", 502, "text/html"))
             fault.reached.set()
             return 502
+        if fault.kind == "body":
+            data = fault.body if isinstance(fault.body, bytes) else fault.body(request.body)
+            self._send(Answer(data, fault.status, fault.content_type, fault.headers))
+            fault.reached.set()
+            return fault.status
         if fault.kind in ("reset", "hang_before"):
             fault.reached.set()
             if fault.kind == "hang_before":

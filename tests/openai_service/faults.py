@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -18,6 +19,7 @@ Kind = Literal[
     "malformed",  # status 200 with half of the JSON
     "truncated",  # the connection closes in the middle of the body
     "html",  # status 502 with a proxy's page
+    "body",  # an answer of the test's own: body (bytes, or a function of the request's body), status, content_type, headers
 ]
 
 
@@ -39,6 +41,9 @@ class Fault:
     message: str = "The server had an error while processing your request."
     retry_after: str | None = None
     seconds: float = 0.2
+    body: bytes | Callable[[bytes], bytes] = b""
+    content_type: str = "application/json"
+    headers: dict[str, str] = field(default_factory=dict)
     hits: int = 0
     """How many requests met this fault."""
     reached: threading.Event = field(default_factory=threading.Event, repr=False)

@@ -46,6 +46,8 @@ class Jobs:
     all: dict[str, Job] = field(default_factory=dict)
     states: tuple[str, ...] = STATES
     """One state for each time a job is retrieved; any word is a state."""
+    said: dict[str, str] = field(default_factory=dict)
+    """Words that answers have for a state in place of the service's own."""
     error: dict[str, Any] | None = None
     """The error of a job that ends in `failed`."""
     refusal: ApiError | None = None
@@ -205,9 +207,10 @@ def _public(job: Job) -> dict[str, Any]:
     return {k: v for k, v in job.data.items() if k != "user_provided_suffix"}
 
 
-def _answer(job: Job) -> Answer:
-    known = job.data["status"] in (*STATES, *FINAL)
-    return Answer.of(FineTuningJob, _public(job), check=known)
+def _answer(service: Service, job: Job) -> Answer:
+    data, words = _public(job), service.part(Jobs).said
+    data["status"] = words.get(data["status"], data["status"])
+    return Answer.of(FineTuningJob, data, check=data["status"] in (*STATES, *FINAL))
 
 
 def _check_create(service: Service, body: dict[str, Any]) -> None:
@@ -266,7 +269,7 @@ def create_job(service: Service, request: Request) -> Answer:
         )
         jobs.all[job.data["id"]] = job
         _event(service, job, "Created fine-tuning job")
-        return _answer(job)
+        return _answer(service, job)
 
 
 @route("GET", r"/v1/fine_tuning/jobs")
@@ -295,7 +298,7 @@ def retrieve_job(service: Service, request: Request, name: str) -> Answer:
     with service.lock:
         job = service.part(Jobs).get(name)
         _advance(service, job)
-        return _answer(job)
+        return _answer(service, job)
 
 
 @route("POST", r"/v1/fine_tuning/jobs/([^/]+)/(cancel|pause|resume)")
@@ -308,7 +311,7 @@ def change_job(service: Service, request: Request, name: str, action: str) -> An
             raise ApiError(400, message, "invalid_fine_tune_status", param="fine_tuning_job_id")
         job.data["status"] = {"cancel": "cancelled", "pause": "paused", "resume": "queued"}[action]
         _event(service, job, f"Status: {job.data['status']}")
-        return _answer(job)
+        return _answer(service, job)
 
 
 @route("GET", r"/v1/fine_tuning/jobs/([^/]+)/events")
