@@ -242,7 +242,7 @@ def adapter_config(**values: object) -> Callable[[Path], None]:
 ADAPTERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda a: (a / "adapter_config.json").unlink(), r"holds no adapter_config\.json: not a PEFT adapter"),
     "broken config": (lambda a: (a / "adapter_config.json").write_text("{"), r"adapter_config\.json: not JSON"),
-    "an unknown kind": (adapter_config(peft_type="LORRA"), "could not load"),
+    "an unknown kind": (adapter_config(peft_type="LORRA"), "LORRA' is not taken"),
     "another rank": (adapter_config(r=8), "could not load.*size mismatch|Error"),
     "other layers": (adapter_config(target_modules=["c_attn"]), "could not load.*c_attn|target_modules"),
     "fewer layers": (adapter_config(target_modules=["q_proj"]), "does not fit the base"),

