@@ -56,6 +56,11 @@ def shapes_of(model: torch.nn.Module, run: Callable[[], object]) -> list[tuple[i
     return seen
 
 
+def kinds_of(lm: W2SHF) -> set[str]:
+    """The kinds of masks that served the trials of a model so far."""
+    return {tried.kind for tried in trial.known(lm.language_model).ways.values()}
+
+
 # ---- the plan -------------------------------------------------------------------------------------------------------
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=12), min_size=1, max_size=12)
@@ -134,7 +139,7 @@ def test_packed_passes_score_as_lm_evals_hf(causal_model, architecture: str, doc
     folder = str(causal_model(architecture))
     lm = W2SHF(folder, device="cpu", token_budget=64)
     ours = lm.loglikelihood(instances(documents(12)), disable_tqdm=True)
-    assert set(trial._packable[lm.language_model].values()) == {masks.BRANCHES}
+    assert kinds_of(lm) == {masks.BRANCHES}
     theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1).loglikelihood(
         instances(documents(12)), disable_tqdm=True
     )
@@ -280,14 +285,14 @@ def test_flex_attention_scores_as_the_dense_mask_does(
     caplog.set_level(logging.INFO, logger=trial.__name__)
     lm = W2SHF(str(causal_model(architecture)), device="cpu", token_budget=64)
     dense = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
-    trial._packable.clear()
+    trial.known(lm.language_model).ways.clear()
     monkeypatch.setattr(masks, "kinds_for", lambda model, device: (masks.BLOCKS, masks.DENSE))
     before = lm.language_model.config._attn_implementation  # type: ignore[union-attr]
     with torch.compiler.set_stance("force_eager"):
         blocks = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
     # torch 2.6 has it for head sizes that are powers of 2 only, which these models' are not; then the dense mask stands in.
     kind = masks.DENSE if "power of 2" in caplog.text else masks.BLOCKS
-    assert set(trial._packable[lm.language_model].values()) == {kind}
+    assert kinds_of(lm) == {kind}
     assert [a[0] for a in blocks] == pytest.approx([a[0] for a in dense], abs=1e-4)
     assert lm.language_model.config._attn_implementation == before  # type: ignore[union-attr]
 
@@ -359,7 +364,7 @@ def test_packed_decoding_replies_as_lm_evals_hf(causal_model, architecture: str)
     folder = str(causal_model(architecture))
     lm = W2SHF(folder, device="cpu", token_budget=48)
     ours = lm.generate_until(prompts(9), disable_tqdm=True)
-    assert set(trial._packable[lm.language_model].values()) == {masks.BRANCHES}
+    assert kinds_of(lm) == {masks.DENSE}
     assert ours == HFLM(folder, device="cpu", dtype="float32", batch_size=1).generate_until(prompts(9), disable_tqdm=True)
     assert len(set(ours)) > 1
 
@@ -369,7 +374,7 @@ def test_prompts_of_one_pack_are_decoded_together_and_single_ones_too(causal_mod
     lm, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=1)
     single = prompts(1, limit=6)
     assert lm.generate_until(single) == theirs.generate_until(single)
-    assert trial._packable[lm.language_model] == {(False, (masks.BRANCHES, masks.DENSE)): masks.BRANCHES}
+    assert kinds_of(lm) == {masks.DENSE}
     texts = ["a story", "dull", "Review: the film", "the plot was cold and the actor false", "Sentiment:"]
     wanted = {"until": ["\n\n"], "max_gen_toks": 6}
     apart = [Instance("generate_until", {}, (t, dict(wanted)), i, metadata=("t", i, 1)) for i, t in enumerate(texts)]

@@ -104,8 +104,6 @@ def _generate(lm: Any, contexts: list[str], wanted: Greedy, bar: Any) -> list[st
         done=lambda same, _: bar.update(len(same)),
         **choose,
     )
-    if texts is None:
-        return None
     return [postprocess_generated_text(lm.tok_decode(text), wanted.until, None) for text in texts]
 
 

@@ -8,7 +8,8 @@ there), and safetensors weights only.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import loading
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.packing.masks import text_config
+from w2s_tasks.packing.regimes import positions_of
 from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
@@ -71,6 +73,7 @@ class W2SHF(HFLM):
     """lm_eval's ``hf`` with token-frugal scoring; one loaded base can serve many adapters (`use_adapter`)."""
 
     _model: Any
+    batch_size_per_gpu: Any
 
     def __init__(
         self,
@@ -198,12 +201,24 @@ class W2SHF(HFLM):
         """Encoder-decoders and autocast are run by lm_eval's own code."""
         return self.backend != "causal" or self.mixed_precision_dtype is not None
 
+    @contextmanager
+    def _rows_at_once(self) -> Iterator[None]:
+        """While lm_eval's own code runs: one row at a time where position tables follow the longest row."""
+        before = self.batch_size_per_gpu
+        if positions_of(self._model).adaptive:
+            self.batch_size_per_gpu = 1
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before
+
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
         if self._left_to_lm_eval():
             log.info("%s: scored by lm_eval's own path", type(self._model).__name__)
-            result: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
+            with self._rows_at_once():
+                result: list[tuple[float, bool]] = super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
             return result
         pairs = [(context, continuation) for _, context, continuation in requests]
         with (
@@ -223,7 +238,8 @@ class W2SHF(HFLM):
         """Replies to prompts: greedy ones decoded side by side, anything else as lm_eval does it."""
 
         def own(part: list[Instance]) -> list[str]:
-            replies: list[str] = super(W2SHF, self).generate_until(part, disable_tqdm)
+            with self._rows_at_once():
+                replies: list[str] = super(W2SHF, self).generate_until(part, disable_tqdm)
             return replies
 
         if self._left_to_lm_eval():

@@ -6,7 +6,7 @@ the tokens that its own prompt has generated, so no key or value is copied for a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from w2s_tasks.packing import masks
 from w2s_tasks.packing.budget import decoding_tokens
 from w2s_tasks.packing.forward import narrows, run_trunk
 from w2s_tasks.packing.plan import Group, Plan, cut_packs, find_trunks
+from w2s_tasks.packing.regimes import positions_of
 from w2s_tasks.packing.tree import Pass, Request, lay_out, plan_passes
-from w2s_tasks.packing.trial import can_pack
+from w2s_tasks.packing.trial import NOT, Values, Way, try_groups
 
 Finished = Callable[[list[int]], bool]
 Choose = Callable[[torch.Tensor, list[tuple[int, list[int]]]], torch.Tensor]
@@ -84,8 +85,100 @@ def _decode(state: _Decoding, names: Sequence[int], limit: int, finished: Finish
         logits = state.step(tokens[active], active)
 
 
+def _run_group(
+    model: torch.nn.Module, group: Group, limit: int, finished: Finished, choose: Choose
+) -> Iterator[tuple[Sequence[Pass], list[list[int]]]]:
+    """Run the trunk once and decode pack after pack behind it."""
+    from transformers import DynamicCache
+
+    cache = run_trunk(model, group.trunk, next(model.parameters()).device) or DynamicCache()
+    for pack in group.packs:
+        names = [item.scores[0][0] for item in pack]
+        yield pack, _decode(_Decoding(model, pack, group.trunk, cache), names, limit, finished, choose)
+        cache.crop(-(cache.get_seq_length() - len(group.trunk)))
+
+
 def _most_likely(logits: torch.Tensor, _: list[tuple[int, list[int]]]) -> torch.Tensor:
     return logits.argmax(dim=-1)
+
+
+TRIED = 3
+"""Steps that are compared when a model is tried: the prompt's, and two behind generated tokens."""
+
+
+def _given_tokens(model: torch.nn.Module, item: Pass) -> list[int]:
+    """Tokens that a trial puts behind a text, whatever the model would write; none that ends a reply."""
+    endings = getattr(masks.inner(model).generation_config, "eos_token_id", None)
+    endings = endings if isinstance(endings, list) else [endings]
+    return [token for token in (*item.scores[0][1], *range(8)) if token not in endings][:TRIED]
+
+
+class _Recorder:
+    """Chooses the given tokens, and keeps what the model made of them."""
+
+    def __init__(self, given: dict[int, list[int]]) -> None:
+        self.given = given
+        self.found: dict[tuple[int, int], torch.Tensor] = {}
+
+    def __call__(self, logits: torch.Tensor, texts: list[tuple[int, list[int]]]) -> torch.Tensor:
+        tokens = [self.given[name][len(text)] for name, text in texts]
+        for row, (name, text), token in zip(logits.float().log_softmax(-1), texts, tokens, strict=True):
+            self.found[name, len(text)] = row[token]
+        return torch.tensor(tokens, device=logits.device)
+
+    @property
+    def values(self) -> Values:
+        return [torch.stack([self.found[at] for at in sorted(self.found)])]
+
+
+def _unending(_: list[int]) -> bool:
+    return False
+
+
+def _decode_packed(model: torch.nn.Module, group: Group, kind: str) -> Values:
+    del kind  # always a dense mask
+    recorder = _Recorder({item.scores[0][0]: _given_tokens(model, item) for pack in group.packs for item in pack})
+    for _ in _run_group(model, group, TRIED, _unending, recorder):
+        pass
+    return recorder.values
+
+
+def _decode_plain(model: torch.nn.Module, passes: Sequence[Pass]) -> Values:
+    recorder = _Recorder({item.scores[0][0]: _given_tokens(model, item) for item in passes})
+    for item in passes:
+        _decode_alone(model, item.tokens, item.scores[0][0], TRIED, _unending, recorder)
+    return recorder.values
+
+
+def _decode_alone(
+    model: torch.nn.Module, prompt: Sequence[int], name: int, limit: int, finished: Finished, choose: Choose
+) -> list[int]:
+    """By transformers' own generation, as lm_eval's hf does it for a batch of one."""
+    start = len(prompt)
+    ids = torch.tensor([list(prompt)], device=next(model.parameters()).device)
+
+    def chosen(ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
+        token = choose(logits, [(name, ids[0, start:].tolist())])
+        return torch.full_like(logits, -torch.inf).index_fill_(1, token, 0.0)
+
+    def ended(ids: torch.Tensor, _: Any) -> torch.Tensor:
+        return torch.tensor([finished(ids[0, start:].tolist())], device=ids.device)
+
+    generate: Any = model.generate
+    out = generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_length=start + limit,
+        do_sample=False,
+        num_beams=1,
+        repetition_penalty=1.0,  # where a model asks for one, `choose` has it
+        use_cache=True,
+        pad_token_id=0,
+        logits_processor=[chosen],
+        stopping_criteria=[ended],
+    )
+    text: list[int] = out[0, start:].tolist()
+    return text
 
 
 def plan_prompts(prompts: Sequence[Sequence[int]], budget: int) -> Plan:
@@ -106,6 +199,17 @@ def plan_prompts(prompts: Sequence[Sequence[int]], budget: int) -> Plan:
     return Plan(groups)
 
 
+def _plan_decoding(model: torch.nn.Module, prompts: Sequence[Sequence[int]], limit: int, budget: int | None) -> Plan:
+    """Packs of prompts; none where the model can't be packed."""
+    if not prompts:
+        return Plan()
+    device = next(model.parameters()).device
+    plan = plan_prompts(prompts, budget or decoding_tokens(model, device))
+    way = Way("decoding", _decode_packed, _decode_plain, more=limit)
+    packable = all(try_groups(model, [group], device, way, (masks.DENSE,)) != NOT for group in plan.groups)
+    return plan if packable else Plan()
+
+
 @torch.inference_mode()
 def generate(
     model: torch.nn.Module,
@@ -116,7 +220,7 @@ def generate(
     choose: Choose = _most_likely,
     budget: int | None = None,
     done: Callable[[list[int], list[int]], object] | None = None,
-) -> list[list[int]] | None:
+) -> list[list[int]]:
     """Decode prompts greedily.
 
     Args:
@@ -129,25 +233,26 @@ def generate(
         done: called with the indices of equal prompts and the tokens that they led to.
 
     Returns:
-        The generated tokens of each prompt, the ending one included; None where the model can't be packed.
+        The generated tokens of each prompt, the ending one included. Prompts are decoded one after the other where the model
+        can't be packed, and where they grow into other position tables (`regimes`).
     """
-    from transformers import DynamicCache
+    positions = positions_of(model)
+    able = [i for i, prompt in enumerate(prompts) if positions.first(len(prompt) + limit)]
+    plan = _plan_decoding(model, [prompts[i] for i in able], limit, budget)
 
-    device = next(model.parameters()).device
-    plan = plan_prompts(prompts, budget or decoding_tokens(model, device))
-    if not all(can_pack(model, group, device) for group in plan.groups):
-        return None
-    texts: list[list[int]] = [[] for _ in prompts]
+    def chosen(logits: torch.Tensor, at: list[tuple[int, list[int]]]) -> torch.Tensor:
+        return choose(logits, [(able[i], text) for i, text in at])
+
+    texts: dict[int, list[int]] = {}
     for group in plan.groups:
-        cache = run_trunk(model, group.trunk, device) or DynamicCache()
-        for pack in group.packs:
-            names = [item.scores[0][0] for item in pack]
-            found = _decode(_Decoding(model, pack, group.trunk, cache), names, limit, finished, choose)
-            cache.crop(-(cache.get_seq_length() - len(group.trunk)))
+        for pack, found in _run_group(model, group, limit, finished, chosen):
             for item, text in zip(pack, found, strict=True):
-                same = [i for i, _ in item.scores]
-                for i in same:
-                    texts[i] = text
+                same = [able[i] for i, _ in item.scores]
+                texts |= dict.fromkeys(same, text)
                 if done:
                     done(same, text)
-    return texts
+    for i in [i for i in range(len(prompts)) if i not in texts]:
+        texts[i] = _decode_alone(model, prompts[i], i, limit, finished, choose)
+        if done:
+            done([i], texts[i])
+    return [texts[i] for i in range(len(prompts))]

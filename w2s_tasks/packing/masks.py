@@ -20,6 +20,8 @@ BLOCKS, BRANCHES, DENSE = "blocks", "branches", "dense"
 IMPLEMENTATIONS = {BLOCKS: "flex_attention", BRANCHES: branches.NAME}
 """Attention functions of transformers; a dense mask goes to the model's own."""
 FULL, SLIDING = "full_attention", "sliding_attention"
+watchers: list[Callable[[Any], None]] = []
+"""Called with every mask of a packed row that is made (`witness`)."""
 
 
 class UnsupportedAttentionError(ValueError):
@@ -71,6 +73,14 @@ def tree_sight(layout: Layout, trunk: int, device: torch.device) -> torch.Tensor
     return torch.cat([seen.new_ones(len(index), trunk), seen], dim=1)
 
 
+def _given(masks: dict[str, Any]) -> Any:
+    """Masks as a model takes them: by kind of layer where it mixes kinds, else the one."""
+    for mask in masks.values():
+        for watcher in watchers:
+            watcher(mask)
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
 def additive(
     model: torch.nn.Module, seen: torch.Tensor, positions: torch.Tensor, key_positions: torch.Tensor
 ) -> torch.Tensor | dict[str, torch.Tensor]:
@@ -88,7 +98,7 @@ def additive(
         allowed = seen if window is None else seen & (positions[:, None] - key_positions[None, :] < window)
         zeros = torch.zeros(allowed.shape, dtype=dtype, device=seen.device)
         masks[kind] = zeros.masked_fill(~allowed, torch.finfo(dtype).min)[None, None]
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+    return _given(masks)
 
 
 def _block_masks(model: torch.nn.Module, layout: Layout, trunk: int, device: torch.device) -> Any:
@@ -114,7 +124,7 @@ def _block_masks(model: torch.nn.Module, layout: Layout, trunk: int, device: tor
         kind: create_block_mask(rule(window), None, None, length, trunk + length, device=str(device))
         for kind, window in attention_kinds(model).items()
     }
-    return masks if len(masks) > 1 else next(iter(masks.values()))
+    return _given(masks)
 
 
 def recomputes(model: torch.nn.Module) -> bool:

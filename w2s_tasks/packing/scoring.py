@@ -14,6 +14,7 @@ from w2s_tasks.packing.budget import LEAST_TOKENS, Budget, find_budget, fits, pa
 from w2s_tasks.packing.forward import Part, Scores, score_batch, score_group
 from w2s_tasks.packing.masks import inner
 from w2s_tasks.packing.plan import MIN_SAVING, Plan, make_plan
+from w2s_tasks.packing.regimes import by_regime
 from w2s_tasks.packing.tree import Pass, Request, plan_passes
 from w2s_tasks.packing.trial import attention_for, checked, likely_attention
 
@@ -39,16 +40,34 @@ def _min_saving(model: torch.nn.Module, longest: int, device: torch.device) -> f
     return 0.0 if likely_attention(model, device) == masks.BRANCHES and not masks.windowed(model, longest) else MIN_SAVING
 
 
+def _layouts(
+    model: torch.nn.Module, passes: Sequence[Pass], budget: Budget, *, pack: bool, trunks: bool, min_saving: float
+) -> list[Plan]:
+    """Plans of passes that may stand side by side; almost all models have one for all."""
+    return [
+        make_plan(
+            part,
+            in_pack=budget.in_pack,
+            in_batch=budget.in_batch,
+            pack=pack and shares,
+            trunks=trunks,
+            min_saving=min_saving,
+        )
+        for shares, part in by_regime(model, passes)
+    ]
+
+
 def _plan(model: torch.nn.Module, passes: Sequence[Pass], budget: Budget, device: torch.device) -> Plan:
-    plan = make_plan(
+    parts = _layouts(
+        model,
         passes,
-        in_pack=budget.in_pack,
-        in_batch=budget.in_batch,
+        budget,
         pack=_may_pack(model),
         trunks=not torch.is_grad_enabled(),
         min_saving=_min_saving(model, max((len(p.tokens) for p in passes), default=0), device),
     )
-    return checked(model, plan, budget.in_batch, device)
+    parts = [checked(model, part, budget.in_batch, device) for part in parts]
+    return Plan([g for part in parts for g in part.groups], [b for part in parts for b in part.batches])
 
 
 def plan_for(model: torch.nn.Module, requests: Sequence[Request], max_length: int, budget: int | None = None) -> Plan:
@@ -76,14 +95,8 @@ def cut_rows(model: torch.nn.Module, rows: Sequence[Sequence[Request]], max_leng
         return plan_passes([request for i in part for request in rows[i]], max_length)
 
     def tokens(part: Sequence[int]) -> int:
-        return make_plan(
-            passes(part),
-            in_pack=budget.in_pack,
-            in_batch=budget.in_batch,
-            pack=packs,
-            trunks=False,
-            min_saving=0.0 if packs else MIN_SAVING,
-        ).tokens
+        saving = 0.0 if packs else MIN_SAVING
+        return sum(p.tokens for p in _layouts(model, passes(part), budget, pack=packs, trunks=False, min_saving=saving))
 
     order = sorted(range(len(rows)), key=lambda i: -max(len(context) + len(reply) for context, reply in rows[i]))
     plan = _plan(model, passes(order), budget, device)

@@ -1,95 +1,405 @@
-"""Which models can be packed, and under which kind of mask: each is tried once, on two passes of its first group."""
+"""Which models can be packed or padded, and under which kind of mask: each is tried before its numbers are used.
+
+A trial runs a small prefix tree, of branches of several lengths with shared beginnings, in a pack, and each of its texts by
+itself. It is made as long as needed to reach past everything that an architecture declares or that its masks hide
+(`witness`). Where it can't be known what the layers see, the largest pack that is about to be run is tried itself, as often
+as a larger one comes. Scoring, training (with gradients) and decoding are tried each for itself.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import logging
+import re
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
 from w2s_tasks.packing import masks
 from w2s_tasks.packing.forward import Part, score_batch, score_group
 from w2s_tasks.packing.masks import inner
-from w2s_tasks.packing.plan import Group, Plan, cut_batches
+from w2s_tasks.packing.plan import Group, Plan, cut_batches, tree_size
+from w2s_tasks.packing.regimes import positions_of
 from w2s_tasks.packing.tree import Pass
+from w2s_tasks.packing.witness import Witness, watching
 
 log = logging.getLogger(__name__)
 
-TRIAL_TOKENS = 48
-"""Of a trunk, when a model is tried; a whole few-shot prompt would take as long as twenty documents."""
-TOLERANCE = 1e-3
-"""How far a packed score may be from the plain one when an architecture is tried first (in bfloat16 a hundred times)."""
+REACH = 32
+"""Tokens of the trial's stem where nothing is known to change further back."""
+BRANCHES = 9
+"""Tokens of the longest branch behind it; so far a trial reaches past a window."""
+SCORED = 4
+"""Tokens at the end of each of its texts that are scored."""
+TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4}
+"""How far a packed score may be from the plain one, in float32; `HALF_TOLERANCE` in shorter types."""
+HALF_TOLERANCE = 1e-1
+GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
+"""The same of a gradient, as a share of its largest number."""
 NOT = "not"
 """The kind of mask of a model that can't be packed."""
-_packable: weakref.WeakKeyDictionary[torch.nn.Module, dict[tuple[bool, tuple[str, ...]], str]] = weakref.WeakKeyDictionary()
+WINDOW_NAMES = re.compile(r"(?<!num_)(?<!use_)(window|chunk|local|block|span|stride|segment|distance|floor|keep)")
+"""Names of settings that may say how far a layer sees."""
+REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError, AssertionError)
+"""What an architecture raises where it does not take packed rows."""
+
+Values = list[torch.Tensor]
+"""Of every text of a group its scores, then gradients."""
 
 
-def _by_request(parts: Iterator[Part]) -> dict[int, float]:
-    return {i: value for ids, scores in parts for i, value in zip(ids, scores.loglik.tolist(), strict=True)}
+@dataclass(frozen=True)
+class Way:
+    """One way of running packs: how a group goes through the model, and what must come out."""
+
+    name: str
+    packed: Callable[[torch.nn.Module, Group, str], Values]
+    plain: Callable[[torch.nn.Module, Sequence[Pass]], Values]
+    more: int = 0
+    """Tokens that each text may grow by."""
 
 
-def _trial(model: torch.nn.Module, group: Group) -> Group:
-    """Two passes of a group, with the end of its trunk only: masks, positions and cache work alike behind a short one."""
-    passes = [p for pack in group.packs for p in pack]
-    windowed = any(masks.attention_kinds(model).values())
-    left_out = 0 if windowed else max(0, len(group.trunk) - TRIAL_TOKENS)
-    some = (Pass(p.tokens[left_out:], p.scores) for p in dict.fromkeys((passes[0], passes[-1])))
-    return Group(group.trunk[left_out:], (tuple(some),))
+@dataclass
+class _Tried:
+    """A kind of mask that serves, and up to which lengths that is known."""
+
+    kind: str
+    longest: int = 0
+    row: int = 0
 
 
-@torch.no_grad()
-def _try_packing(model: torch.nn.Module, group: Group, device: torch.device, *, kind: str) -> str:
-    """Why a model can't be packed, tried on two passes of the first group it meets; empty where its scores are exact."""
+@dataclass
+class _Known:
+    """What is known of a model."""
+
+    driven: bool | None = None
+    """Whether masks alone decide what layers see; None before it was watched."""
+    witness: Witness = field(default_factory=Witness)
+    ways: dict[tuple[str, bool, tuple[str, ...]], _Tried] = field(default_factory=dict)
+    padded: int = 0
+    """Length up to which padding on the right is known to change nothing."""
+    alone: bool = False
+    """Whether its rows are run one at a time."""
+    told: bool = False
+
+
+_models: weakref.WeakKeyDictionary[torch.nn.Module, _Known] = weakref.WeakKeyDictionary()
+
+
+def known(model: torch.nn.Module) -> _Known:
+    """What trials have found out about a model so far."""
+    return _models.setdefault(inner(model), _Known())
+
+
+# ---- ways -----------------------------------------------------------------------------------------------------------
+
+
+def _by_text(parts: Iterable[Part], asked: Container[int] | None = None) -> torch.Tensor:
+    found = {i: value for ids, scores in parts for i, value in zip(ids, scores.loglik, strict=True)}
+    return torch.stack([found[i] for i in sorted(found) if asked is None or i in asked])
+
+
+def _device(model: torch.nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _score_packed(model: torch.nn.Module, group: Group, kind: str) -> Values:
+    return [_by_text(part for _, part in score_group(model, group, _device(model), kind=kind))]
+
+
+def _score_plain(model: torch.nn.Module, passes: Sequence[Pass]) -> Values:
+    return [_by_text(score_batch(model, [item], _device(model)) for item in passes)]
+
+
+def _with_gradients(model: torch.nn.Module, scores: torch.Tensor) -> Values:
+    """Scores, and the gradients of a sum that weighs them differently by all that is trained."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    weighed = (scores * torch.linspace(0.5, 1.5, len(scores), device=scores.device)).sum()
+    if not trained:
+        return [scores]
+    grads = torch.autograd.grad(weighed, trained, allow_unused=True)
+    return [scores.detach(), *(p.new_zeros(1) if g is None else g for p, g in zip(trained, grads, strict=True))]
+
+
+SCORING = Way("scoring", _score_packed, _score_plain)
+TRAINING = Way(
+    "training",
+    lambda model, group, kind: _with_gradients(model, _score_packed(model, group, kind)[0]),
+    lambda model, passes: _with_gradients(model, _score_plain(model, passes)[0]),
+)
+
+
+def _way() -> Way:
+    return TRAINING if torch.is_grad_enabled() else SCORING
+
+
+# ---- what is tried --------------------------------------------------------------------------------------------------
+
+
+def _declared(config: Any) -> set[int]:
+    """Numbers in a configuration whose names sound like a window's."""
+
+    def values(name: str, value: Any) -> Iterator[int]:
+        if isinstance(value, dict):
+            for key, inside in value.items():
+                yield from values(str(key), inside)
+        elif isinstance(value, list | tuple):
+            for inside in value:
+                yield from values(name, inside)
+        elif isinstance(value, int) and not isinstance(value, bool) and value > 1 and WINDOW_NAMES.search(name):
+            yield value
+
+    return {number for name, value in config.to_dict().items() for number in values(name, value)}
+
+
+def _reach(model: torch.nn.Module, longest: int) -> int:
+    """Tokens of the trial's stem: past every window that texts of this length cross, no longer than the model takes."""
+    config = masks.text_config(model)
+    windows = {window for window in _declared(config) if window < longest}
+    windows |= known(model).witness.hides_from(longest)
+    reach = max([REACH, *(window + BRANCHES for window in windows)])
+    room = getattr(config, "max_position_embeddings", None) or reach + BRANCHES
+    if positions_of(model).adaptive:
+        room = min(room, longest)
+    return max(SCORED, min(reach, room - BRANCHES))
+
+
+def _tree(group: Group, reach: int) -> Group:
+    """Four texts on a stem of the group's own tokens; two share a branch, one leaves the stem early."""
+    longest = max((item for pack in group.packs for item in pack), key=lambda item: len(item.tokens))
+    stem = tuple(itertools.islice(itertools.cycle(longest.tokens), reach))
+    half = reach // 2
+    others = [token for token in dict.fromkeys((*longest.tokens, *range(8))) if token != stem[half]]
+
+    def branch(number: int, length: int) -> tuple[int, ...]:
+        return tuple(others[(number + 3 * place) % len(others)] for place in range(length))
+
+    texts = [
+        (*stem, *branch(0, 6)),
+        (*stem, *branch(1, BRANCHES)),
+        (*stem, *branch(1, 4), *branch(3, 3)),
+        (*stem[:half], *branch(2, SCORED)),
+    ]
+    passes = [Pass(text, ((i, text[-SCORED + 1 :] + text[:1]),)) for i, text in enumerate(dict.fromkeys(texts))]
+    trunk = stem[:half] if group.trunk else ()
+    return Group(trunk, (tuple(sorted(passes, key=lambda item: item.tokens)),))
+
+
+def _largest(groups: Sequence[Group]) -> Group:
+    """The pack with the longest row, as a group of its own."""
+    packs = [(len(g.trunk) + tree_size(pack, len(g.trunk)), g.trunk, pack) for g in groups for pack in g.packs]
+    _, trunk, pack = max(packs, key=lambda entry: entry[0])
+    return Group(trunk, (pack,))
+
+
+def _difference(packed: Values, plain: Values, dtype: torch.dtype) -> str:
+    """What differs by more than rounding; empty where nothing does."""
+    worst = float((packed[0] - plain[0]).abs().max())
+    if not worst <= TOLERANCE.get(dtype, HALF_TOLERANCE):
+        return f"packed scores differ by {worst:.1e}"
+    largest = [float(grad.abs().max()) for grad in plain[1:]]
+    for mine, theirs, own in zip(packed[1:], plain[1:], largest, strict=True):
+        # Some gradients are nothing but rounding, as those of the keys' biases.
+        allowed = GRADIENT_TOLERANCE.get(dtype, HALF_TOLERANCE) * max(own, max(largest) * 1e-2)
+        if not float((mine - theirs).abs().max()) <= allowed:
+            return "packed gradients differ"
+    return ""
+
+
+def _reason(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _same_chances(device: torch.device) -> Iterator[None]:
+    """A trial draws nothing from the generators that a training goes on with."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _try(model: torch.nn.Module, group: Group, way: Way, kind: str, some: Iterable[Pass] | None = None) -> str:
+    """Why a group's packed numbers can't be used; empty where they are the plain ones, of all texts or of some."""
+    passes = (item for pack in group.packs for item in pack) if some is None else some
+    ordered = sorted(passes, key=lambda item: item.scores[0][0])
     try:
-        trial = _trial(model, group)
-        parts = score_group(model, trial, device, kind=kind)
-        packed = _by_request(part for _, part in parts)
+        packed = way.packed(model, group, kind)
+        plain = way.plain(model, ordered)
     except torch.OutOfMemoryError:
         raise
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError, AttributeError, NotImplementedError) as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
-    plain = _by_request(score_batch(model, batch, device) for batch in cut_batches(trial.packs[0], 1))
-    worst = max(abs(packed[i] - plain[i]) for i in plain)
-    allowed = TOLERANCE * (1 if next(model.parameters()).dtype == torch.float32 else 100)
-    return "" if worst <= allowed else f"packed scores differ by {worst:.1e}"
+    except REFUSALS as error:
+        return _reason(error)
+    return _difference(packed, plain, next(model.parameters()).dtype)
+
+
+def _try_tree(model: torch.nn.Module, group: Group, way: Way, kind: str, longest: int) -> str:
+    """A trial of the small tree, again with a longer one where watching it has shown a window further back."""
+    state = known(model)
+    reach = _reach(model, longest)
+    if state.driven is not None:
+        return _try(model, _tree(group, reach), way, kind)
+    witness = Witness()
+    with watching(witness):
+        reason = _try(model, _tree(group, reach), way, kind)
+    if reason:
+        return reason
+    state.driven = witness.driven(model)
+    state.witness = witness if state.driven else Witness()
+    further = _reach(model, longest)
+    return _try(model, _tree(group, further), way, kind) if further > reach else ""
+
+
+def _try_real(model: torch.nn.Module, groups: Sequence[Group], kind: str) -> str:
+    """The largest pack itself against its first, last and longest text."""
+    group = _largest(groups)
+    (pack,) = group.packs
+    some = {pack[0], pack[-1], max(pack, key=lambda item: len(item.tokens))}
+    asked = {i for item in some for i, _ in item.scores}
+
+    def packed(model: torch.nn.Module, group: Group, kind: str) -> Values:
+        parts = (part for _, part in score_group(model, group, _device(model), kind=kind))
+        return [_by_text(parts, asked)]
+
+    with torch.no_grad():
+        return _try(model, group, Way("scoring", packed, _score_plain), kind, some)
+
+
+def _tell(model: torch.nn.Module, reason: str, instead: str) -> None:
+    """Say once for a model that it goes a slower way."""
+    state = known(model)
+    log.log(logging.INFO if state.told else logging.WARNING, "%s %s; %s", type(inner(model)).__name__, reason, instead)
+    state.told = True
+
+
+def _search(model: torch.nn.Module, groups: Sequence[Group], way: Way, kinds: Sequence[str], longest: int) -> str:
+    """The first kind of mask under which the model's packs are exact."""
+    for kind in kinds:
+        reason = _try_tree(model, groups[0], way, kind, longest)
+        if not reason and not known(model).driven:
+            # What the layers see is their own affair; and a reply makes its row longer than any that was tried.
+            reason = _try_real(model, groups, kind) if not way.more else "its layers have masks of their own"
+        if not reason:
+            return kind
+        if kind != kinds[-1]:
+            log.info("%s can't be packed (%s); a dense mask is tried instead", type(inner(model)).__name__, reason)
+        else:
+            _tell(model, f"can't be packed ({reason})", "its replies are generated one at a time" if way.more else BATCHED)
+    return NOT
+
+
+BATCHED = "its passes are batched instead"
+
+
+def _covered(model: torch.nn.Module, tried: _Tried, longest: int, row: int) -> bool:
+    """Whether an earlier trial says all about texts and rows of these lengths."""
+    if tried.kind == NOT or (longest <= tried.longest and row <= tried.row):
+        return True
+    return bool(known(model).driven) and _reach(model, longest) <= _reach(model, tried.longest)
+
+
+def try_groups(
+    model: torch.nn.Module, groups: Sequence[Group], device: torch.device, way: Way | None = None, kinds: Sequence[str] = ()
+) -> str:
+    """The kind of mask under which packs behind a trunk, or those without one, are exact; tried where it is not known.
+
+    Args:
+        model: what runs them.
+        groups: all with a trunk or all without.
+        device: where it lies.
+        way: how they are run; by default scored, with gradients where these are enabled.
+        kinds: the kinds of masks to try, by default all that may serve.
+    """
+    way, kinds = way or _way(), tuple(kinds) or masks.kinds_for(model, device)
+    longest = way.more + max(len(item.tokens) for g in groups for pack in g.packs for item in pack)
+    row = max(len(g.trunk) + tree_size(pack, len(g.trunk)) for g in groups for pack in g.packs)
+    case = way.name, bool(groups[0].trunk), kinds
+    tried = known(model).ways.get(case)
+    if tried is None or not _covered(model, tried, longest, row):
+        unwrapped: torch.nn.Module = getattr(model, "module", model)
+        with _same_chances(device), torch.set_grad_enabled(way is TRAINING):
+            first = tried.kind if tried else ""
+            kind = _search(unwrapped, groups, way, kinds[kinds.index(first) :] if first else kinds, longest)
+        before = tried or _Tried(kind)
+        tried = _Tried(kind, max(before.longest, longest), max(before.row, row))
+        known(model).ways[case] = tried
+    return tried.kind
 
 
 def attention_for(model: torch.nn.Module, group: Group, device: torch.device) -> str:
-    """The kind of mask under which a model's packed scores are exact; found out once, with and without a trunk."""
-    tried = _packable.setdefault(inner(model), {})
-    kinds = masks.kinds_for(model, device)
-    case = bool(group.trunk), kinds
-    if case not in tried:
-        tried[case] = NOT
-        for kind in kinds:
-            reason = _try_packing(model, group, device, kind=kind)
-            if not reason:
-                tried[case] = kind
-                break
-            last = kind == kinds[-1]
-            instead = "its passes are batched" if last else "a dense mask is tried"
-            level = logging.WARNING if last else logging.INFO
-            log.log(level, "%s can't be packed (%s); %s instead", type(inner(model)).__name__, reason, instead)
-    return tried[case]
+    """The kind of mask under which the scores of a group are exact."""
+    return try_groups(model, [group], device)
 
 
 def likely_attention(model: torch.nn.Module, device: torch.device) -> str:
-    """What `attention_for` found without a trunk, or hopes to find."""
+    """What `try_groups` found without a trunk, or hopes to find."""
     kinds = masks.kinds_for(model, device)
-    return _packable.get(inner(model), {}).get((False, kinds), kinds[0])
+    tried = known(model).ways.get((_way().name, False, kinds))
+    return tried.kind if tried else kinds[0]
 
 
-def can_pack(model: torch.nn.Module, group: Group, device: torch.device) -> bool:
-    """Whether a model's packed scores are exact."""
-    return attention_for(model, group, device) != NOT
+# ---- padding --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout; every module's mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _try_padding(model: torch.nn.Module, batch: Sequence[Pass]) -> str:
+    """Why rows can't stand side by side; empty where the longest and the shortest score the same alone."""
+    some = [batch[0], batch[-1]]
+    device = _device(model)
+    with torch.no_grad(), _evaluating(model), _same_chances(device):
+        try:
+            side_by_side = _by_text([score_batch(model, some, device)])
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            return _reason(error)
+        alone = _by_text(score_batch(model, [item], device) for item in some)
+    return _difference([side_by_side], [alone], next(model.parameters()).dtype).replace("packed", "padded")
+
+
+def _shortened(batch: Sequence[Pass]) -> list[Pass]:
+    """The beginnings of a batch's longest and shortest row, one half as long as the other."""
+    ends = [(batch[0].tokens[:REACH], 0), (batch[-1].tokens[: REACH // 2], 1)]
+    return [Pass(tokens, ((i, tokens[-SCORED:]),)) for tokens, i in ends]
+
+
+def padded(model: torch.nn.Module, batches: list[list[Pass]]) -> list[list[Pass]]:
+    """The batches, or rows one at a time where a row's score would depend on what stands beside it."""
+    several = [batch for batch in batches if len(batch) > 1]
+    state = known(model)
+    if several and not state.alone:
+        batch = max(several, key=lambda b: len(b[0].tokens))
+        longest = len(batch[0].tokens)
+        short = bool(state.driven) and not positions_of(model).adaptive
+        if longest > state.padded and not (short and state.padded):
+            reason = _try_padding(getattr(model, "module", model), _shortened(batch) if short else batch)
+            state.padded, state.alone = longest, bool(reason)
+            if reason:
+                _tell(model, f"can't be batched ({reason})", "its rows are run one at a time")
+    return [[item] for batch in batches for item in batch] if state.alone else batches
 
 
 def checked(model: torch.nn.Module, plan: Plan, in_batch: int, device: torch.device) -> Plan:
-    """The plan with every group that this model can't be packed in cut into batches instead."""
-    groups = [g for g in plan.groups if can_pack(model, g, device)]
-    if len(groups) == len(plan.groups):
-        return plan
-    kept = {id(g) for g in groups}
-    loose = [p for g in plan.groups if id(g) not in kept for pack in g.packs for p in pack]
-    return Plan(groups, [*plan.batches, *cut_batches(loose, in_batch)])
+    """The plan with every group that this model can't be packed in cut into batches, and batches into rows, instead."""
+    groups: list[Group] = []
+    loose: list[Pass] = []
+    for behind in (True, False):
+        some = [g for g in plan.groups if bool(g.trunk) is behind]
+        if some and try_groups(model, some, device) == NOT:
+            loose += [item for g in some for pack in g.packs for item in pack]
+        else:
+            groups += some
+    batches = [*plan.batches, *cut_batches(loose, in_batch)]
+    return Plan(groups, padded(model, batches))
