@@ -163,10 +163,14 @@ def adapter(base: Path, out: Path) -> Path:
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_packed_passes_score_through_an_adapter(causal_model, tmp_path: Path, architecture: str):
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
     folder = causal_model(architecture)
     peft = str(adapter(folder, tmp_path / "adapter"))
     ours = W2SHF(str(folder), peft=peft, device="cpu", token_budget=64).loglikelihood(instances(few_shot(8)))
-    theirs = HFLM(str(folder), peft=peft, device="cpu", dtype="float32").loglikelihood(instances(few_shot(8)))
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), peft)
+    theirs = HFLM(adapted, tokenizer=str(folder), device="cpu").loglikelihood(instances(few_shot(8)))
     base = W2SHF(str(folder), device="cpu").loglikelihood(instances(few_shot(8)))
     assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
     assert [a[0] for a in ours] != pytest.approx([a[0] for a in base], abs=1e-2)
