@@ -14,13 +14,13 @@ from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle
 from trainers.training import Row, fit_choices
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.classifier import CONFIG_KEY, document_text, encode_texts, window
+from w2s_tasks.models.classifier import CONFIG_KEY, document_text
 from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import default_device
+from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import ModelRef, resolve
 
-ENCODER_FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 ROWS_TOGETHER = 8
 """On a CPU a step's rows run in length-sorted parts of so many: padding costs more there than another forward pass."""
 
@@ -42,22 +42,27 @@ def _constant_choices(task: HarnessTask, docs: Sequence[dict[str, Any]]) -> list
     return choices
 
 
-def logits_by_length(model: torch.nn.Module, columns: dict[str, torch.Tensor], rows_together: int) -> torch.Tensor:
+def logits_by_length(
+    model: torch.nn.Module, columns: dict[str, torch.Tensor], rows_together: int, *, padded: bool = True
+) -> torch.Tensor:
     """Class logits of right-padded rows, run in length-sorted parts without the padding that a part does not need.
 
     Args:
         model: a sequence classifier.
         columns: input_ids, attention_mask and the like, each [rows, tokens].
         rows_together: rows a part.
+        padded: whether a part may hold rows of several lengths.
 
     Returns:
         Shape [rows, classes], in the order of the rows.
     """
     lengths = columns["attention_mask"].sum(dim=1)
     order = lengths.argsort(descending=True)
+    runs = [order] if padded else order.split(torch.unique_consecutive(lengths[order], return_counts=True)[1].tolist())
     parts = [
         model(**{k: v[rows, : int(lengths[rows[0]])] for k, v in columns.items()}).logits
-        for rows in order.split(rows_together)
+        for run in runs
+        for rows in run.split(rows_together)
     ]
     return torch.cat(parts)[order.argsort()]
 
@@ -102,7 +107,7 @@ def fit(
         config = AutoConfig.from_pretrained(path, **NO_CODE)
         config.num_labels = len(choices)
         config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
-        setattr(config, CONFIG_KEY, {"text": settings.text})
+        setattr(config, CONFIG_KEY, settings.model_dump(include={"text", "max_length"}, exclude_none=True))
         model = AutoModelForSequenceClassification.from_pretrained(
             path, config=config, use_safetensors=True, dtype=torch.float32, **NO_CODE
         )
@@ -111,22 +116,20 @@ def fit(
     quicken(model)
     prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
     texts = [document_text(settings.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
-    encoded = encode_texts(tokenizer, texts, settings.max_length or window(tokenizer, config))
+    reader = Reader(model, tokenizer, settings.model, settings.max_length)
+    encoded = reader.encode(texts)
+    padded = reader.pads_exactly(encoded)
     rows: list[Row] = [
         {**e, "targets": y, "gold": int(g)} for e, y, g in zip(encoded, labels.soft.tolist(), labels.gold, strict=True)
     ]
 
     def collate(batch: Sequence[Row]) -> dict[str, Any]:
-        columns = [{k: row[k] for k in ENCODER_FIELDS if k in row} for row in batch]
-        return {
-            **tokenizer.pad(columns, padding_side="right", return_tensors="pt"),
-            "targets": torch.tensor([row["targets"] for row in batch]),
-        }
+        return {**reader.pad_together(batch), "targets": torch.tensor([row["targets"] for row in batch])}
 
     def choice_logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         rows = len(batch["input_ids"])
         together = min(rows, ROWS_TOGETHER) if batch["input_ids"].device.type == "cpu" else rows
-        return logits_by_length(model, batch, together).float().log_softmax(-1)
+        return logits_by_length(model, batch, together, padded=padded).float().log_softmax(-1)
 
     fit_choices(
         model,

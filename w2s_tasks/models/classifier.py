@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
+from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.user_text import one_line, shown
 
@@ -33,6 +34,8 @@ log = logging.getLogger(__name__)
 
 TextSpec = str | Sequence[str] | None
 CONFIG_KEY = "w2s"
+HEAD = "ForSequenceClassification"
+"""How the architectures are called whose checkpoints have the head of a sequence classifier."""
 
 
 @functools.lru_cache(maxsize=16)
@@ -76,30 +79,6 @@ def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[
                 f"text: no column '{column}' in this task's documents.{nearest(column, doc)} Has: {', '.join(doc)}."
             )
     return tuple(str(doc[column]).strip() for column in columns)
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[tuple[str, ...]], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokenize every document once, truncated and unpadded."""
-    columns = [list(column) for column in zip(*texts, strict=True)]
-    encoded = tokenizer(*columns, truncation=True, max_length=max_length)
-    return [{key: encoded[key][i] for key in encoded} for i in range(len(texts))]
-
-
-def window(tokenizer: Any, config: Any) -> int:
-    """How many tokens the encoder takes; tokenizers without a limit of their own say 1e30."""
-    return int(min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", 512) or 512))
-
-
-def sorted_batches(encoded: Sequence[Mapping[str, list[int]]], budget: int) -> Iterator[list[int]]:
-    """Row numbers in batches of similar length under a budget of padded tokens, the longest first."""
-    batch: list[int] = []
-    for i in sorted(range(len(encoded)), key=lambda i: -len(encoded[i]["input_ids"])):
-        if batch and len(encoded[batch[0]]["input_ids"]) * (len(batch) + 1) > budget:
-            yield batch
-            batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def class_order(labels: Sequence[int | str] | None, names: Mapping[int, str], choices: Sequence[str]) -> list[int]:
@@ -177,7 +156,7 @@ class W2SClassifier(LM):
         with loading(pretrained):
             config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
             extra = {"num_labels": int(untrained_head)} if untrained_head else {}
-            if not untrained_head and not any("Classification" in a for a in config.architectures or []):
+            if not untrained_head and not any(HEAD in a for a in config.architectures or []):
                 raise UserError(
                     f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune)."
                 )
@@ -185,7 +164,7 @@ class W2SClassifier(LM):
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 path, revision=revision, use_safetensors=True, **NO_CODE, **extra
             )
-            self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
+            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
         own = getattr(config, CONFIG_KEY, None) or {}
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels
@@ -193,19 +172,20 @@ class W2SClassifier(LM):
         self._device = torch.device(usable_device(device))
         self.model.to(self._device).eval()
         quicken(self.model)
-        self.max_length = max_length or window(self.tokenizer, config)
+        self.reader = Reader(
+            self.model, tokenizer, pretrained, max_length if max_length is not None else own.get("max_length")
+        )
 
     def _logprobs(self, texts: Sequence[tuple[str, ...]], disable_tqdm: bool = False) -> torch.Tensor:
         """Log-probabilities of the classes, shape [documents, classes]."""
-        encoded = encode_texts(self.tokenizer, texts, self.max_length)
+        encoded = self.reader.encode(texts)
         out = torch.empty(len(texts), self.model.config.num_labels)
         with (
             torch.inference_mode(),
             tqdm(total=len(texts), disable=disable_tqdm or None, desc="classifying", leave=False) as bar,
         ):
-            for rows in sorted_batches(encoded, self.token_budget):
-                batch = self.tokenizer.pad([encoded[i] for i in rows], return_tensors="pt").to(self._device)
-                out[rows] = self.model(**batch).logits.float().log_softmax(-1).cpu()
+            for rows in self.reader.batches(encoded, self.token_budget):
+                out[rows] = self.reader.logprobs(self.reader.pad_together([encoded[i] for i in rows])).cpu()
                 bar.update(len(rows))
         return out
 
