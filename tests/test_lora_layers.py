@@ -38,6 +38,30 @@ class Gated(torch.nn.Module):
         return 2 * out if self.twice else out
 
 
+class Writing(Net):
+    """Goes on to write into what its layers gave, whole and in part, as Gemma 3n does."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden: torch.Tensor = self.up(x)
+        hidden[..., :3] += 1
+        out: torch.Tensor = self.down(torch.relu(hidden))
+        out.mul_(2)
+        return out
+
+
+class Outer(torch.nn.Module):
+    """A block around a gated MLP, whose output it writes into."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mlp = Gated(torch.nn.SiLU())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.mlp(x)
+        out[..., 0] *= 3
+        return out
+
+
 def made(net: torch.nn.Module | None = None, **settings: Any) -> Any:
     torch.manual_seed(0)
     names = ["up", "down", "gate_proj", "up_proj", "down_proj"]
@@ -80,6 +104,12 @@ def assert_same(model: Any, layers: int) -> None:
 @pytest.mark.parametrize("settings", [{}, {"use_rslora": True}, {"rank_pattern": {"down": 2}}])
 def test_outputs_and_gradients_are_those_of_peft(settings: dict[str, Any]):
     assert_same(made(**settings), layers=2)
+
+
+@pytest.mark.parametrize(("net", "layers"), [(Writing, 2), (Outer, 4)])
+def test_a_model_may_write_into_what_a_layer_gave(net: type[torch.nn.Module], layers: int):
+    torch.manual_seed(2)
+    assert_same(made(net()), layers=layers)
 
 
 @pytest.mark.parametrize("activation", [torch.nn.SiLU(), torch.nn.GELU("tanh"), torch.nn.ReLU()])

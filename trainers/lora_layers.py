@@ -23,11 +23,20 @@ Activation = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _output(
-    rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scaling: float
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, a: torch.Tensor, b: torch.Tensor, scaling: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``Wx + b + s B(Ax)`` and ``Ax`` for rows of shape [rows, in]."""
-    low = product(rows, a)
-    return product(rows, weight, bias).addmm_(low, b.T, alpha=scaling), low
+    """``Wx + b + s B(Ax)`` for x of shape [..., in], and ``Ax``, [rows, r].
+
+    The first is no view of another tensor, for a model may go on to write into it.
+    """
+    low = product(_rows(x), a)
+    out = product(x, weight, bias)
+    out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
+    return out, low
+
+
+def _rows(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def _outer(thin: torch.Tensor, wide: torch.Tensor) -> torch.Tensor:
@@ -53,16 +62,15 @@ class _LoraLinear(torch.autograd.Function):
         b: torch.Tensor,
         scaling: float,
     ) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1])
-        out, low = _output(rows, weight, bias, a, b, scaling)
-        ctx.save_for_backward(rows, low, weight, a, b)
+        out, low = _output(x, weight, bias, a, b, scaling)
+        ctx.save_for_backward(_rows(x), low, weight, a, b)
         ctx.scaling, ctx.shape = scaling, x.shape
-        return out.view(*x.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         rows, low, weight, a, b = ctx.saved_tensors
-        grad = grads[0].reshape(-1, weight.shape[0])
+        grad = _rows(grads[0])
         back = product(grad, b.t()).mul_(ctx.scaling)
         to_x = _to_rows(grad, back, weight, a).view(ctx.shape) if ctx.needs_input_grad[0] else None
         return to_x, None, None, _outer(back, rows), _outer(low, grad).t() * ctx.scaling, None
@@ -83,11 +91,10 @@ class _GatedLoraLinear(torch.autograd.Function):
         scaling: float,
         activation: Activation,
     ) -> torch.Tensor:
-        rows = (activation(gate) * up).reshape(-1, gate.shape[-1])
-        out, low = _output(rows, weight, bias, a, b, scaling)
+        out, low = _output(activation(gate) * up, weight, bias, a, b, scaling)
         ctx.save_for_backward(gate, up, low, weight, a, b)
         ctx.scaling, ctx.activation = scaling, activation
-        return out.view(*gate.shape[:-1], -1)
+        return out
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -95,7 +102,7 @@ class _GatedLoraLinear(torch.autograd.Function):
         with torch.enable_grad():
             inputs = gate.detach().requires_grad_(), up.detach().requires_grad_()
             gated = ctx.activation(inputs[0]) * inputs[1]
-        grad = grads[0].reshape(-1, weight.shape[0])
+        grad = _rows(grads[0])
         back = product(grad, b.t()).mul_(ctx.scaling)
         to_gate, to_up = torch.autograd.grad(gated, inputs, _to_rows(grad, back, weight, a).view(gated.shape))
         to_a = _outer(back, gated.detach().reshape(-1, weight.shape[1]))
