@@ -29,10 +29,11 @@ def _output(
 
     The first is no view of another tensor, for a model may go on to write into it.
     """
-    low = product(_rows(x), a)
-    out = product(x, weight, bias)
-    out.view(-1, out.shape[-1]).addmm_(low, b.T, alpha=scaling)
-    return out, low
+    rows = _rows(x)
+    low = product(rows, a)
+    out = product(rows, weight, bias).addmm_(low, b.T, alpha=scaling)
+    # What PyTorch's own products end with: a plain view that a function gives may not be written into.
+    return torch.ops.aten._unsafe_view(out, [*x.shape[:-1], len(weight)]), low
 
 
 def _rows(x: torch.Tensor) -> torch.Tensor:
