@@ -99,7 +99,7 @@ def test_few_arms_give_no_rank_correlation(report):
 def test_the_command_runs_the_same_configuration(run_folder, report):
     config, _ = load(str(run_folder / "config.yaml"))
     assert config.model_dump() == report["config"]
-    assert report["command"].endswith("config.yaml")
+    assert report["command"].startswith(f"w2s run {run_folder / 'config.yaml'} ")
 
 
 def test_recomputing_finds_the_stages_whatever_the_code_is_now(run_folder, report):

@@ -19,11 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
+from trainers import commands
+from trainers.harness import Harness, PromptStyle
 from trainers.model_card import card
 from trainers.page import render, render_comparison
-from trainers.report import quoted
 from w2s_tasks import assets
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.ref import ModelRef
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("trainers", "w2s_tasks", "scripts") for p in (ROOT / folder).rglob("*.py"))
@@ -163,8 +165,13 @@ def test_a_model_card_keeps_what_users_wrote_as_text(report: dict[str, Any]):
 
 def test_commands_to_paste_quote_what_names_hold():
     name = "a'; touch pwned; echo '$(id)`id`"
-    done = subprocess.run(["/bin/sh", "-c", f"printf %s {quoted(name)}"], capture_output=True, text=True, check=True)
-    assert done.stdout == name
+    ref, style = ModelRef("w2s-chat", {"model": name}), PromptStyle(0, True, name)
+    for command in (
+        commands.evaluation(ref, Harness(), "w2s_ethics_probe_justice", style),
+        commands.experiment(Path("/", name), Path(name)),
+    ):
+        done = subprocess.run(["/bin/sh", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+        assert sum(name in word for word in done.stdout.split("\0")) == 2
 
 
 # ---- no shell, no pickle, no code of others in the source -----------------------------------------------------------------

@@ -328,12 +328,11 @@ def finetune(
     from trainers.stages import finetune_model
 
     with _interruptible():
-        ref = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
+        command = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
     from trainers import processes
-    from trainers.report import quoted
 
     if processes.is_main():
-        typer.echo(f"w2s eval --model {ref.model} --model_args {quoted(ref.model_args())} --tasks {task}")
+        typer.echo(command)
 
 
 def main() -> None:

@@ -269,6 +269,10 @@ class Flow:
         name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
         return self.asked_tasks[name] if name and _section(arm) == "strong" else self.task
 
+    def main_evaluation(self, arm: Arm) -> tuple[str, hn.PromptStyle, int | None]:
+        """What an arm is measured by: task, prompt style, limit."""
+        return self.asked(arm).name, self._style("evaluate", arm, None), self.config.evaluate.limit
+
     def _is_classifier(self, arm: Arm) -> bool:
         return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
 

@@ -10,6 +10,7 @@ import io
 import json
 import math
 import re
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -186,7 +187,7 @@ def _latest(client: openai.OpenAI, job_id: str) -> list[FineTuningJobEvent]:
 def _ended_badly(job: FineTuningJob, place: Standing, endpoint: Endpoint) -> UserError:
     again = (
         "Running again finds this job and stops here; to submit a new one in its place add "
-        f"--set 'strong.replace=[{job.id}]' (with `w2s finetune`: --set 'replace=[...]')."
+        f"--set {shlex.quote(f'strong.replace=[{job.id}]')} (with `w2s finetune`: --set 'replace=[...]')."
     )
     if place is Standing.CANCELLED:
         return UserError(f"{endpoint.host}: the job {job.id} was cancelled, on the service's side or by you. {again}")

@@ -28,7 +28,7 @@ from trainers import processes
 from trainers.labels import LabelSet
 from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle, reason
-from w2s_tasks import environment, register
+from w2s_tasks import TASK_PATH, environment, register
 from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.ref import ModelRef
@@ -93,6 +93,15 @@ class Harness:
             return ""
         files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
         return f" ({entry.yaml_path}{f'; its rows: {shown(files)}' if files else ''})"
+
+    def folder_of(self, name: str) -> Path | None:
+        """The folder that lm_eval's ``--include_path`` has to name for a task; None for lm_eval's own."""
+        entry = self._manager.task_index.get(name)
+        if entry is None or entry.yaml_path is None:
+            return None
+        place = Path(entry.yaml_path).resolve()
+        folders = [*(Path(path).absolute() for path in self.include_path), TASK_PATH]
+        return next((folder for folder in folders if place.is_relative_to(folder.resolve())), None)
 
     @property
     def manager(self) -> W2STaskManager:

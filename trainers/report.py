@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from trainers import commands
 from trainers import report_safety as safe
 from trainers import report_training as trained
 from trainers.collected import collect
 from trainers.config import Experiment
 from trainers.experiment import Flow
-from trainers.openai_settings import OpenAIStrong
 from trainers.store import MANIFEST, Stage, whole, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
@@ -46,26 +45,19 @@ def _stages_folder(flow: Flow) -> str:
     return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
 
 
-def quoted(text: str) -> str:
-    """A shell word in single quotes, whatever a name holds."""
-    return "'" + text.replace("'", "'\"'\"'") + "'"
-
-
 def _commands(flow: Flow) -> list[dict[str, str]]:
-    """For every model the command that evaluates it: the stock lm_eval's where that has the model."""
-    out = []
-    for arm in flow.arms():
-        ref = flow.model_of(arm)
-        if arm.name == "weak_untrained":
-            continue
-        stock = "hf" if ref.model == "w2s-hf" else ref.model
-        tool = 'lm_eval run --include_path "$(w2s tasks --path)"' if stock == "hf" else "w2s eval"
-        more = {"hf": " --device cpu", "w2s-chat": " --apply_chat_template"}.get(stock, "")
-        if stock == "w2s-chat" and isinstance(flow.config.strong, OpenAIStrong) and flow.config.strong.system_prompt:
-            more += f" --system_instruction {shlex.quote(flow.config.strong.system_prompt)}"
-        command = f"{tool} --model {stock} --model_args {quoted(ref.model_args())} --tasks {flow.asked(arm).name}{more}"
-        out.append({"arm": arm.title, "command": command})
-    return out
+    """For every model the command that evaluates it on the training task again."""
+    return [
+        {"arm": arm.title, "command": commands.evaluation(flow.model_of(arm), flow.harness, *flow.main_evaluation(arm))}
+        for arm in flow.arms()
+        if arm.name != "weak_untrained"
+    ]
+
+
+def _command(flow: Flow) -> str:
+    """How to run the experiment again, over the same stages; a cell of a sweep becomes a run of its own beside the sweep."""
+    stage = next(iter(flow.stages.values()))
+    return commands.experiment(flow.folder / CONFIG, runs_dir=stage.path.parent.parent.parent)
 
 
 def parameters(model: str) -> int | None:
@@ -155,7 +147,7 @@ def build_report(flow: Flow) -> dict[str, Any]:
         "stage_seconds": {name: round(stage.seconds, 2) for name, stage in flow.stages.items()},
         "commands": _commands(flow),
         "costs_usd": _costs(flow),
-        "command": f"w2s run {flow.folder / CONFIG}",
+        "command": _command(flow),
         "config": config.model_dump(),
         "software": _software(flow),
         "seconds": _seconds(flow),

@@ -10,9 +10,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trainers import commands, lora, openai_ft, processes, weak
 from trainers import harness as hn
-from trainers import lora, openai_ft, processes, weak
 from trainers.config import OpenAIStrong, Strong, Weak, set_value
+from trainers.experiment import training_style
 from trainers.labels import LabelSet
 from trainers.schema import Section
 from trainers.store import CHECKPOINTS, code_version, recipe_key
@@ -70,7 +71,7 @@ def label_rows(
     return labels
 
 
-def _settings(kind: type[Section], model: str, assignments: Sequence[str]) -> Section:
+def _settings(kind: type[Section], model: str, assignments: Sequence[str]) -> Any:
     data: dict[str, Any] = {"model": model}
     for assignment in assignments:
         set_value(data, assignment)
@@ -119,10 +120,13 @@ def finetune_model(
     assignments: Sequence[str],
     seed: int,
     include_path: Sequence[str],
-) -> ModelRef:
+) -> str:
     """Train one model into a new folder; nothing is there if it fails.
 
     A training that was killed or interrupted goes on when the same command runs again.
+
+    Returns:
+        The command that evaluates the model.
 
     Raises:
         UserError: the folder exists, an unknown trainer or setting, labels of another task.
@@ -150,4 +154,4 @@ def finetune_model(
         ref.save(work)
         work.replace(out)
     processes.wait()
-    return ModelRef.load(out)
+    return commands.evaluation(ModelRef.load(out), hn.Harness(include_path), task_name, training_style(settings))

@@ -37,6 +37,7 @@ MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 PRESENTATION = {
     "cli.py",
+    "commands.py",
     "report.py",
     "page.py",
     "tables.py",

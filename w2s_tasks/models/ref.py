@@ -128,6 +128,12 @@ def resolve(name: str, *, adapter: bool = False) -> str:
     return name
 
 
+def _absolute(name: str, *, adapter: bool) -> str:
+    """What `resolve` gives, in every working folder."""
+    resolved = resolve(name, adapter=adapter)
+    return str(Path(resolved).absolute()) if Path(resolved).is_dir() else resolved
+
+
 def _hub_commit(name: str, revision: str) -> str:
     """The commit that a hub id stands for: from the local cache where it is there, else from the hub."""
     from huggingface_hub import HfApi, snapshot_download
@@ -180,11 +186,17 @@ class ModelRef:
         return json.dumps([self.model, parts], sort_keys=True, default=str)
 
     def model_args(self) -> str:
-        """The arguments as `--model_args` takes them: k=v pairs with resolved paths, JSON where a value needs it."""
-        values = {k: resolve(str(v), adapter=k == "peft") if k in PATH_ARGS else v for k, v in self.args.items()}
-        if any(isinstance(v, (list, dict)) or "," in str(v) or "=" in str(v) for v in values.values()):
-            return json.dumps(values)
-        return ",".join(f"{k}={v}" for k, v in values.items())
+        """The arguments as `--model_args` takes them: k=v pairs with absolute paths, JSON where lm_eval misreads those."""
+        from lm_eval._cli.utils import key_val_to_dict
+        from lm_eval.utils import simple_parse_args_string
+
+        values = {k: _absolute(str(v), adapter=k == "peft") if k in PATH_ARGS else v for k, v in self.args.items()}
+        pairs = ",".join(f"{k}={v}" for k, v in values.items())
+        try:
+            understood = all(read(pairs) == values for read in (key_val_to_dict, simple_parse_args_string))
+        except ValueError:
+            understood = False
+        return pairs if understood else json.dumps(values)
 
     def save(self, folder: Path) -> None:
         """Write model.json; paths inside `folder` are kept relative, so that the folder can move."""
