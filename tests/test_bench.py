@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from bench import comparison, eval, linear, scale, scoring, startup, train
+from bench import comparison, contention, eval, linear, scale, scoring, startup, train
 from bench.side import Side, TokenMeter, Worker
 
 from trainers.harness import Harness, PromptStyle
@@ -179,6 +179,61 @@ def test_both_programs_start_and_give_the_same_result(capsys):
     assert found["max_abs_diff"] == 0
 
 
+@pytest.mark.slow
+def test_commands_side_by_side_give_what_they_give_alone(own_task: Path, causal_model, capsys):
+    own = ["--task", "own_reviews", "--include_path", own_task, "--model", causal_model("llama")]
+    comparison.run(contention.main, [str(a) for a in (*own, "--rows", 6, "--train-rows", 32, "--repeats", 1)])
+    found = json.loads(capsys.readouterr().out)
+    assert found["same_results"]
+    assert found["max_abs_diff"] == {"eval": 0, "train": 0}
+    for kind in ("eval", "train"):
+        times = found[kind]
+        assert times["two_over_alone"] == pytest.approx(times["two_at_once_s"] / times["alone_s"], rel=1e-3)
+        assert times["alone_over_default"] == pytest.approx(times["alone_s"] / times["alone_by_default_s"], rel=1e-3)
+
+
+def test_what_differs_between_runs_is_seen(tmp_path: Path):
+    numbers = {tmp_path / "a": {"x": 1.0, "y": 2.0}, tmp_path / "b": {"x": 1.0, "y": 2.5}, tmp_path / "c": {"x": 1.0}}
+    a, b, c = numbers
+    assert contention.spread(numbers.__getitem__, [a, a]) == 0
+    assert contention.spread(numbers.__getitem__, [a, a, b]) == 0.5
+    assert contention.spread(numbers.__getitem__, [a, c]) == float("inf")
+
+
+@pytest.mark.parametrize(("alone", "two", "within"), [(10.2, 20.0, True), (10.4, 20.0, False), (10.0, 20.1, False)])
+def test_both_ratios_have_a_target(alone: float, two: float, within: bool):
+    found = contention.Times([alone], [two], [10.0], [84.0]).summary()
+    assert found["two_over_alone_by_default"] == 8.4
+    assert found["within_targets"] == within
+
+
+def test_a_run_by_openmps_default_is_one(monkeypatch: pytest.MonkeyPatch):
+    from w2s_tasks import machine
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    environment = contention.clean()
+    assert not set(environment) & {*machine.WAITING, *machine.NUMBER}
+    monkeypatch.setattr(os, "environ", environment | contention.DEFAULT)
+    assert "GOMP_SPINCOUNT" not in machine.share()
+
+
+MEET = """
+import pathlib, sys, time
+mine, other = map(pathlib.Path, sys.argv[1:])
+mine.touch()
+deadline = time.monotonic() + 60
+while not other.exists():
+    assert time.monotonic() < deadline, "the other one does not run"
+    time.sleep(0.01)
+"""
+
+
+def test_commands_at_once_do_run_at_once(tmp_path: Path):
+    names = [str(tmp_path / name) for name in "ab"]
+    commands = [[sys.executable, "-c", MEET, *names], [sys.executable, "-c", MEET, *reversed(names)]]
+    assert len(startup.time_commands(commands, os.environ)) == 2
+
+
 def test_a_command_that_fails_is_reported_with_what_it_said():
     with pytest.raises(UserError, match=r"(?s)ended with code 3.*no such thing"):
         startup.time_command([sys.executable, "-c", "import sys; print('no such thing'); sys.exit(3)"])
@@ -229,7 +284,7 @@ def test_tokens_are_counted_with_their_padding_and_behind_an_adapter(causal_mode
     assert meter.tokens == 10 + 12
 
 
-@pytest.mark.parametrize("name", ["eval", "train", "startup", "scale"])
+@pytest.mark.parametrize("name", ["eval", "train", "startup", "scale", "linear", "contention"])
 def test_every_script_runs_its_benchmark(name: str):
     script = (REPOSITORY / "scripts" / f"bench_{name}").read_text(encoding="utf-8")
     assert re.search(r"exec python -m bench\.(\w+)", script).group(1) == name

