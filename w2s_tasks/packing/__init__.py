@@ -11,10 +11,10 @@ A request is (context tokens, continuation tokens), as lm_eval encodes it. Five 
 5. Attention is computed only between tokens that see each other: **branch by branch** on a CPU, by blocks on a GPU.
 
 `tree` holds the layout, `plan` decides what is packed, `budget` how much at once, `masks` who sees whom; `cuts`, `attend`
-and `branches` attend branch by branch; `forward` runs the model; `trial` and `witness` find out whose numbers stay exact,
-`regimes` which texts may stand in one pass; `scoring` and `decoding` are the entrances. Where a dense mask is needed and
-passes share too little, or where a model can't be packed, they are batched by length instead: right padding under causal
-attention changes nothing before it. Where it does all the same, rows are run one at a time.
+and `branches` attend branch by branch; `forward` runs the model; `trial`, `witness` and `padding` find out whose numbers
+stay exact, `regimes` which texts may stand in one pass; `scoring` and `decoding` are the entrances. Where a dense mask is
+needed and passes share too little, or where a model can't be packed, they are batched by length instead: right padding under
+causal attention changes nothing before it. Where it does all the same, rows are run one at a time.
 """
 
 from w2s_tasks.packing.decoding import generate

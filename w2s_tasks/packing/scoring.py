@@ -13,10 +13,11 @@ from w2s_tasks.packing import masks
 from w2s_tasks.packing.budget import LEAST_TOKENS, Budget, find_budget, fits, part_tokens
 from w2s_tasks.packing.forward import Part, Scores, score_batch, score_group
 from w2s_tasks.packing.masks import inner
-from w2s_tasks.packing.plan import MIN_SAVING, Plan, make_plan
+from w2s_tasks.packing.padding import padded
+from w2s_tasks.packing.plan import MIN_SAVING, Group, Plan, cut_batches, make_plan
 from w2s_tasks.packing.regimes import by_regime
 from w2s_tasks.packing.tree import Pass, Request, plan_passes
-from w2s_tasks.packing.trial import attention_for, checked, likely_attention
+from w2s_tasks.packing.trial import NOT, attention_for, likely_attention, try_groups
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,20 @@ def _may_pack(model: torch.nn.Module) -> bool:
 def _min_saving(model: torch.nn.Module, longest: int, device: torch.device) -> float:
     """Branch by branch, attention costs nothing for what is not shared: every pack is worth it, for it pads nothing."""
     return 0.0 if likely_attention(model, device) == masks.BRANCHES and not masks.windowed(model, longest) else MIN_SAVING
+
+
+def _checked(model: torch.nn.Module, plan: Plan, in_batch: int, device: torch.device) -> Plan:
+    """The plan with every group that this model can't be packed in cut into batches, and batches into rows, instead."""
+    groups: list[Group] = []
+    loose: list[Pass] = []
+    for behind in (True, False):
+        some = [g for g in plan.groups if bool(g.trunk) is behind]
+        if some and try_groups(model, some, device) == NOT:
+            loose += [item for g in some for pack in g.packs for item in pack]
+        else:
+            groups += some
+    batches = [*plan.batches, *cut_batches(loose, in_batch)]
+    return Plan(groups, padded(model, batches))
 
 
 def _layouts(
@@ -66,7 +81,7 @@ def _plan(model: torch.nn.Module, passes: Sequence[Pass], budget: Budget, device
         trunks=not torch.is_grad_enabled(),
         min_saving=_min_saving(model, max((len(p.tokens) for p in passes), default=0), device),
     )
-    parts = [checked(model, part, budget.in_batch, device) for part in parts]
+    parts = [_checked(model, part, budget.in_batch, device) for part in parts]
     return Plan([g for part in parts for g in part.groups], [b for part in parts for b in part.batches])
 
 

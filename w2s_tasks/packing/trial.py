@@ -22,7 +22,7 @@ import torch
 from w2s_tasks.packing import masks
 from w2s_tasks.packing.forward import Part, score_batch, score_group
 from w2s_tasks.packing.masks import inner
-from w2s_tasks.packing.plan import Group, Plan, cut_batches, tree_size
+from w2s_tasks.packing.plan import Group, tree_size
 from w2s_tasks.packing.regimes import positions_of
 from w2s_tasks.packing.tree import Pass
 from w2s_tasks.packing.witness import Witness, watching
@@ -83,7 +83,7 @@ class _Known:
     """Length up to which padding on the right is known to change nothing."""
     alone: bool = False
     """Whether its rows are run one at a time."""
-    told: bool = False
+    told: set[str] = field(default_factory=set)
 
 
 _models: weakref.WeakKeyDictionary[torch.nn.Module, _Known] = weakref.WeakKeyDictionary()
@@ -97,21 +97,21 @@ def known(model: torch.nn.Module) -> _Known:
 # ---- ways -----------------------------------------------------------------------------------------------------------
 
 
-def _by_text(parts: Iterable[Part], asked: Container[int] | None = None) -> torch.Tensor:
+def by_text(parts: Iterable[Part], asked: Container[int] | None = None) -> torch.Tensor:
     found = {i: value for ids, scores in parts for i, value in zip(ids, scores.loglik, strict=True)}
     return torch.stack([found[i] for i in sorted(found) if asked is None or i in asked])
 
 
-def _device(model: torch.nn.Module) -> torch.device:
+def device_of(model: torch.nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
 def _score_packed(model: torch.nn.Module, group: Group, kind: str) -> Values:
-    return [_by_text(part for _, part in score_group(model, group, _device(model), kind=kind))]
+    return [by_text(part for _, part in score_group(model, group, device_of(model), kind=kind))]
 
 
 def _score_plain(model: torch.nn.Module, passes: Sequence[Pass]) -> Values:
-    return [_by_text(score_batch(model, [item], _device(model)) for item in passes)]
+    return [by_text(score_batch(model, [item], device_of(model)) for item in passes)]
 
 
 def _with_gradients(model: torch.nn.Module, scores: torch.Tensor) -> Values:
@@ -195,7 +195,7 @@ def _largest(groups: Sequence[Group]) -> Group:
     return Group(trunk, (pack,))
 
 
-def _difference(packed: Values, plain: Values, dtype: torch.dtype) -> str:
+def difference(packed: Values, plain: Values, dtype: torch.dtype) -> str:
     """What differs by more than rounding; empty where nothing does."""
     worst = float((packed[0] - plain[0]).abs().max())
     if not worst <= TOLERANCE.get(dtype, HALF_TOLERANCE):
@@ -209,12 +209,12 @@ def _difference(packed: Values, plain: Values, dtype: torch.dtype) -> str:
     return ""
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextlib.contextmanager
-def _same_chances(device: torch.device) -> Iterator[None]:
+def same_chances(device: torch.device) -> Iterator[None]:
     """A trial draws nothing from the generators that a training goes on with."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         yield
@@ -230,8 +230,8 @@ def _try(model: torch.nn.Module, group: Group, way: Way, kind: str, some: Iterab
     except torch.OutOfMemoryError:
         raise
     except REFUSALS as error:
-        return _reason(error)
-    return _difference(packed, plain, next(model.parameters()).dtype)
+        return reason_of(error)
+    return difference(packed, plain, next(model.parameters()).dtype)
 
 
 def _try_tree(model: torch.nn.Module, group: Group, way: Way, kind: str, longest: int) -> str:
@@ -259,18 +259,19 @@ def _try_real(model: torch.nn.Module, groups: Sequence[Group], kind: str) -> str
     asked = {i for item in some for i, _ in item.scores}
 
     def packed(model: torch.nn.Module, group: Group, kind: str) -> Values:
-        parts = (part for _, part in score_group(model, group, _device(model), kind=kind))
-        return [_by_text(parts, asked)]
+        parts = (part for _, part in score_group(model, group, device_of(model), kind=kind))
+        return [by_text(parts, asked)]
 
     with torch.no_grad():
         return _try(model, group, Way("scoring", packed, _score_plain), kind, some)
 
 
-def _tell(model: torch.nn.Module, reason: str, instead: str) -> None:
-    """Say once for a model that it goes a slower way."""
-    state = known(model)
-    log.log(logging.INFO if state.told else logging.WARNING, "%s %s; %s", type(inner(model)).__name__, reason, instead)
-    state.told = True
+def tell(model: torch.nn.Module, fact: str, reason: str, instead: str) -> None:
+    """Say a fact once for a model that goes a slower way."""
+    told = known(model).told
+    level = logging.INFO if fact in told else logging.WARNING
+    log.log(level, "%s %s (%s); %s", type(inner(model)).__name__, fact, reason, instead)
+    told.add(fact)
 
 
 def _search(model: torch.nn.Module, groups: Sequence[Group], way: Way, kinds: Sequence[str], longest: int) -> str:
@@ -285,11 +286,9 @@ def _search(model: torch.nn.Module, groups: Sequence[Group], way: Way, kinds: Se
         if kind != kinds[-1]:
             log.info("%s can't be packed (%s); a dense mask is tried instead", type(inner(model)).__name__, reason)
         else:
-            _tell(model, f"can't be packed ({reason})", "its replies are generated one at a time" if way.more else BATCHED)
+            instead = "its replies are generated one at a time" if way.more else "its passes are batched instead"
+            tell(model, "can't be packed", reason, instead)
     return NOT
-
-
-BATCHED = "its passes are batched instead"
 
 
 def _covered(model: torch.nn.Module, tried: _Tried, longest: int, row: int) -> bool:
@@ -318,7 +317,7 @@ def try_groups(
     tried = known(model).ways.get(case)
     if tried is None or not _covered(model, tried, longest, row):
         unwrapped: torch.nn.Module = getattr(model, "module", model)
-        with _same_chances(device), torch.set_grad_enabled(way is TRAINING):
+        with same_chances(device), torch.set_grad_enabled(way is TRAINING):
             first = tried.kind if tried else ""
             kind = _search(unwrapped, groups, way, kinds[kinds.index(first) :] if first else kinds, longest)
         before = tried or _Tried(kind)
@@ -337,69 +336,3 @@ def likely_attention(model: torch.nn.Module, device: torch.device) -> str:
     kinds = masks.kinds_for(model, device)
     tried = known(model).ways.get((_way().name, False, kinds))
     return tried.kind if tried else kinds[0]
-
-
-# ---- padding --------------------------------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Without dropout; every module's mode comes back."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _try_padding(model: torch.nn.Module, batch: Sequence[Pass]) -> str:
-    """Why rows can't stand side by side; empty where the longest and the shortest score the same alone."""
-    some = [batch[0], batch[-1]]
-    device = _device(model)
-    with torch.no_grad(), _evaluating(model), _same_chances(device):
-        try:
-            side_by_side = _by_text([score_batch(model, some, device)])
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            return _reason(error)
-        alone = _by_text(score_batch(model, [item], device) for item in some)
-    return _difference([side_by_side], [alone], next(model.parameters()).dtype).replace("packed", "padded")
-
-
-def _shortened(batch: Sequence[Pass]) -> list[Pass]:
-    """The beginnings of a batch's longest and shortest row, one half as long as the other."""
-    ends = [(batch[0].tokens[:REACH], 0), (batch[-1].tokens[: REACH // 2], 1)]
-    return [Pass(tokens, ((i, tokens[-SCORED:]),)) for tokens, i in ends]
-
-
-def padded(model: torch.nn.Module, batches: list[list[Pass]]) -> list[list[Pass]]:
-    """The batches, or rows one at a time where a row's score would depend on what stands beside it."""
-    several = [batch for batch in batches if len(batch) > 1]
-    state = known(model)
-    if several and not state.alone:
-        batch = max(several, key=lambda b: len(b[0].tokens))
-        longest = len(batch[0].tokens)
-        short = bool(state.driven) and not positions_of(model).adaptive
-        if longest > state.padded and not (short and state.padded):
-            reason = _try_padding(getattr(model, "module", model), _shortened(batch) if short else batch)
-            state.padded, state.alone = longest, bool(reason)
-            if reason:
-                _tell(model, f"can't be batched ({reason})", "its rows are run one at a time")
-    return [[item] for batch in batches for item in batch] if state.alone else batches
-
-
-def checked(model: torch.nn.Module, plan: Plan, in_batch: int, device: torch.device) -> Plan:
-    """The plan with every group that this model can't be packed in cut into batches, and batches into rows, instead."""
-    groups: list[Group] = []
-    loose: list[Pass] = []
-    for behind in (True, False):
-        some = [g for g in plan.groups if bool(g.trunk) is behind]
-        if some and try_groups(model, some, device) == NOT:
-            loose += [item for g in some for pack in g.packs for item in pack]
-        else:
-            groups += some
-    batches = [*plan.batches, *cut_batches(loose, in_batch)]
-    return Plan(groups, padded(model, batches))

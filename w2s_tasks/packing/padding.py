@@ -1,0 +1,77 @@
+"""Which models' rows may stand side by side, padded on the right: tried as packs are (`trial`).
+
+Under causal attention nothing sees what comes after it, so padding changes no score. An encoder without its decoder's mask
+looks ahead, and some architectures lay out a batch by its longest row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from w2s_tasks.packing.forward import score_batch
+from w2s_tasks.packing.regimes import positions_of
+from w2s_tasks.packing.tree import Pass
+from w2s_tasks.packing.trial import (
+    REACH,
+    REFUSALS,
+    SCORED,
+    by_text,
+    device_of,
+    difference,
+    known,
+    reason_of,
+    same_chances,
+    tell,
+)
+
+
+@contextlib.contextmanager
+def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Without dropout; every module's mode comes back."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _try_padding(model: torch.nn.Module, batch: Sequence[Pass]) -> str:
+    """Why rows can't stand side by side; empty where the longest and the shortest score the same alone."""
+    some = [batch[0], batch[-1]]
+    device = device_of(model)
+    with torch.no_grad(), _evaluating(model), same_chances(device):
+        try:
+            side_by_side = by_text([score_batch(model, some, device)])
+        except torch.OutOfMemoryError:
+            raise
+        except REFUSALS as error:
+            return reason_of(error)
+        alone = by_text(score_batch(model, [item], device) for item in some)
+    return difference([side_by_side], [alone], next(model.parameters()).dtype).replace("packed", "padded")
+
+
+def _shortened(batch: Sequence[Pass]) -> list[Pass]:
+    """The beginnings of a batch's longest and shortest row, one half as long as the other."""
+    ends = [(batch[0].tokens[:REACH], 0), (batch[-1].tokens[: REACH // 2], 1)]
+    return [Pass(tokens, ((i, tokens[-SCORED:]),)) for tokens, i in ends]
+
+
+def padded(model: torch.nn.Module, batches: list[list[Pass]]) -> list[list[Pass]]:
+    """The batches, or rows one at a time where a row's score would depend on what stands beside it."""
+    several = [batch for batch in batches if len(batch) > 1]
+    state = known(model)
+    if several and not state.alone:
+        batch = max(several, key=lambda b: len(b[0].tokens))
+        longest = len(batch[0].tokens)
+        short = bool(state.driven) and not positions_of(model).adaptive
+        if longest > state.padded and not (short and state.padded):
+            reason = _try_padding(getattr(model, "module", model), _shortened(batch) if short else batch)
+            state.padded, state.alone = longest, bool(reason)
+            if reason:
+                tell(model, "can't be batched", reason, "its rows are run one at a time")
+    return [[item] for batch in batches for item in batch] if state.alone else batches
