@@ -260,6 +260,20 @@ def test_rows_that_look_ahead_are_run_one_at_a_time(make: Make, caplog: pytest.L
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_where_padding_counts_only_in_longer_texts_rows_are_run_one_at_a_time_too(make: Make):
+    """Sparse attention: the keys that a token sees are chosen among all that stand there, from 12 tokens on."""
+    sparse = getattr(tf, "DeepseekV32Config", None)
+    if sparse is None:
+        pytest.skip("needs a transformers with DeepSeek V3.2")
+    sizes = {"kv_lora_rank": 16, "q_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8}
+    experts = {"moe_intermediate_size": 32, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    index = {"index_topk": 12, "index_head_dim": 8, "index_n_heads": 2}
+    config = sparse(**{**SIZE, "num_hidden_layers": 2}, **sizes, **experts, **index, first_k_dense_replace=1)
+    model = tf.AutoModelForCausalLM.from_pretrained(make(config))
+    for requests in (rows([10, 9, 8, 6], 2), rows([60, 58, 50, 45, 40, 30, 20], 4)):
+        assert torch.allclose(scored(model, requests), plainly(model, requests), atol=1e-4)
+
+
 # ---- positions that follow the length ---------------------------------------------------------------------------------
 
 FOLLOWING: dict[str, Callable[[], tf.PretrainedConfig]] = {

@@ -40,25 +40,25 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def _try_padding(model: torch.nn.Module, batch: Sequence[Pass]) -> str:
-    """Why rows can't stand side by side; empty where the longest and the shortest score the same alone."""
-    some = [batch[0], batch[-1]]
+def _try_padding(model: torch.nn.Module, rows: Sequence[Pass]) -> str:
+    """Why rows can't stand side by side; empty where each scores the same alone. The longest comes first."""
     device = device_of(model)
     with torch.no_grad(), _evaluating(model), same_chances(device):
         try:
-            side_by_side = by_text([score_batch(model, some, device)])
+            side_by_side = by_text([score_batch(model, rows, device)])
         except torch.OutOfMemoryError:
             raise
         except REFUSALS as error:
             return reason_of(error)
-        alone = by_text(score_batch(model, [item], device) for item in some)
+        alone = by_text(score_batch(model, [item], device) for item in rows)
     return difference([side_by_side], [alone], next(model.parameters()).dtype).replace("packed", "padded")
 
 
-def _shortened(batch: Sequence[Pass]) -> list[Pass]:
-    """The beginnings of a batch's longest and shortest row, one half as long as the other."""
-    ends = [(batch[0].tokens[:REACH], 0), (batch[-1].tokens[: REACH // 2], 1)]
-    return [Pass(tokens, ((i, tokens[-SCORED:]),)) for tokens, i in ends]
+def _rows(batch: Sequence[Pass], longest: int) -> list[Pass]:
+    """A batch's longest row, or its beginning, with beginnings of it that take a little and much padding."""
+    tokens = batch[0].tokens[:longest]
+    lengths = dict.fromkeys(max(1, len(tokens) * share // 8) for share in (8, 7, 4))
+    return [Pass(tokens[:length], ((i, tokens[:length][-SCORED:]),)) for i, length in enumerate(lengths)]
 
 
 def padded(model: torch.nn.Module, batches: list[list[Pass]]) -> list[list[Pass]]:
@@ -70,7 +70,8 @@ def padded(model: torch.nn.Module, batches: list[list[Pass]]) -> list[list[Pass]
         longest = len(batch[0].tokens)
         short = bool(state.driven) and not positions_of(model).adaptive
         if longest > state.padded and not (short and state.padded):
-            reason = _try_padding(getattr(model, "module", model), _shortened(batch) if short else batch)
+            rows = [batch[0], batch[-1]] if positions_of(model).adaptive else _rows(batch, REACH if short else longest)
+            reason = _try_padding(getattr(model, "module", model), rows)
             state.padded, state.alone = longest, bool(reason)
             if reason:
                 tell(model, "can't be batched", reason, "its rows are run one at a time")
