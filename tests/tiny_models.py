@@ -41,9 +41,15 @@ SIZES: list[tuple[str, int]] = [
 LATENT = {"num_key_value_heads": 4}
 """Multi-head latent attention has as many keys as queries."""
 HYBRID = {"layer_types": ["mamba", "attention", "mamba", "attention"]}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
 OWN: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(["axk1", "axk2", "bailing_hybrid", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots3_note"], LATENT),
-    **dict.fromkeys(["dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu", "longcat_flash"], LATENT),
+    **dict.fromkeys(["axk1", "axk2", "deepseek_v3", "deepseek_v32", "dots3_note"], LATENT),
+    **dict.fromkeys(["dots3_note_text", "glm4_moe_lite", "glm_moe_dsa", "minicpm3", "youtu"], LATENT),
+    "bailing_hybrid": {**LATENT, "num_expert_group": 1, "topk_group": 1},
+    "blenderbot": {"encoder_layers": 4},
+    "cohere_compass_text": {"rope_parameters": dict.fromkeys(["full_attention", "sliding_attention"], ROPE)},
+    "deepseek_v2": {**LATENT, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "bamba": {"attn_layer_indices": [1, 3]},
     "esm": {"vocab_size": VOCABULARY, "position_embedding_type": "absolute", "mask_token_id": 5},
     "codegen": {"rotary_dim": 8},
@@ -53,7 +59,7 @@ OWN: dict[str, dict[str, Any]] = {
     "granitemoehybrid": HYBRID,
     "hunyuan_v1_dense": {"head_dim": 16},
     "hunyuan_v1_moe": {"head_dim": 16},
-    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2},
+    "dots1": {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_shared_experts": 1},
     "gemma3n_text": {
         "intermediate_size": 64, "activation_sparsity_pattern": [0.95, 0.0, 0.0, 0.0], "num_kv_shared_layers": 1,
     },
@@ -65,8 +71,8 @@ OWN: dict[str, dict[str, Any]] = {
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
     "reformer": {
-        "is_decoder": True, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32], "num_buckets": 4,
-        "attn_layers": ["local", "lsh"],
+        "is_decoder": True, "num_hidden_layers": 2, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32],
+        "num_buckets": 4, "attn_layers": ["local", "lsh"],
     },
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "hybrid_layer_ids": [1, 3]},
@@ -85,19 +91,25 @@ def shrunk(config: Any) -> dict[str, Any]:
     return found
 
 
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def values_of(kind: str, default: Any) -> dict[str, Any]:
+    """Small values for a default configuration of a kind, and for its parts of text, pictures or sound."""
+    parts = {
+        name: part.__class__(**values_of(part.model_type, part))
+        for name in getattr(default, "sub_configs", {})
+        if isinstance(part := getattr(default, name, None), tf.PreTrainedConfig)
+    }
+    known = set(inspect.signature(default.__class__).parameters) | set(default.to_dict())
+    special = {name: token for name, token in SPECIAL.items() if name in known}
+    return {**shrunk(default), **special, **parts, **OWN.get(kind, {})}
+
+
 def tiny_config(kind: str, **own: Any) -> Any:
     """A small configuration of a kind of model (`model_type`), with `own` values over it."""
     cls = tf.CONFIG_MAPPING[kind]
-    default = cls()
-    parts = {
-        name: part.__class__(**shrunk(part))
-        for name in getattr(cls, "sub_configs", {})
-        if isinstance(part := getattr(default, name, None), tf.PreTrainedConfig)
-    }
-    special = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    known = set(inspect.signature(cls).parameters) | set(default.to_dict())
-    values = {**shrunk(default), **{k: v for k, v in special.items() if k in known}, **parts, **OWN.get(kind, {}), **own}
-    return cls(**values)
+    return cls(**{**values_of(kind, cls()), **own})
 
 
 def tiny_model(head: Any, config: Any, *, scale: float = 1.0) -> Any:

@@ -57,7 +57,10 @@ def room_on(device: torch.device, model: torch.nn.Module) -> float:
 
 def _size(config: Any, name: str, default: int) -> int:
     """A size of an architecture, the largest where its layers differ; the default where it has no such thing."""
-    value = getattr(config, name, None) or default
+    try:
+        value = getattr(config, name, None) or default
+    except RuntimeError:  # transformers has no one answer where each layer has a configuration of its own
+        value = [getattr(layer, name) for layer in config.per_layer_config]
     return int(max(value)) if isinstance(value, list | tuple) else int(value)
 
 

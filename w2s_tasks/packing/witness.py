@@ -18,6 +18,8 @@ from w2s_tasks.packing.masks import text_config, watchers
 
 Rule = Callable[..., torch.Tensor]
 """Batch, head, place of the query, place of the key -> whether it is seen."""
+FAR = 2**20
+"""A place beyond every text."""
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -26,6 +28,15 @@ def _same(one: Any, other: Any) -> bool:
         return True
     tensors = isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor)
     return tensors and one.shape == other.shape and torch.equal(one.cpu(), other.cpu())
+
+
+def _sees_later(rule: Rule) -> bool:
+    """Whether a rule lets a token see what comes later, or speaks of the very text only that it was made for."""
+    try:
+        rule(*(torch.tensor(i) for i in (0, 0, FAR, 0)))
+        return bool(rule(*(torch.tensor(i) for i in (0, 0, 0, 1))))
+    except IndexError:  # it looks up each place of that text, as which picture it belongs to
+        return True
 
 
 @dataclass
@@ -62,8 +73,8 @@ class Witness:
     def made(self, mask: Any, rule: Rule | None) -> None:
         """A mask was made by a rule."""
         self._made.append(mask)
-        if rule is None or bool(rule(*(torch.tensor(i) for i in (0, 0, 0, 1)))):
-            self.strange = True  # sees what comes later
+        if rule is None or _sees_later(rule):
+            self.strange = True
         else:
             self.rules.append(rule)
 
