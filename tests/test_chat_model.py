@@ -160,7 +160,7 @@ def test_reports_read_the_mode(service: Service, own_task: Path, tmp_path: Path)
     harness = hn.Harness([str(own_task)])
     ref = ModelRef("w2s-chat", arguments(service, tmp_path))
     style = hn.PromptStyle(chat_template=True)
-    hn.evaluate(harness, hn.ModelPool(), ref, {"own_reviews": 6}, tmp_path / "out", style=style)
+    hn.evaluate(harness, hn.ModelPool(), ref, {harness.task("own_reviews"): 6}, tmp_path / "out", style=style)
     scores = read_evaluation(tmp_path / "out")["own_reviews"]
     assert (scores.mode, scores.n) == ("first_token", 6)
     line = compared(scores, scores)

@@ -22,7 +22,7 @@ def out(tmp_path_factory: pytest.TempPathFactory, causal_model) -> Path:
     ref = ModelRef("w2s-hf", {"pretrained": str(causal_model("llama"))})
     harness, pool = hn.Harness(), hn.ModelPool()
     for name, task in (("a", "w2s_ethics_probe_justice"), ("b", "w2s_ethics_probe_justice_gen")):
-        hn.evaluate(harness, pool, ref, {task: 12}, folder / f"{name}_0", style=hn.PromptStyle())
+        hn.evaluate(harness, pool, ref, {harness.task(task): 12}, folder / f"{name}_0", style=hn.PromptStyle())
     return folder
 
 

@@ -298,7 +298,8 @@ class Flow:
         }
         if arm.at is not None:
             recipe["at"] = arm.at
-        named = {t.name: limit for t, limit in limits.items()}
+        for task in limits:
+            task.check_shots(style)
         self.add(
             Step(
                 name,
@@ -306,7 +307,7 @@ class Flow:
                 title,
                 recipe,
                 (fitted,) if fitted else (),
-                functools.partial(self._build_evaluation, arm, named, style),
+                functools.partial(self._build_evaluation, arm, limits, style),
                 lambda: sum(t.eval_rows(limit) for t, limit in limits.items()),
                 arm,
                 None if fitted else getattr(self.config, _section(arm)),
@@ -492,7 +493,9 @@ class Flow:
             return weak.untrained(self.config.weak, self.task.choices)
         return base_ref(getattr(self.config, _section(arm)))
 
-    def _build_evaluation(self, arm: Arm, limits: dict[str, int | None], style: hn.PromptStyle, out: Path) -> None:
+    def _build_evaluation(
+        self, arm: Arm, limits: Mapping[hn.HarnessTask, int | None], style: hn.PromptStyle, out: Path
+    ) -> None:
         hn.evaluate(self.harness, self.pool, self.model_of(arm), limits, out, style=style)
 
     # ---- running ----------------------------------------------------------------------------------------------

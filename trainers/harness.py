@@ -33,6 +33,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.task_settings import differing, refuse_two
 from w2s_tasks.user_text import shown
 
 __all__ = ["Harness", "HarnessTask", "ModelPool", "PromptStyle", "evaluate", "label"]
@@ -45,26 +46,27 @@ class Harness:
         register()
         self.include_path = list(include_path)
         self._manager = W2STaskManager(include_path=self.include_path)
-        self._loaded: dict[str, HarnessTask] = {}
-        self._members: dict[str, list[str]] = {}
-        """The tasks of every name that was asked for: a group's, or a task itself."""
+        self._members: dict[str, list[HarnessTask]] = {}
+        """The tasks of every name that was asked for, each with the settings that it has there."""
 
     def load(self, names: Sequence[str]) -> list[HarnessTask]:
-        """Load tasks and groups by name; groups become their tasks.
+        """Load tasks and groups by name; groups become their tasks, with the settings that the groups give them.
 
         Raises:
-            UserError: an unknown name, or a task whose data or YAML is at fault.
+            UserError: an unknown name, a task whose data or YAML is at fault, or two of one name with different settings.
         """
-        out = []
+        found: dict[str, HarnessTask] = {}
         for name in names:
             if name not in self._members:
-                tasks = self._load(name)
-                for member, task in tasks.items():
-                    self._loaded.setdefault(member, HarnessTask(task))
-                    self._members.setdefault(member, [member])
-                self._members[name] = list(tasks)
-            out += [self._loaded[member] for member in self._members[name]]
-        return out
+                self._members[name] = [self._view(task) for task in self._load(name).values()]
+            for task in self._members[name]:
+                refuse_two(found.setdefault(task.name, task).task, task.task)
+        return list(found.values())
+
+    def _view(self, task: ConfigurableTask) -> HarnessTask:
+        """The view of a task, the same for all names that it was loaded by with the same settings."""
+        known = (view for views in self._members.values() for view in views if view.name == task.task_name)
+        return next((view for view in known if not differing(view.task, task)), None) or HarnessTask(task)
 
     def task(self, name: str) -> HarnessTask:
         """Load one task.
@@ -131,7 +133,7 @@ def evaluate(
     harness: Harness,
     pool: ModelPool,
     ref: ModelRef,
-    limits: Mapping[str, int | None],
+    limits: Mapping[HarnessTask, int | None],
     out: Path,
     *,
     style: PromptStyle,
@@ -142,7 +144,7 @@ def evaluate(
         harness: the task index.
         pool: where the model is loaded.
         ref: the model.
-        limits: for each task its first n documents, None for all.
+        limits: for each task, with the settings that it was loaded with, its first n documents; None for all.
         out: the folder to fill.
         style: how to prompt.
 
@@ -153,13 +155,13 @@ def evaluate(
     lm = pool.load(ref)
     # lm_eval takes one limit for all tasks, or the rows of each.
     same = len(set(limits.values())) == 1
-    chosen = {name: list(range(harness.task(name).eval_rows(limit))) for name, limit in limits.items()}
+    chosen = {task.name: list(range(task.eval_rows(limit))) for task, limit in limits.items()}
     tracker = EvaluationTracker(output_path=str(out))
     with _lm_eval_quiet(), pool.booked(lm, out):
         results = lm_eval.simple_evaluate(
             model=lm,
             model_args=dict(ref.args),
-            tasks=list(limits),
+            tasks=[task.as_loaded() for task in limits],
             num_fewshot=style.num_fewshot,
             limit=next(iter(limits.values())) if same else None,
             samples=None if same else chosen,

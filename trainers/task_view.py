@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
-import inspect
 import itertools
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lm_eval
@@ -22,22 +21,11 @@ from tqdm import tqdm
 from trainers import processes
 from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks.errors import UserError, causes
+from w2s_tasks.task_settings import ROWS, settings
 from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
 
-RENDER_FIELDS = (
-    "description",
-    "doc_to_text",
-    "doc_to_choice",
-    "doc_to_target",
-    "target_delimiter",
-    "fewshot_delimiter",
-    "gen_prefix",
-    "output_type",
-    "process_docs",
-    "process_results",
-)
 SEED = 1234  # lm_eval's default for numpy, torch and the shots
 
 
@@ -52,15 +40,6 @@ class PromptStyle:
     chat_template: bool = False
     system_prompt: str | None = None
     multiturn: bool = True
-
-
-def _stable(value: Any) -> Any:
-    """A config value as JSON; a function by its name and the source of its whole module, never by path or address."""
-    if not callable(value):
-        return value
-    source = inspect.getsourcefile(value)
-    digest = hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ""
-    return f"{getattr(value, '__qualname__', type(value).__qualname__)}:{digest}"
 
 
 def rendering(docs: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
@@ -79,6 +58,12 @@ class HarnessTask:
         self._renderer_hashes: dict[PromptStyle, str] = {}
         self._eval_hashes: dict[int, str] = {}
         self._evaluable = False
+
+    def as_loaded(self) -> ConfigurableTask:
+        """The task for one evaluation, which sets the shots in its settings."""
+        task = copy.copy(self.task)
+        task._config = copy.copy(self.task.config)
+        return task
 
     @functools.cached_property
     def train_docs(self) -> list[dict[str, Any]]:
@@ -197,8 +182,21 @@ class HarnessTask:
         self._evaluable = True
 
     def shots(self, style: PromptStyle) -> int:
-        """How many shots a prompt of this style has."""
-        return int(self.task.config.num_fewshot or 0) if style.num_fewshot is None else style.num_fewshot
+        """How many shots a prompt of this style has; a task that says `num_fewshot: 0` gets none, whatever is asked for."""
+        own = self.task.config.num_fewshot
+        return int(own or 0) if style.num_fewshot is None or own == 0 else style.num_fewshot
+
+    def check_shots(self, style: PromptStyle) -> None:
+        """Refuse shots that lm_eval would leave out.
+
+        Raises:
+            UserError: the task's YAML, or a group's, says `num_fewshot: 0`.
+        """
+        if style.num_fewshot and self.shots(style) == 0:
+            raise UserError(
+                f"the task '{self.name}' would be asked without the {style.num_fewshot} shots that are wanted: it says "
+                "`num_fewshot: 0`, which lm_eval lets nothing override. Take that line out of its YAML or its group."
+            )
 
     def pairs(self, doc: Mapping[str, Any], style: PromptStyle, lm: LM | None = None) -> list[tuple[str, str]]:
         """The (context, continuation) strings of a document's choices, rendered by lm_eval's own task."""
@@ -252,10 +250,12 @@ class HarnessTask:
         return self._renderer_hashes[style]
 
     def _hash_renderer(self, style: PromptStyle) -> str:
-        config = {field: _stable(getattr(self.task.config, field, None)) for field in RENDER_FIELDS}
         n = self.shots(style)
-        shots = [] if n == 0 else list(self.task.sampler.sample(n))
-        parts = [config, vars(style), shots, lm_eval.__version__]
+        # lm_eval's own samplers go on where the last draw ended: what is hashed must not hang on what was hashed before.
+        self.task.set_fewshot_seed(seed=SEED)
+        shots = list(self.task.sampler.sample(n)) if n else []
+        self.task.set_fewshot_seed(seed=SEED)
+        parts = [settings(self.task, without=(*ROWS, "num_fewshot")), vars(style), n, shots, lm_eval.__version__]
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
     def eval_hash(self, limit: int | None) -> str:

@@ -7,10 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lm_eval.api.group import Group
 from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks.manager import TaskDict
 
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.task_settings import refuse_two
 
 
 class _NoCustomDatasetNotice(logging.Filter):
@@ -18,6 +22,18 @@ class _NoCustomDatasetNotice(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "Custom kwargs can be passed" not in str(record.msg)
+
+
+class _Factory(TaskFactory):
+    """lm_eval's builder of groups, which keeps one of two members of a name; here two that differ are an error."""
+
+    def _build_group_members(self, *args: Any, **kwargs: Any) -> Any:
+        children = super()._build_group_members(*args, **kwargs)
+        found: dict[str, Any] = {}
+        for child in children:
+            for task in child.get_all_tasks() if isinstance(child, Group) else [child]:
+                refuse_two(found.setdefault(task.task_name, task), task)
+        return children
 
 
 class W2STaskManager(TaskManager):
@@ -38,11 +54,15 @@ class W2STaskManager(TaskManager):
         self._paths = [TASK_PATH, *extra]
         self._can_widen = include_defaults
         self._metadata = metadata
-        super().__init__(include_path=self._paths, include_defaults=False, metadata=metadata)
+        self._read_index(include_defaults=False)
+
+    def _read_index(self, *, include_defaults: bool) -> None:
+        super().__init__(include_path=self._paths, include_defaults=include_defaults, metadata=self._metadata)
+        self._factory = _Factory(meta=self._metadata)
 
     def _widen(self) -> None:
         self._can_widen = False
-        super().__init__(include_path=self._paths, include_defaults=True, metadata=self._metadata)
+        self._read_index(include_defaults=True)
 
     def match_tasks(self, task_list: list[str]) -> list[str]:
         """Match names and patterns; a plain name that is not ours makes the built-in index be read."""
@@ -51,6 +71,20 @@ class W2STaskManager(TaskManager):
             self._widen()
             found = super().match_tasks(task_list)
         return found
+
+    def load(self, task_list: Any) -> TaskDict:
+        """Load tasks and groups as lm_eval does.
+
+        Raises:
+            UserError: a task that two groups name, or one group twice with different settings; lm_eval refuses the first
+                and drops one of the second.
+        """
+        try:
+            return super().load(task_list)
+        except ValueError as error:
+            if not str(error).startswith("Duplicate task"):
+                raise
+            raise UserError(f"{error}; lm_eval can't evaluate it twice in one run. Name it once.") from error
 
     def _load_spec(self, spec: Any) -> Any:
         if isinstance(spec, str) and self._entry(spec) is None and not Path(spec).is_file():

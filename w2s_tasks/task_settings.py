@@ -1,0 +1,84 @@
+"""A task's settings as plain values: what its YAML says, and the groups that name it, to be compared and hashed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.task import ConfigurableTask
+
+from w2s_tasks.errors import UserError
+
+NAMES = frozenset({"task", "task_alias", "tag"})
+"""What a task is called, not what it asks."""
+ROWS = frozenset(
+    {
+        "custom_dataset",
+        "dataset_path",
+        "dataset_name",
+        "dataset_kwargs",
+        "training_split",
+        "validation_split",
+        "test_split",
+        "fewshot_split",
+    }
+)
+"""Where the rows come from; the rows themselves are hashed elsewhere."""
+
+
+def _function(value: Any) -> str:
+    """A function or class by its name and the source of its whole module, never by path or address."""
+    name = getattr(value, "__qualname__", type(value).__qualname__)
+    try:
+        source = inspect.getsourcefile(value if hasattr(value, "__qualname__") else type(value))
+    except TypeError:  # a builtin has no source
+        source = None
+    return f"{name}:{hashlib.sha256(Path(source).read_bytes()).hexdigest()[:16] if source else ''}"
+
+
+def plain(value: Any) -> Any:
+    """A setting as JSON takes it: functions by the content of their module, dataclasses and mappings by their entries."""
+    if isinstance(value, functools.partial):
+        return [plain(value.func), plain(value.args), plain(value.keywords)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    return _function(value) if callable(value) or not isinstance(value, str | int | float | None) else value
+
+
+def settings(task: ConfigurableTask, without: Iterable[str] = ()) -> dict[str, Any]:
+    """All settings of a loaded task but its names and those of `without`; the place of its YAML is none."""
+    found: dict[str, Any] = plain(task.config)
+    left_out = NAMES | frozenset(without)
+    found["metadata"] = {k: v for k, v in (found.get("metadata") or {}).items() if k != "config_source"}
+    return {key: value for key, value in found.items() if key not in left_out}
+
+
+def differing(one: ConfigurableTask, other: ConfigurableTask) -> list[str]:
+    """The settings in which two loaded tasks differ."""
+    mine, theirs = settings(one), settings(other)
+    return sorted(key for key in mine if mine[key] != theirs[key])
+
+
+def refuse_two(one: ConfigurableTask, other: ConfigurableTask) -> None:
+    """Refuse two tasks of one name with different settings, of which lm_eval drops one.
+
+    Raises:
+        UserError: with the settings in which they differ.
+    """
+    keys = [] if one is other else differing(one, other)
+    if keys:
+        name = one.task_name
+        raise UserError(
+            f"the task '{name}' is named twice, and its {', '.join(keys)} differ; results have one place for a name, so one "
+            f"of the two would be lost. Give one of them a name of its own: a YAML that includes the task's, with "
+            f"`task: {name}_2` and those settings."
+        )
