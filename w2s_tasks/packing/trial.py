@@ -167,8 +167,11 @@ def _reach(model: torch.nn.Module, longest: int) -> int:
     return max(SCORED, min(reach, room - BRANCHES))
 
 
-def _tree(group: Group, reach: int) -> Group:
-    """Four texts on a stem of the group's own tokens; two share a branch, one leaves the stem early."""
+def _tree(group: Group, reach: int, way: Way) -> Group:
+    """Four texts on a stem of the group's own tokens; two share a branch, one leaves the stem early.
+
+    Of replies, whose plain way takes many passes, two.
+    """
     longest = max((item for pack in group.packs for item in pack), key=lambda item: len(item.tokens))
     stem = tuple(itertools.islice(itertools.cycle(longest.tokens), reach))
     half = reach // 2
@@ -183,7 +186,10 @@ def _tree(group: Group, reach: int) -> Group:
         (*stem, *branch(1, 4), *branch(3, 3)),
         (*stem[:half], *branch(2, SCORED)),
     ]
-    passes = [Pass(text, ((i, text[-SCORED + 1 :] + text[:1]),)) for i, text in enumerate(dict.fromkeys(texts))]
+    passes = [
+        Pass(text, ((i, text[-SCORED + 1 :] + text[:1]),))
+        for i, text in enumerate(dict.fromkeys(texts[1::2] if way.more else texts))
+    ]
     trunk = stem[:half] if group.trunk else ()
     return Group(trunk, (tuple(sorted(passes, key=lambda item: item.tokens)),))
 
@@ -239,16 +245,16 @@ def _try_tree(model: torch.nn.Module, group: Group, way: Way, kind: str, longest
     state = known(model)
     reach = _reach(model, longest)
     if state.driven is not None:
-        return _try(model, _tree(group, reach), way, kind)
+        return _try(model, _tree(group, reach, way), way, kind)
     witness = Witness()
     with watching(witness):
-        reason = _try(model, _tree(group, reach), way, kind)
+        reason = _try(model, _tree(group, reach, way), way, kind)
     if reason:
         return reason
     state.driven = witness.driven(model)
     state.witness = witness if state.driven else Witness()
     further = _reach(model, longest)
-    return _try(model, _tree(group, further), way, kind) if further > reach else ""
+    return _try(model, _tree(group, further, way), way, kind) if further > reach else ""
 
 
 def _try_real(model: torch.nn.Module, groups: Sequence[Group], kind: str) -> str:
