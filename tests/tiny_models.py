@@ -49,7 +49,6 @@ OWN: dict[str, dict[str, Any]] = {
     "blenderbot": {"encoder_layers": 4},
     "cohere_compass_text": {"rope_parameters": dict.fromkeys(["full_attention", "sliding_attention"], ROPE)},
     "deepseek_v2": {**LATENT, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
-    "zamba": {"layers_block_type": ["linear_attention", "hybrid", "linear_attention", "hybrid"]},
     "bamba": {"attn_layer_indices": [1, 3]},
     "esm": {"vocab_size": VOCABULARY, "position_embedding_type": "absolute", "mask_token_id": 5},
     "codegen": {"rotary_dim": 8},
@@ -70,10 +69,6 @@ OWN: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 8, "head_dim": 16, "n_groups": 1},
     "ministral": {"head_dim": 16},
     "nemotron": {"head_dim": 16, "num_key_value_heads": 2},
-    "reformer": {
-        "is_decoder": True, "num_hidden_layers": 2, "axial_pos_shape": [16, 16], "axial_pos_embds_dim": [32, 32],
-        "num_buckets": 4, "attn_layers": ["local", "lsh"],
-    },
     "xmod": {"default_language": "en_XX"},
     "zamba2": {"layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "hybrid_layer_ids": [1, 3]},
 }  # fmt: skip

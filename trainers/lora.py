@@ -24,6 +24,7 @@ from trainers.training import Row, fit_choices
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.user_text import one_line
 
 
 def base_ref(settings: Strong | Weak) -> ModelRef:
@@ -146,6 +147,20 @@ def _with_adapter(base: torch.nn.Module, settings: Strong | Weak) -> Any:
         raise UserError(f"strong.target_modules: {str(error).splitlines()[0]}") from error
 
 
+def _check_runs(model: torch.nn.Module, name: str, requests: Sequence[packing.Request], max_length: int) -> None:
+    """Refuse layers that PEFT puts LoRA on and can't run, as routers that give more than one tensor."""
+    try:
+        with torch.no_grad():
+            packing.score(model, requests, max_length=max_length)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"strong.target_modules: {name} does not run with LoRA on these layers ({type(error).__name__}: "
+            f"{one_line(error)}). Name others, e.g. [q_proj, v_proj]."
+        ) from error
+
+
 def fit(
     task: HarnessTask,
     docs: Sequence[dict[str, Any]],
@@ -208,6 +223,7 @@ def fit(
     set_seed(seed)
     model = _with_adapter(lm.language_model, settings)
     try:
+        _check_runs(model, settings.model, rows[0]["requests"], lm.max_length)
         with fewer_passes(model):
             fit_choices(
                 model,
