@@ -21,6 +21,7 @@ from tqdm import tqdm
 from trainers import processes
 from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks.errors import UserError, causes
+from w2s_tasks.readable import unreadable, varying_choices
 from w2s_tasks.task_settings import ROWS, settings
 from w2s_tasks.user_text import shown
 
@@ -138,6 +139,8 @@ class HarnessTask:
             reason = "it has no training_split"
         elif not len(self.train_docs):
             reason = "its training split is empty"
+        else:
+            reason = unreadable(self.task) or varying_choices(self.task, self.train_docs)
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
         self._render(self.train_docs[0], "training")
@@ -167,6 +170,9 @@ class HarnessTask:
         docs = list(self.task.eval_docs)
         if not docs:
             raise UserError(f"the task '{self.name}' can't be evaluated: its evaluation split is empty.")
+        reason = unreadable(self.task) or varying_choices(self.task, docs)
+        if reason:
+            raise UserError(f"the task '{self.name}' can't be evaluated: {reason}.")
         self._render(docs[0], "evaluation")
         ranking = (self.task.config.metadata or {}).get("trainable") is False
         if self.task.OUTPUT_TYPE == "multiple_choice" and not (

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks.manager import TaskDict
 
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.readable import whole_labels
 from w2s_tasks.task_settings import refuse_two
 
 
@@ -80,11 +82,15 @@ class W2STaskManager(TaskManager):
                 and drops one of the second.
         """
         try:
-            return super().load(task_list)
+            loaded = super().load(task_list)
         except ValueError as error:
             if not str(error).startswith("Duplicate task"):
                 raise
             raise UserError(f"{error}; lm_eval can't evaluate it twice in one run. Name it once.") from error
+        for task in loaded["tasks"].values():
+            if isinstance(task, ConfigurableTask):
+                whole_labels(task)
+        return loaded
 
     def _load_spec(self, spec: Any) -> Any:
         if isinstance(spec, str) and self._entry(spec) is None and not Path(spec).is_file():

@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
+from w2s_tasks.readable import unreadable, varying_choices
 
 SHOTS = (0, 4)
 
@@ -91,6 +92,9 @@ def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
     if not len(docs):
         found.problems.append("no evaluation documents")
         return found
+    reason = unreadable(task) or varying_choices(task, task.eval_docs)
+    if reason:
+        found.problems.append(f"w2s run can't use it: {reason}")
     for number, doc in enumerate(docs):
         try:
             found.problems += _document_problems(task, number, doc)

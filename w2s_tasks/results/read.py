@@ -6,6 +6,7 @@ The files stay as lm_eval leaves them; everything that a report shows is formed 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ import numpy.typing as npt
 from w2s_tasks import generated
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import pair_margins
+from w2s_tasks.results.gold import gold_of
 from w2s_tasks.user_text import one_line, parse_json
 
 Array = npt.NDArray[Any]
@@ -103,7 +105,11 @@ def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], er
     return TaskScores(task, len(units), values, errors, units, (margins > 0).astype(float))
 
 
-def _documents(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
+def _documents(
+    config: dict[str, Any], task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]
+) -> TaskScores:
+    if len({len(row["filtered_resps"]) for row in rows}) > 1:
+        raise UserError(f"{task}: its rows have different numbers of choices, which can't be read row by row.")
     logliks = np.array([[float(r[0]) for r in row["filtered_resps"]] for row in rows])
     if np.isnan(logliks).any():
         bad = rows[int(np.argmax(np.isnan(logliks).any(axis=1)))]["doc_id"]
@@ -111,7 +117,7 @@ def _documents(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
             f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
         )
     predicted = logliks.argmax(axis=1)
-    gold = np.array([int(row["target"]) for row in rows])
+    gold = np.array([gold_of(config, row) for row in rows])
     grouped = "group" in rows[0]["doc"]
     return TaskScores(
         task,
@@ -159,7 +165,7 @@ def _reader(config: dict[str, Any], rows: list[dict[str, Any]]) -> Callable[...,
         if not (isinstance(score, list) and len(score) == 4):
             raise UserError("only this suite's generated-text tasks (..._gen) can be read row by row.")
         return _generated
-    return _ranking if isinstance(score, list) and len(score) == 3 else _documents
+    return _ranking if isinstance(score, list) and len(score) == 3 else functools.partial(_documents, config)
 
 
 def _newest(folder: Path) -> Path:
