@@ -74,3 +74,30 @@ def test_a_task_that_could_not_be_read_is_told_before_any_work(case: str, tmp_pa
     harness = hn.Harness([str(own(tmp_path / "own", change=change))])
     for check in (harness.task("own_reviews").check_evaluable, harness.task("own_reviews").check_trainable):
         one_clear_error(check, message, names="own_reviews")
+
+
+@pytest.mark.parametrize("value", ["women", 3, None])
+def test_a_column_named_group_means_nothing(value: Any, causal_model: Callable[[str], Path], tmp_path: Path):
+    harness = hn.Harness([str(own(tmp_path / "own", group=value))])
+    ref = lora.base_ref(Strong(model=str(causal_model("llama"))))
+    hn.evaluate(harness, hn.ModelPool(), ref, {harness.task("own_reviews"): 6}, tmp_path / "out", style=hn.PromptStyle())
+    assert read_evaluation(tmp_path / "out")["own_reviews"].cluster is None
+
+
+REFUSES = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+IGNORES = "{% set messages = messages | rejectattr('role', 'equalto', 'system') | list %}"
+
+
+@pytest.mark.parametrize("start", [REFUSES, IGNORES, ""])
+def test_a_system_prompt_is_in_the_prompt_whatever_the_template_does_with_it(
+    start: str, causal_model: Callable[[str], Path], tmp_path: Path
+):
+    lm: Any = hn.ModelPool().load(lora.base_ref(Strong(model=str(causal_model("llama")))))
+    lm.tokenizer.chat_template = start + lm.tokenizer.chat_template
+    task = hn.Harness([str(own(tmp_path / "own", change=lambda y: y + 'description: "Read it."\n'))]).task("own_reviews")
+    for shots in (0, 2):
+        style = hn.PromptStyle(shots, chat_template=True, system_prompt="Judge film reviews.")
+        prompt = task.pairs(task.train_docs[0], style, lm)[0][0]
+        assert prompt.count("Judge film reviews.") == prompt.count("Read it.") == 1
+        assert prompt.index("Judge") < prompt.index("Review:")
+    assert lm.get_model_info().get("system_prompt") == ("in the first user turn" if start else None)

@@ -7,14 +7,17 @@ there), and safetensors weights only.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from lm_eval.api.instance import Instance
+from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
@@ -132,6 +135,37 @@ class W2SHF(HFLM):
         """The loaded transformers model, with its adapter where one is on."""
         model: torch.nn.Module = self._model
         return model
+
+    @functools.cached_property
+    def folds_system(self) -> bool:
+        """Whether the chat template refuses a system message or leaves its text out; told once."""
+        messages = [{"role": "system", "content": "w2sprobe"}, {"role": "user", "content": "x"}]
+        try:
+            folds = "w2sprobe" not in self.tokenizer.apply_chat_template(messages, tokenize=False)
+        except jinja2.exceptions.TemplateError:
+            folds = True
+        if folds:
+            log.warning(
+                "the chat template of %s has no system role: system prompt and description begin the first user turn, in "
+                "training, labelling and evaluation alike",
+                self._name,
+            )
+        return folds
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Messages as text; a system message that the template would drop stands at the beginning of the first user turn."""
+        if chat_history[0]["role"] == "system" and self.folds_system:
+            system, first, *rest = chat_history
+            content = maybe_delimit(system["content"], first["content"], "\n\n")
+            chat_history = [{**first, "content": content}, *rest]
+        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
+        return text
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm_eval adds to ``config`` of its result file; with `system_prompt` where it had to be folded."""
+        info: dict[str, Any] = super().get_model_info()
+        folded = {"system_prompt": "in the first user turn"} if self.__dict__.get("folds_system") else {}
+        return {**info, **folded}
 
     def use_adapter(self, folder: Path | None) -> None:
         """Put another adapter on the loaded base, or none: the base comes back bit for bit.

@@ -118,7 +118,8 @@ def _documents(
         )
     predicted = logliks.argmax(axis=1)
     gold = np.array([gold_of(config, row) for row in rows])
-    grouped = "group" in rows[0]["doc"]
+    # Groups are what the task's own scoring says, (group, right) a row; a column's name means nothing.
+    grouped = isinstance(rows[0].get("acc"), list)
     return TaskScores(
         task,
         len(rows),
@@ -126,7 +127,7 @@ def _documents(
         errors,
         _document_units(rows),
         (predicted == gold).astype(float),
-        np.array([row["doc"]["group"] for row in rows]) if grouped else None,
+        np.array([row["acc"][0] for row in rows]) if grouped else None,
         predicted,
         gold,
         logliks,
@@ -136,7 +137,7 @@ def _documents(
 def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
     items = [tuple(row["acc"]) for row in rows]
     share = values.get("unparsed", 0.0)
-    if "pair" in rows[0]["doc"]:
+    if "pairs" in values:
         pairs, ratings = generated.pair_ratings(items)
         units, parsed = _pair_units(rows, pairs), (ratings != generated.UNPARSED).all(axis=1)
         right = generated.ranked(items)
@@ -149,7 +150,7 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         errors,
         _document_units(rows),
         generated.correct(items),
-        generated.groups(items) if "group" in rows[0]["doc"] else None,
+        generated.groups(items) if any(item[3] != generated.NO_GROUP for item in items) else None,
         predicted,
         np.array([item[0] for item in items]),
         generated=True,
