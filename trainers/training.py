@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,40 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
+class Finite(TrainerCallback):
+    """Stops before the first optimizer step whose loss or gradient is not finite, in all processes together."""
+
+    def __init__(self, trainer: ChoiceTrainer, title: str, lr: float) -> None:
+        self.trainer, self.title, self.lr = trainer, title, lr
+
+    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Look at the losses of the step's micro-batches, then at its gradients.
+
+        Raises:
+            UserError: one of them is infinite or NaN.
+        """
+        bad = [] if self.trainer.losses_finite else ["loss"]
+        # A gradient scaler (fp16) leaves steps with infinite gradients out by itself, and looks for a smaller scale.
+        if not bad and self.trainer.accelerator.scaler is None:
+            grads = (p.grad for p in self.trainer.model.parameters() if p.grad is not None)
+            bad = [] if all_finite(grads) else ["gradient"]
+        found = processes.gather(bad)
+        if found:
+            raise UserError(diverged(self.title, f"the {found[0]} of step {state.global_step + 1}", self.lr))
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no entry is infinite or NaN."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors)
+
+
+def diverged(title: str, what: str, lr: float) -> str:
+    """The sentence for a training that ran away."""
+    return (
+        f"{title}: {what} is infinite or NaN, and the model is not used. Lower the learning rate ({lr:g}) or raise warmup."
+    )
+
+
 class ChoiceTrainer(Trainer):
     """transformers' Trainer with a loss over a task's choices."""
 
@@ -109,6 +143,8 @@ class ChoiceTrainer(Trainer):
         self._choice_logprobs, self._loss, self._cut = choice_logprobs, loss, cut
         self._prior, self._whole_step = prior, whole_step
         self._step_probs: torch.Tensor | None = None
+        self.losses_finite = True
+        """Whether every loss so far was: a step's micro-batches are judged before its optimizer step."""
         # Our loss is a sum over rows divided by the rows of the whole step, so accumulation must not divide again.
         self.loss_is_scaled_for_ga = True
 
@@ -182,6 +218,7 @@ class ChoiceTrainer(Trainer):
         if "real" in inputs:
             losses = losses * inputs["real"].to(losses)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
+        self.losses_finite = self.losses_finite and all_finite([loss.detach()])
         return (loss, {"logprobs": logprobs}) if return_outputs else loss
 
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
@@ -252,6 +289,7 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
         "weight_decay": settings.weight_decay,
         "seed": seed,
         "logging_steps": 1,
+        "logging_nan_inf_filter": False,
         "eval_strategy": "steps" if has_eval else "no",
         "eval_steps": every,
         "save_strategy": "steps",
@@ -362,6 +400,7 @@ def fit_choices(
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
+    trainer.add_callback(Finite(trainer, title, lr))
     if keep:
         keep.drop_uncovered()
         trainer.add_callback(keep)
@@ -373,8 +412,8 @@ def fit_choices(
             f"{title}: training ended at step {trainer.state.global_step} of {trainer.state.max_steps}; a model that is "
             "half trained is not used. Take what stops it out of trainer_args (e.g. enable_jit_checkpoint) and run again."
         )
-    if not all(math.isfinite(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry):
-        raise UserError(f"{title}: the loss became infinite or NaN; lower the learning rate ({lr}).")
+    if not all_finite(p.detach() for p in model.parameters() if p.requires_grad):
+        raise UserError(diverged(title, f"a weight after step {trainer.state.global_step}", lr))
     if keep:
         keep.finish()
     shown = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
