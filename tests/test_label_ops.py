@@ -80,6 +80,22 @@ def test_the_filter_by_class_keeps_the_class_shares():
     assert most_confident(labels, 1e-9, True).sum() == 2  # never less than one row a class
 
 
+def test_the_filter_takes_its_share_of_every_predicted_class_by_itself():
+    # Sureness by class: 0 at rows 0, 3, 4, 6; 1 at rows 1, 5; 2 at row 2. Half of four, of two and (rounded up) of one.
+    sure = np.array([0.9, 0.6, 0.5, 0.8, 0.95, 0.7, 0.4])
+    hard = np.array([0, 1, 2, 0, 0, 1, 0])
+    soft = np.where(np.arange(3) == hard[:, None], sure[:, None], (1 - sure[:, None]) / 2)
+    labels = LabelSet(tuple("abcdefg"), soft, hard)
+    assert np.flatnonzero(most_confident(labels, 0.5, True)).tolist() == [0, 2, 4, 5]
+    assert np.flatnonzero(most_confident(labels, 0.5, False)).tolist() == [0, 3, 4, 5]
+
+
+@pytest.mark.parametrize("choices", [2, 3])
+def test_the_ceilings_labels_are_gold_over_the_same_choices(choices: int):
+    labels = _labels(choices=choices)
+    assert (_apply("ceiling", labels).soft == np.eye(choices)[labels.gold]).all()
+
+
 def test_equally_sure_rows_are_kept_in_their_order():
     labels = _labels().hardened()
     assert np.flatnonzero(most_confident(labels, 0.1, False)).tolist() == list(range(20))

@@ -78,6 +78,30 @@ def test_the_confidence_weight_rises_linearly_without_a_jump():
     assert at_start.tolist() == pytest.approx(_ce(Y))
 
 
+def test_without_a_warm_up_the_weight_is_whole_from_the_start_and_a_new_training_has_no_progress():
+    assert warmed_up(0.5, 0.0, 0.0) == 0.5
+    assert LOSSES["entropy"](P.log(), Y, State()).tolist() == pytest.approx(_ce(Y))
+
+
+def test_without_a_given_prior_logconf_takes_the_mean_label_of_its_rows():
+    # Of p_1 = .9, .8, .6, .3, .2 the shares y_1 = .2 and y_0 = .8 leave one row above the threshold .82 of class 1.
+    p1 = torch.tensor([0.9, 0.8, 0.6, 0.3, 0.2], dtype=torch.float64)
+    y1 = torch.tensor([0.4, 0.1, 0.2, 0.0, 0.3], dtype=torch.float64)
+    p, y = (torch.stack([1 - x, x], dim=1) for x in (p1, y1))
+    own = torch.tensor([[0.0, 1.0], *[[1.0, 0.0]] * 4], dtype=torch.float64)
+    assert logconf(p.log(), y, State(1.0), alpha=1.0).tolist() == pytest.approx(_ce(own, p))
+
+
+def test_logconf_takes_the_quantile_over_the_whole_step():
+    # Alone, the row stands on its own threshold; among the step's it is below that of class 1, or above it.
+    p = torch.tensor([[0.4, 0.6]], dtype=torch.float64)
+    half = torch.tensor([0.5, 0.5], dtype=torch.float64)
+    for others, own in ((0.9, [1.0, 0.0]), (0.1, [0.0, 1.0])):
+        step = torch.cat([p, torch.tensor([[1 - others, others]] * 4, dtype=torch.float64)])
+        found = logconf(p.log(), Y[:1], State(1.0, half, step), alpha=1.0)
+        assert found.tolist() == pytest.approx(_ce(torch.tensor([own], dtype=torch.float64), p))
+
+
 def test_entropy_mixes_in_the_soft_label():
     assert LOSSES["entropy"](P.log(), Y, LATE, alpha=0.75).tolist() == pytest.approx(_ce(0.25 * Y + 0.75 * P))
     assert LOSSES["entropy"](P.log(), Y, State(0.1), alpha=0.5).tolist() == pytest.approx(_ce(0.75 * Y + 0.25 * P))
@@ -93,6 +117,9 @@ def test_product_is_the_normalised_product_of_experts():
 
 def test_window_counts_unsure_rows_only():
     assert LOSSES["window"](P.log(), Y, LATE, radius=0.15).tolist() == pytest.approx([0.0, 0.0, _ce(Y)[2]])
+    assert LOSSES["window"](P.log(), Y, LATE).tolist() == pytest.approx([0.0, 0.0, _ce(Y)[2]])  # the published radius
+    at_the_edge = torch.full((1, 2), 0.5, dtype=torch.float64)
+    assert LOSSES["window"](at_the_edge.log(), Y[:1], LATE, radius=0.0).tolist() == [0.0]
     three = torch.tensor([[0.4, 0.3, 0.3], [0.5, 0.3, 0.2]], dtype=torch.float64)
     y = torch.eye(3, dtype=torch.float64)[:2]
     assert LOSSES["window"](three.log(), y, LATE, radius=0.15).tolist() == pytest.approx([-math.log(0.4), 0.0])
