@@ -35,6 +35,12 @@ def test_row_ids_tell_duplicates_apart_and_ignore_order():
     assert len(set(ids)) == 3
     assert ids[0].split("-")[0] == ids[2].split("-")[0]
     assert row_ids(docs[1:])[0] == ids[1]
+    assert [i.split("-")[1] for i in row_ids([docs[0], docs[1], docs[2], docs[0]])] == ["0", "0", "1", "2"]
+
+
+def test_row_ids_are_the_same_for_ever():
+    """Label files and finished stages hold them: sixteen digits of the SHA-256 of the row's JSON, here made by sha256sum."""
+    assert row_ids([{"b": "é", "a": 1}]) == ["72098b2a2208bcd8-0"]
 
 
 def test_a_label_set_comes_back_as_it_was(tmp_path: Path):
@@ -60,13 +66,61 @@ def _write(path: Path, **columns: object) -> Path:
         ({"soft": [[0.9, 0.2], [0.2, 0.8]]}, "no distribution"),
         ({"soft": [[float("nan"), 0.1], [0.2, 0.8]]}, "no distribution|altered"),
         ({"soft": [[0.9, 0.1], [0.8]]}, "one length"),
-        ({"hard": [1, 1]}, "altered"),
+        ({"hard": [0, 0]}, "row 1: the column hard does not follow"),
+        ({"hard": [1, 1]}, "row 0: the column hard does not follow"),
+        ({"hard": [0.0, 1.0]}, "row 0: hard must be a whole number"),
+        ({"gold": [0, None]}, "row 1: no gold"),
+        ({"gold": [True, False]}, "row 0: gold must be a whole number"),
+        ({"row_id": [1, 2]}, "row 0: row_id must be text"),
+        ({"soft": [[1.0], [1.0]]}, "two choices or more"),
+        ({"soft": [0.9, 0.2]}, "one for each of two choices"),
         ({"row_id": ["a", "a"]}, "occurs twice"),
     ],
 )
 def test_bad_label_files_are_refused(tmp_path: Path, change: dict[str, object], message: str):
     with pytest.raises(UserError, match=message):
         LabelSet.load(_write(tmp_path / "l.parquet", **change))
+
+
+@pytest.mark.parametrize(
+    ("soft", "bad"),
+    [
+        ([[0.5, 0.5], [0.3, 0.7], [0.6, 0.5]], "c"),  # its sum
+        ([[0.5, 0.5], [1.0, 0.0], [1.5, -0.5]], "c"),  # a negative part, in a sum of 1
+        ([[0.5, 0.5], [float("inf"), 0.0], [0.6, 0.5]], "b"),
+        ([[0.5, 0.5], [float("nan"), 0.5], [0.0, 1.0]], "b"),
+        ([[0.5, 0.5], [0.5, 0.49], [0.5, 0.5]], "b"),
+    ],
+)
+def test_labels_that_are_no_distribution_name_their_row(soft: list[list[float]], bad: str):
+    with pytest.raises(UserError, match=f"row {bad} has the soft label"):
+        LabelSet(("a", "b", "c"), np.array(soft), np.zeros(3, dtype=int))
+
+
+@pytest.mark.parametrize(
+    ("ids", "soft", "gold"),
+    [
+        (("a", "b"), [0.5, 0.5], [0, 1]),
+        (("a", "b"), [[0.5, 0.5]], [0, 1]),
+        (("a", "b"), [[0.5, 0.5], [0.5, 0.5]], [0]),
+        (("a",), [[0.5, 0.5], [0.5, 0.5]], [0, 1]),
+    ],
+)
+def test_label_sets_of_unequal_parts_are_refused(ids: tuple[str, ...], soft: list[object], gold: list[int]):
+    with pytest.raises(UserError, match="row ids, soft labels"):
+        LabelSet(ids, np.array(soft), np.array(gold))
+
+
+def test_label_sets_count_by_hand():
+    labels = LabelSet(
+        ("a", "b", "c", "d"), np.array([[0.5, 0.2, 0.3], [0, 1, 0], [0.1, 0.2, 0.7], [0, 0, 1]]), np.arange(4) % 3
+    )
+    assert labels.hard.tolist() == [0, 1, 2, 2]
+    assert labels.accuracy == 0.75
+    assert labels.hardened().soft.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
+    assert np.isnan(labels.subset(np.zeros(4, dtype=bool)).accuracy)
+    with pytest.raises(UserError, match="occurs twice: 'c'"):
+        LabelSet(("b", "c", "a", "c"), labels.soft, labels.gold)
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path):
@@ -76,6 +130,8 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path):
 
 
 def test_a_gold_label_outside_the_choices_names_its_row():
+    with pytest.raises(UserError, match=r"row a has the gold label -1"):
+        gold_labels(["a", "b"], [-1, 0], 2)
     with pytest.raises(UserError, match=r"row b has the gold label 2, but the task has 2 choices"):
         gold_labels(["a", "b"], [0, 2], 2)
 

@@ -60,6 +60,58 @@ def test_exact_match_counts_whole_groups_only():
     assert m.grouped_acc(items) == pytest.approx(0.9)
 
 
+def test_the_scores_of_one_question():
+    right, wrong = (
+        m.binary({"label": 0}, [(-1.0, False), (-2.0, False)]),
+        m.binary({"label": 0}, [(-2.0, False), (-1.0, False)]),
+    )
+    assert (right["acc"], wrong["acc"]) == (1.0, 0.0)
+    assert (right["f1"], wrong["mcc_stderr"]) == ((0, 0), (0, 1))
+    assert set(right) == {"acc"} | {f"{name}{end}" for name in m.TABLE_METRICS for end in ("", "_stderr")}
+
+
+def test_scores_of_one_positive_row():
+    assert m.precision([(1, 1)]) == m.recall([(1, 1), (0, 0)]) == m.f1([(1, 1)]) == 1
+
+
+def test_the_error_of_a_grouped_accuracy_by_hand():
+    # Deviations from .5 summed by group: +1 and -1; sqrt(1 + 1) over four rows.
+    items = [(7, 1.0), (7, 1.0), (9, 0.0), (9, 0.0)]
+    assert m.grouped_acc_stderr(items) == pytest.approx(2**0.5 / 4)
+
+
+@pytest.mark.parametrize(
+    ("items", "share", "error"),
+    [
+        ([(0, 1.0), (0, 1.0), (1, 1.0), (1, 0.0), (2, 1.0), (2, 1.0)], 2 / 3, (2 / 9 / 2) ** 0.5),
+        ([(0, 1.0), (0, 1.0), (1, 0.0), (1, 1.0)], 0.5, 0.5),  # sqrt(.5 / 2)
+        ([(3, 1.0), (3, 0.0)], 0.0, 0.0),
+        ([(3, 1.0), (3, 1.0)], 1.0, 0.0),
+        ([(1, 1.0), (1, 1.0), (1, 1.0), (2, 1.0)], 1.0, 0.0),  # the limit cut the last group
+    ],
+)
+def test_exact_match_by_hand(items: list[tuple[int, float]], share: float, error: float):
+    assert m.exact_match(items) == pytest.approx(share)
+    assert m.exact_match_stderr(items) == pytest.approx(error)
+
+
+def test_an_expected_rating_is_the_mean_under_the_normalised_probabilities():
+    logliks = [(float(np.log(p)) - 900, False) for p in (0.1, 0.2, 0.7)]
+    item = m.expected_rating({"pair": 4, "role": 1}, logliks)["acc"]
+    assert item == (4, 1, pytest.approx(0.1 + 0.4 + 2.1))
+
+
+def test_the_error_of_the_ranking_by_hand():
+    # Margins .5, 0, -.5 and .25: two of four right, variance 1/3 over four pairs.
+    items = [(5, 1, 3.5), (5, 0, 3.0), (6, 1, 2.0), (6, 0, 2.0), (7, 0, 2.5), (7, 1, 2.0), (8, 1, 9.0), (8, 0, 8.75)]
+    assert m.ranking_acc(items) == 0.5
+    assert m.ranking_acc_stderr(items) == pytest.approx((1 / 3 / 4) ** 0.5)
+    assert (m.ranking_pairs(items), m.ranking_ties(items)) == (4, 0.25)
+    assert m.ranking_acc_stderr(items[:4]) == pytest.approx(0.5)
+    assert m.ranking_acc_stderr(items[:2]) == 0
+    assert np.isnan([m.ranking_acc(items[:1]), m.ranking_ties(items[:1])]).all()
+
+
 def _rating(pair: int, role: int, best: int) -> tuple[int, int, float]:
     logliks = [(0.0 if k == best else -50.0, False) for k in range(1, 10)]
     return m.expected_rating({"pair": pair, "role": role}, logliks)["acc"]

@@ -85,7 +85,7 @@ def _chosen(options: argparse.Namespace) -> dict[str, list[Mutant]]:
 
 
 def _tell(module: str, outcome: Outcome, reasons: dict[str, str]) -> int:
-    """Print a module's line, the mutants that live without a reason, and reasons without a mutant; the number of the former."""
+    """Print a module's line and its mutants that live without a reason; returns their number."""
     alive = outcome.alive
     new = [mutant for mutant in alive if mutant.name not in reasons]
     count, killed, known = len(outcome.mutants), len(outcome.mutants) - len(alive), len(alive) - len(new)

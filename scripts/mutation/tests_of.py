@@ -3,6 +3,12 @@
 Tests without a model first: a mutant should cost a second. `-k` leaves out what takes long and says nothing of the module.
 """
 
+PACKING = (
+    *("tests/test_packing.py", "tests/test_branches.py", "-k"),
+    "row_holds or plan_runs or common_is or share_one or token_budget or own_trunk or "
+    "outputs_and or every_token or chains or long_branches",
+)
+
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
     "trainers/label_ops.py": ("tests/test_label_ops.py",),
@@ -10,4 +16,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/splits.py": ("tests/test_splits.py",),
     "trainers/store.py": ("tests/test_store.py", "-k", "not hashes_of_tasks and not two_processes"),
     "w2s_tasks/metrics.py": ("tests/test_metrics.py",),
+    "w2s_tasks/answers.py": ("tests/test_answers.py",),
+    "w2s_tasks/packing/tree.py": PACKING,
+    "w2s_tasks/packing/plan.py": PACKING,
+    "w2s_tasks/packing/cuts.py": PACKING,
 }

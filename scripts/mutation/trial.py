@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
@@ -61,7 +60,7 @@ def load_libraries() -> None:
         importlib.import_module(name)
 
 
-class _Changed(importlib.machinery.SourceFileLoader, importlib.abc.MetaPathFinder):
+class _Changed(importlib.machinery.SourceFileLoader):
     """Imports one module from changed source."""
 
     def __init__(self, name: str, path: str, source: str) -> None:
