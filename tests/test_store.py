@@ -5,10 +5,14 @@ from __future__ import annotations
 import fcntl
 import json
 import multiprocessing
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from trainers import store as st
 from w2s_tasks.errors import UserError
@@ -105,8 +109,83 @@ def test_what_a_killed_writer_left_is_removed_and_what_a_living_one_writes_is_no
     assert sorted(tmp_path.iterdir()) == sorted([path, held, other])
 
 
-def test_the_code_is_part_of_every_key():
+def test_a_key_is_the_hash_of_the_recipe_whatever_its_order():
+    """Finished stages are named by it: sixteen digits of the SHA-256 of the canonical JSON, here made by sha256sum."""
+    assert st.recipe_key({"b": 1, "a": "é"}) == st.recipe_key({"a": "é", "b": 1}) == "799d49d45db67c58"
+
+
+def test_the_code_is_part_of_every_key_and_what_presents_it_only_of_a_reports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for package in ("trainers", "w2s_tasks"):
+        (tmp_path / package / "inner").mkdir(parents=True)
+    monkeypatch.setattr(st, "__file__", str(tmp_path / "trainers" / "store.py"))
+    version = st.code_version.__wrapped__
+    seen = [(version(), version(everything=True))]
+    for changed in ("trainers/losses.py", "w2s_tasks/inner/metrics.py", "trainers/report.py"):
+        (tmp_path / changed).write_text("1")
+        seen.append((version(), version(everything=True)))
+    assert len({code for code, _ in seen}) == 3
+    assert seen[2][0] == seen[3][0]  # a report's page is no stage's business
+    assert len({code for _, code in seen}) == 4
     assert len(st.code_version()) == 16
+
+
+def test_the_commit_is_that_of_the_repository_and_none_outside_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    commit = st._git_commit.__wrapped__
+    monkeypatch.setattr(st, "__file__", str(tmp_path / "store.py"))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() is None
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@example.org"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "commit", "-q", "--allow-empty", "-m", "one"], check=True)
+    log = subprocess.run([*git, "log", "--format=%H"], check=True, capture_output=True, text=True)
+    assert commit() == log.stdout.strip()
+
+
+def test_a_stage_tells_how_long_it_took(tmp_path: Path):
+    began = time.monotonic()
+    stage = st.Store(tmp_path / "new" / "run").build("x", RECIPE, lambda out: time.sleep(0.02))
+    assert 0.02 <= stage.seconds <= time.monotonic() - began
+    again = st.Store(tmp_path / "new" / "run").find("x", stage.key)
+    assert again is not None
+    assert (again.seconds, again.reused) == (stage.seconds, True)
+
+
+def test_files_are_looked_at_each_time_unless_a_store_may_remember(tmp_path: Path):
+    key = st.Store(tmp_path).build("x", RECIPE, _writer("one")).key
+    careful, quick = st.Store(tmp_path), st.Store(tmp_path, remember=True)
+    assert careful.find("x", key)
+    assert quick.find("x", key)
+    (careful.folder_of("x", key) / "data.txt").write_text("two")
+    assert careful.find("x", key) is None
+    assert quick.find("x", key)
+
+
+def test_the_first_altered_file_is_named(tmp_path: Path):
+    stage = st.Store(tmp_path).build("x", RECIPE, lambda out: [(out / n).write_text(n) for n in ("a", "b", "c")])
+    for name in ("b", "c"):
+        (stage.path / name).write_text("other")
+    assert st.whole(stage.path) == (None, "b")
+
+
+def test_a_folder_says_which_stage_is_being_built(tmp_path: Path):
+    assert st.busy(tmp_path) is None
+    (tmp_path / "stages").mkdir()
+    with FileLock(tmp_path / "stages" / ".lock-train-1"):
+        assert st.busy(tmp_path) == "train-1"
+    assert st.busy(tmp_path) is None
+
+
+def test_a_file_that_could_not_be_written_leaves_the_old_one_and_no_other(tmp_path: Path):
+    path = tmp_path / "a.json"
+    st.write_atomic(path, "old")
+    with pytest.raises(UnicodeEncodeError):
+        st.write_atomic(path, "\ud800")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "old"
+    with path.open() as f:
+        assert st._locked(f, wait=True)
 
 
 def test_a_run_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path):
@@ -123,10 +202,6 @@ for task in Harness().load(["w2s_ethics_probe_all"]):
 
 
 def test_hashes_of_tasks_are_the_same_in_every_process():
-    import os
-    import subprocess
-    import sys
-
     found = [
         subprocess.run(
             [sys.executable, "-c", HASHES],
