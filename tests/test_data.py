@@ -82,6 +82,16 @@ def test_bad_label_files_are_refused(tmp_path: Path, change: dict[str, object], 
         LabelSet.load(_write(tmp_path / "l.parquet", **change))
 
 
+def test_an_altered_hard_label_and_a_doubled_column_are_named(tmp_path: Path):
+    three = {"row_id": ["a", "b", "c"], "soft": [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], "gold": [0, 0, 0]}
+    with pytest.raises(UserError, match="row 2: the column hard does not follow"):
+        LabelSet.load(_write(tmp_path / "l.parquet", **three, hard=[0, 1, 1]))
+    twice = pa.table([["a"], [[0.9, 0.1]], [0], [0], [1]], names=["row_id", "soft", "hard", "gold", "gold"])
+    pq.write_table(twice, tmp_path / "twice.parquet")
+    with pytest.raises(UserError, match="the column gold is there more than once"):
+        LabelSet.load(tmp_path / "twice.parquet")
+
+
 @pytest.mark.parametrize(
     ("soft", "bad"),
     [

@@ -100,6 +100,16 @@ def test_seeds_widen_and_clusters_too():
     assert three.total.high - three.total.low > one.total.high - one.total.low
 
 
+def test_seeds_are_compared_seed_by_seed_and_one_reference_serves_all():
+    gold = np.tile(np.arange(2), 30)
+    worse, better = (scores(np.where(np.arange(60) < right, gold, 1 - gold), gold) for right in (30, 54))
+    same = drift([worse, better], [worse, better])
+    assert [getattr(same, part).value for part in (*PARTS, "total")] == [0, 0, 0, 0]
+    crossed_over = drift([worse, worse], [better, worse])
+    assert crossed_over.total.value == pytest.approx(0.2)  # (24 of 60 + 0) / 2
+    assert drift([worse], [better, worse]).total == crossed_over.total
+
+
 def test_ranked_pairs_have_no_classes_but_may_not_parse():
     units = tuple("abcd")
     before = TaskScores("u", 4, {}, {}, units, np.array([1.0, 1, 0, 1]), generated=True, parsed=np.array([True] * 4))

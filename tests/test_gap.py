@@ -63,6 +63,14 @@ def test_the_interval_is_fiellers_closed_form_with_one_seed(n):
     assert v == pytest.approx(plain, rel=0.2 if n < 500 else 0.05)
 
 
+def test_the_share_of_a_gap_is_the_same_counted_in_errors():
+    """Errors for right answers turn the sign of numerator and gap: the ratio and its interval stay."""
+    right = [x[None] for x in _drawn(800, 0.65, 0.75, 0.9)]
+    interval = fieller(gap_components(*right))
+    assert 0 < interval[0] < interval[1] < 1
+    assert fieller(gap_components(*(1 - x for x in right))) == pytest.approx(interval)
+
+
 def test_fieller_and_the_paired_bootstrap_agree():
     found = recovered(*_drawn(2000, 0.7, 0.8, 0.9))
     assert found.ci95 == pytest.approx(found.rows_ci95, abs=0.02)

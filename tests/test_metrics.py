@@ -87,7 +87,7 @@ def test_the_error_of_a_grouped_accuracy_by_hand():
         ([(0, 1.0), (0, 1.0), (1, 0.0), (1, 1.0)], 0.5, 0.5),  # sqrt(.5 / 2)
         ([(3, 1.0), (3, 0.0)], 0.0, 0.0),
         ([(3, 1.0), (3, 1.0)], 1.0, 0.0),
-        ([(1, 1.0), (1, 1.0), (1, 1.0), (2, 1.0)], 1.0, 0.0),  # the limit cut the last group
+        ([(1, 1.0), (1, 1.0), (1, 1.0), (2, 0.0)], 1.0, 0.0),  # the limit cut the last group
     ],
 )
 def test_exact_match_by_hand(items: list[tuple[int, float]], share: float, error: float):

@@ -8,6 +8,7 @@ PACKING = (
     "row_holds or plan_runs or common_is or share_one or token_budget or own_trunk or "
     "outputs_and or every_token or chains or long_branches",
 )
+STATISTICS = ("tests/test_stats.py", "tests/test_gap.py", "tests/test_drift.py")
 
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
@@ -17,6 +18,14 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/store.py": ("tests/test_store.py", "-k", "not hashes_of_tasks and not two_processes"),
     "w2s_tasks/metrics.py": ("tests/test_metrics.py",),
     "w2s_tasks/answers.py": ("tests/test_answers.py",),
+    "w2s_tasks/results/stats.py": STATISTICS,
+    "w2s_tasks/results/components.py": STATISTICS,
+    "w2s_tasks/results/gap.py": ("tests/test_gap.py",),
+    "w2s_tasks/results/power.py": STATISTICS,
+    "w2s_tasks/results/safety.py": STATISTICS,
+    "w2s_tasks/results/drift.py": ("tests/test_drift.py",),
+    "w2s_tasks/results/association.py": STATISTICS,
+    "w2s_tasks/results/diagnostics.py": ("tests/test_diagnostics.py",),
     "w2s_tasks/packing/tree.py": PACKING,
     "w2s_tasks/packing/plan.py": PACKING,
     "w2s_tasks/packing/cuts.py": PACKING,
