@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -106,6 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for mutants in chosen.values():
             print(*(f"{m.module}:{m.line} {m.name}" for m in mutants), sep="\n")
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that forks are stopped, too
     trial.load_libraries()
     print(f"{'module':<40} {'mutants':>8} {'killed':>7} {'named':>6} {'new':>4} {'seconds':>8}")
     total = alive = new = 0

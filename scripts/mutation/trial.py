@@ -171,6 +171,15 @@ def stop(pid: int) -> None:
         os.killpg(pid, signal.SIGKILL)
 
 
+def waited(pid: int) -> int:
+    """Wait for a fork and return its exit code; where this process is stopped meanwhile, the fork is told to stop too."""
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    except BaseException:
+        os.kill(pid, signal.SIGTERM)
+        raise
+
+
 def dotted(module: str) -> str:
     """`a/b.py` as `a.b`."""
     return module.removesuffix(".py").replace("/", ".")
@@ -222,7 +231,7 @@ def _loop(root: Path, mutants: Sequence[Mutant], jobs: int, folder: Path, items:
     importlib.import_module(dotted(module))
     output = folder / "measure"
     pid = fork(lambda: _measure(items, root / module, folder / "coverage.json"), output)
-    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+    if waited(pid):
         print(output.read_text(errors="replace")[-3000:])
         return 1
     coverage = Coverage.load(folder / "coverage.json")
@@ -251,7 +260,7 @@ def fates(root: Path, mutants: Sequence[Mutant], arguments: Sequence[str], jobs:
     try:
         output = folder / "output"
         pid = fork(lambda: _collected(arguments, lambda items: _loop(root, mutants, jobs, folder, items)), output)
-        if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        if waited(pid):
             raise RuntimeError(f"{mutants[0].module}: {output.read_text(errors='replace')[-3000:]}")
         coverage = Coverage.load(folder / "coverage.json")
         swapped = iter(json.loads((folder / "fates.json").read_text()))
@@ -288,21 +297,25 @@ def run_all(work: Sequence[tuple[Callable[[], int], float]], jobs: int, folder: 
     """
     outcomes = [""] * len(work)
     waiting, running = list(range(len(work)))[::-1], dict[int, Running]()
-    while waiting or running:
-        while waiting and len(running) < jobs:
-            key = waiting.pop()
-            pid = fork(work[key][0], folder / f"output-{key}")
-            running[pid] = Running(key, time.monotonic(), work[key][1])
-        for pid, trial in list(running.items()):
-            done, status = os.waitpid(pid, os.WNOHANG)
-            late = not done and time.monotonic() - trial.started > trial.limit
-            if late:
-                stop(pid)
-                os.waitpid(pid, 0)
-            if done or late:
-                stop(pid)  # what a test left running
-                outcomes[trial.key] = "timeout" if late else "killed" if status else "alive"
-                del running[pid]
-                (folder / f"output-{trial.key}").unlink(missing_ok=True)
-        time.sleep(0.01)
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                key = waiting.pop()
+                pid = fork(work[key][0], folder / f"output-{key}")
+                running[pid] = Running(key, time.monotonic(), work[key][1])
+            for pid, trial in list(running.items()):
+                done, status = os.waitpid(pid, os.WNOHANG)
+                late = not done and time.monotonic() - trial.started > trial.limit
+                if late:
+                    stop(pid)
+                    os.waitpid(pid, 0)
+                if done or late:
+                    stop(pid)  # what a test left running
+                    outcomes[trial.key] = "timeout" if late else "killed" if status else "alive"
+                    del running[pid]
+                    (folder / f"output-{trial.key}").unlink(missing_ok=True)
+            time.sleep(0.01)
+    finally:
+        for pid in running:
+            stop(pid)
     return outcomes
