@@ -126,7 +126,7 @@ def test_finetune_ends_with_a_command_that_finds_model_and_task(odd: dict[str, A
 def evaluated(ref: ModelRef, include_path: list[str], style: PromptStyle, folder: Path, limit: int | None = None) -> float:
     """The accuracy of a model on the task, as a run measures it."""
     harness = Harness(include_path)
-    evaluate(harness, ModelPool(), ref, {"own_reviews": limit}, folder / "mine", style=style)
+    evaluate(harness, ModelPool(), ref, {harness.task("own_reviews"): limit}, folder / "mine", style=style)
     return read_evaluation(folder / "mine")["own_reviews"].metrics["acc"]
 
 
