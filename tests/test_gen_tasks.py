@@ -96,17 +96,24 @@ def test_shares_of_classes_and_of_unparsed_replies_add_up_to_one():
 
 @pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc"])
 def test_standard_error_equals_a_row_bootstrap(score):
-    rows, rng = np.array(ITEMS), np.random.default_rng(5)
+    rows, rng = np.array([(*item[:3], -1) for item in ITEMS]), np.random.default_rng(5)
     draws = [getattr(g, score)(rows[rng.integers(len(rows), size=len(rows))]) for _ in range(1500)]
+    assert getattr(g, f"{score}_stderr")(rows) == pytest.approx(np.std(draws, ddof=1), rel=0.1)
+
+
+@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc"])
+def test_standard_error_of_grouped_rows_equals_a_bootstrap_of_groups(score):
+    rows, rng = np.array(ITEMS).reshape(60, 4, 4), np.random.default_rng(6)
+    draws = [getattr(g, score)(rows[rng.integers(60, size=60)].reshape(-1, 4)) for _ in range(1500)]
     assert getattr(g, f"{score}_stderr")(ITEMS) == pytest.approx(np.std(draws, ddof=1), rel=0.1)
 
 
 def test_accuracy_is_clustered_by_group_and_exact_match_is_the_papers():
     alone = [(*item[:3], -1) for item in ITEMS]
     right = np.array([item[0] == item[1] for item in ITEMS], dtype=float)
-    assert g.acc_stderr(alone) == pytest.approx(right.std() / np.sqrt(len(right)))
+    assert g.acc_stderr(alone) == pytest.approx(right.std(ddof=1) / np.sqrt(len(right)))
     by_group = right.reshape(-1, 4).sum(axis=1) - 4 * right.mean()
-    assert g.acc_stderr(ITEMS) == pytest.approx(np.sqrt((by_group**2).sum()) / len(right))
+    assert g.acc_stderr(ITEMS) == pytest.approx(np.sqrt((by_group**2).sum() * 60 / 59) / len(right))
     assert g.em(ITEMS) == pytest.approx(right.reshape(-1, 4).all(axis=1).mean())
     assert g.em(ITEMS) == exact_match([(item[3], float(item[0] == item[1])) for item in ITEMS])
 

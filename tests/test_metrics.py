@@ -48,10 +48,40 @@ def test_standard_error_equals_a_row_bootstrap(score):
 
 def test_clustered_error_equals_the_plain_one_for_single_rows_and_grows_with_equal_rows():
     values = RNG.integers(2, size=200).astype(float)
-    plain = values.std() / np.sqrt(200)
+    plain = values.std(ddof=1) / np.sqrt(200)
     assert m.clustered_stderr(values, np.arange(200)) == pytest.approx(plain)
     doubled = np.repeat(values, 2)
     assert m.clustered_stderr(doubled, np.repeat(np.arange(200), 2)) == pytest.approx(plain)
+    assert np.isnan(m.clustered_stderr(values, np.zeros(200)))  # one group tells nothing about the spread of groups
+
+
+@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc"])
+def test_groups_that_answer_alike_count_once_in_every_error(score):
+    pairs = np.repeat(np.array(PAIRS), 4, axis=0)
+    alone = [tuple(row) for row in pairs.tolist()]
+    grouped = [(*row, i // 4) for i, row in enumerate(alone)]
+    assert getattr(m, score)(grouped) == getattr(m, score)(alone)
+    stderr = getattr(m, f"{score}_stderr")
+    assert stderr(grouped) == pytest.approx(stderr(PAIRS), rel=0.12)
+    assert stderr(grouped) > 1.7 * stderr(alone)
+
+
+def test_a_document_without_an_answer_is_wrong_and_a_broken_model_has_no_score():
+    doc = {"label": 0, "group": 1}
+    none = m.binary(doc, [(-np.inf, False), (-np.inf, False)])
+    assert (none["acc"], none["precision"]) == (0.0, (0, m.NO_ANSWER))
+    assert m.recall([(1, m.NO_ANSWER), (1, 1)]) == 0.5
+    broken = m.grouped_binary(doc, [(np.nan, False), (-1.0, False)])
+    assert np.isnan(m.grouped_acc([broken["acc"], (1, 1.0)]))
+    assert np.isnan(m.exact_match([broken["em"], (1, 1.0), (2, 1.0), (2, 1.0)]))
+    assert np.isnan(m.f1([broken["f1"], (1, 1, 1)]))
+    assert np.isnan(m.f1_stderr([broken["f1"], (1, 1, 1)]))
+
+
+def test_a_rating_that_is_nan_is_no_wrong_order():
+    doc = {"pair": 0, "role": 1}
+    item = m.expected_rating(doc, [(np.nan, False)] * 9)["acc"]
+    assert np.isnan(m.ranking_acc([item, (0, 0, 3.0), (1, 1, 5.0), (1, 0, 2.0)]))
 
 
 def test_exact_match_counts_whole_groups_only():

@@ -13,6 +13,7 @@ from trainers.report_training import Entry, score_entry
 from trainers.report_training import gap_entries as trained_gaps
 from w2s_tasks.results.association import rank_correlation
 from w2s_tasks.results.drift import drift
+from w2s_tasks.results.over_tasks import mean_level
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.safety import Change, adjusted, changes, mean_change, split_of, stacked, subtask_of
 from w2s_tasks.results.stats import Difference, mean_accuracy
@@ -192,18 +193,17 @@ def ladder_entries(found: Collected) -> list[Entry]:
 
 
 def _ladder_point(per_seed: Sequence[Scores], tasks: Sequence[str]) -> Entry:
-    accuracies, halves = [], []
+    tables = []
     for task in tasks:
         scores = [s[task] for s in per_seed]
-        acc, low, high = mean_accuracy(stacked(scores, scores[0], len(scores)), scores[0].cluster)
-        accuracies.append(acc)
-        halves.append((high - low) / 2)
-    acc, half = float(np.mean(accuracies)), float(np.sqrt(np.square(halves).sum()) / len(tasks))
+        tables.append((stacked(scores, scores[0], len(scores)), scores[0].cluster))
+    acc, low, high = mean_level(tables)
     unparsed = float(np.mean([s[t].unparsed for s in per_seed for t in tasks]))
-    by_task = [
-        {"task": t, "subtask": subtask_of(t), "acc": a, "half": h} for t, a, h in zip(tasks, accuracies, halves, strict=True)
-    ]
-    return {"acc": acc, "ci95": [max(0.0, acc - half), min(1.0, acc + half)], "unparsed": unparsed, "tasks": by_task}
+    by_task = []
+    for task, table in zip(tasks, tables, strict=True):
+        mean, *ends = mean_accuracy(*table)
+        by_task.append({"task": task, "subtask": subtask_of(task), "acc": mean, "ci95": ends})
+    return {"acc": acc, "ci95": [low, high], "unparsed": unparsed, "tasks": by_task}
 
 
 def _capability(found: Collected, group: Group) -> float:

@@ -16,7 +16,7 @@ from w2s_tasks.results.diagnostics import confusion, diagnose, probabilities
 from w2s_tasks.results.gap import Gap, recovered
 from w2s_tasks.results.read import TaskScores, read_documents
 from w2s_tasks.results.safety import stacked
-from w2s_tasks.results.stats import accuracy_interval, mean_accuracy, wilson
+from w2s_tasks.results.stats import accuracy_interval, mean_accuracy, share_interval
 
 SCORES = ("acc", "precision", "recall", "f1", "balanced_acc", "mcc", "em")
 SHOWN = 6
@@ -94,7 +94,7 @@ def gap_entries(found: Collected, end: Collected | None = None) -> list[Entry]:
     for group in sorted(groups, key=lambda g: g.name != "student"):
         scores = (_of(end, weak), _of(found, group), _of(end, ceiling))
         series = [stacked(one, like, len(seeds)) for one in scores]
-        entries.append(_gap_entry(group, seeds, recovered(*series)))
+        entries.append(_gap_entry(group, seeds, recovered(*series, cluster=like.cluster)))
     return entries
 
 
@@ -108,7 +108,7 @@ def label_entries(flow: Flow) -> list[Entry]:
     entries = []
     for seed in flow.config.seeds:
         labels = LabelSet.load(flow.stages[f"labels/{seed}"].path / "labels.parquet")
-        low, high = wilson(labels.accuracy * len(labels), len(labels))
+        low, high = share_interval(labels.accuracy * len(labels), len(labels))
         entries.append(
             {
                 "seed": seed,

@@ -19,7 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from w2s_tasks.answers import Parser, lenient, strict
-from w2s_tasks.metrics import BOOTSTRAP, TABLE_METRICS, clustered_stderr, exact_match, exact_match_stderr
+from w2s_tasks.metrics import (
+    TABLE_METRICS,
+    clustered_stderr,
+    exact_match,
+    exact_match_stderr,
+    table_score,
+    table_stderr,
+)
 
 Array = npt.NDArray[Any]
 Doc = dict[str, Any]
@@ -206,41 +213,14 @@ def em_stderr(items: Sequence[Answered]) -> float:
     return exact_match_stderr(_by_group(items))
 
 
-def _ratio(top: Array, bottom: Array) -> Array:
-    return np.divide(top, bottom, out=np.zeros_like(top), where=bottom > 0)
-
-
-def _f1(c: Array) -> Array:
-    return _ratio(2 * c[..., 1, 1], c[..., :, 1].sum(-1) + c[..., 1, :].sum(-1))
-
-
-def _mcc(c: Array) -> Array:
-    """Gorodkin's R_K (2004), Matthews' coefficient where predictions have a third class: unparsed."""
-    gold, chosen, n = c.sum(-1), c.sum(-2), c.sum((-1, -2))
-    agreement = n * (c[..., 0, 0] + c[..., 1, 1]) - (gold * chosen[..., :2]).sum(-1)
-    return _ratio(agreement, np.sqrt((n**2 - (gold**2).sum(-1)) * (n**2 - (chosen**2).sum(-1))))
-
-
-# Tables are [gold, chosen], the third column unparsed: a miss of the gold class, and chosen by nobody.
-_TABLE = {**TABLE_METRICS, "f1": _f1, "mcc": _mcc}
-
-
-def _counts(items: Sequence[Answered]) -> Array:
-    rows = np.asarray(items, dtype=int)
-    chosen = np.where(rows[:, LENIENT] == UNPARSED, 2, rows[:, LENIENT])
-    return np.bincount(3 * rows[:, 0] + chosen, minlength=6).astype(float).reshape(2, 3)
-
-
 def _score(name: str, items: Sequence[Answered]) -> float:
-    return float(_TABLE[name](_counts(items)))
+    rows = np.asarray(items, dtype=int)
+    return table_score(name, rows[:, 0], rows[:, LENIENT])
 
 
 def _score_stderr(name: str, items: Sequence[Answered]) -> float:
-    """Bootstrap standard error: rows resampled = one multinomial draw of the six cells."""
-    cells = _counts(items).ravel()
-    n = int(cells.sum())
-    draws = np.random.default_rng(0).multinomial(n, cells / n, size=BOOTSTRAP)
-    return float(_TABLE[name](draws.astype(float).reshape(-1, 2, 3)).std(ddof=1))
+    rows = np.asarray(items, dtype=int)
+    return table_stderr(name, rows[:, 0], rows[:, LENIENT], groups(items))
 
 
 def precision(items: Sequence[Answered]) -> float:

@@ -16,16 +16,16 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Results = Sequence[tuple[float, bool]]
-GoldPred = tuple[int, int]
+GoldPred = tuple[int, ...]
+"""(right choice, chosen one or `NO_ANSWER`), and the row's group where rows come in groups."""
 Rated = tuple[int, int, float]  # pair number, role (1 = the more pleasant), expected rating
 
+NO_ANSWER = -1
+BROKEN = -2
+"""Chosen by a model whose log-likelihoods are NaN."""
 BOOTSTRAP = 1000
-
-
-def _table(items: Sequence[GoldPred]) -> Array:
-    """Confusion counts [[tn, fp], [fn, tp]] of (gold, predicted) in {0, 1}."""
-    pairs = np.asarray(items, dtype=int)
-    return np.bincount(2 * pairs[:, 0] + pairs[:, 1], minlength=4).astype(float).reshape(2, 2)
+CELLS = (2, 3)
+"""A confusion table: right choice 0 or 1; chosen 0, 1 or none, a miss of the right class and a choice of neither."""
 
 
 def _ratio(top: Array, bottom: Array) -> Array:
@@ -41,7 +41,7 @@ def _recall(c: Array) -> Array:
 
 
 def _f1(c: Array) -> Array:
-    return _ratio(2 * c[..., 1, 1], 2 * c[..., 1, 1] + c[..., 0, 1] + c[..., 1, 0])
+    return _ratio(2 * c[..., 1, 1], c[..., :, 1].sum(-1) + c[..., 1, :].sum(-1))
 
 
 def _balanced(c: Array) -> Array:
@@ -49,8 +49,10 @@ def _balanced(c: Array) -> Array:
 
 
 def _mcc(c: Array) -> Array:
-    margins = c[..., :, 1].sum(-1) * c[..., :, 0].sum(-1) * c[..., 1, :].sum(-1) * c[..., 0, :].sum(-1)
-    return _ratio(c[..., 0, 0] * c[..., 1, 1] - c[..., 0, 1] * c[..., 1, 0], np.sqrt(margins))
+    """Gorodkin's R_K (2004): Matthews' coefficient with a third class of predictions, empty where all are answered."""
+    gold, chosen, n = c.sum(-1), c.sum(-2), c.sum((-1, -2))
+    agreement = n * (c[..., 0, 0] + c[..., 1, 1]) - (gold * chosen[..., :2]).sum(-1)
+    return _ratio(agreement, np.sqrt((n**2 - (gold**2).sum(-1)) * (n**2 - (chosen**2).sum(-1))))
 
 
 TABLE_METRICS: dict[str, Callable[[Array], Array]] = {
@@ -62,82 +64,140 @@ TABLE_METRICS: dict[str, Callable[[Array], Array]] = {
 }
 
 
-def _stderr(metric: Callable[[Array], Array], items: Sequence[GoldPred]) -> float:
-    """Bootstrap standard error: rows resampled = one multinomial draw of the four cells, so 1,000 draws cost nothing."""
-    table = _table(items)
-    n = int(table.sum())
-    draws = np.random.default_rng(0).multinomial(n, table.ravel() / n, size=BOOTSTRAP)
-    return float(metric(draws.astype(float).reshape(-1, 2, 2)).std(ddof=1))
+def table_score(name: str, gold: Array, chosen: Array) -> float:
+    """One of `TABLE_METRICS`.
+
+    Args:
+        name: of the metric.
+        gold: right choice of each row, 0 or 1, shape [n].
+        chosen: the one that was chosen, or `NO_ANSWER`.
+    """
+    return float(TABLE_METRICS[name](_cells(gold, chosen).sum(axis=0).reshape(CELLS)))
+
+
+def table_stderr(name: str, gold: Array, chosen: Array, group: Array | None = None) -> float:
+    """Bootstrap standard error of `table_score`: rows, or whole groups of rows, are resampled.
+
+    Args:
+        name: of the metric.
+        gold: as in `table_score`.
+        chosen: as in `table_score`.
+        group: of each row, where rows come in groups, shape [n].
+    """
+    cells = _cells(gold, chosen)
+    if group is not None:
+        _, index = np.unique(group, return_inverse=True)
+        sums = np.zeros((int(index.max()) + 1, cells.shape[1]))
+        np.add.at(sums, index, cells)
+        cells = sums
+    # Rows, or groups, with the same counts are interchangeable: a resample is one multinomial draw over the kinds.
+    kinds, counts = np.unique(cells, axis=0, return_counts=True)
+    n = len(cells)
+    draws = np.random.default_rng(0).multinomial(n, counts / n, size=BOOTSTRAP) @ kinds
+    few = math.sqrt(n / (n - 1)) if n > 1 else 1.0
+    return few * float(TABLE_METRICS[name](draws.reshape(-1, *CELLS)).std(ddof=1))
+
+
+def _cells(gold: Array, chosen: Array) -> Array:
+    """The cell of the confusion table that each row is in, as ones and zeros, shape [n, cells]."""
+    index = CELLS[1] * gold + np.where(chosen == NO_ANSWER, CELLS[1] - 1, chosen)
+    ones: Array = np.eye(CELLS[0] * CELLS[1])[index]
+    return ones
+
+
+def _score(name: str, items: Sequence[GoldPred]) -> float:
+    rows = np.asarray(items, dtype=int)
+    return math.nan if (rows[:, 1] == BROKEN).any() else table_score(name, rows[:, 0], rows[:, 1])
+
+
+def _stderr(name: str, items: Sequence[GoldPred]) -> float:
+    rows = np.asarray(items, dtype=int)
+    if (rows[:, 1] == BROKEN).any():
+        return math.nan
+    return table_stderr(name, rows[:, 0], rows[:, 1], rows[:, 2] if rows.shape[1] > 2 else None)
 
 
 def precision(items: Sequence[GoldPred]) -> float:
     """Share of the rows called 1 that are 1; 0 where none is called 1."""
-    return float(_precision(_table(items)))
+    return _score("precision", items)
 
 
 def precision_stderr(items: Sequence[GoldPred]) -> float:
     """Bootstrap standard error of `precision`."""
-    return _stderr(_precision, items)
+    return _stderr("precision", items)
 
 
 def recall(items: Sequence[GoldPred]) -> float:
     """Share of the rows that are 1 that are called 1."""
-    return float(_recall(_table(items)))
+    return _score("recall", items)
 
 
 def recall_stderr(items: Sequence[GoldPred]) -> float:
     """Bootstrap standard error of `recall`."""
-    return _stderr(_recall, items)
+    return _stderr("recall", items)
 
 
 def f1(items: Sequence[GoldPred]) -> float:
     """Harmonic mean of precision and recall of class 1."""
-    return float(_f1(_table(items)))
+    return _score("f1", items)
 
 
 def f1_stderr(items: Sequence[GoldPred]) -> float:
     """Bootstrap standard error of `f1`."""
-    return _stderr(_f1, items)
+    return _stderr("f1", items)
 
 
 def balanced_acc(items: Sequence[GoldPred]) -> float:
     """Mean of the recalls of both classes."""
-    return float(_balanced(_table(items)))
+    return _score("balanced_acc", items)
 
 
 def balanced_acc_stderr(items: Sequence[GoldPred]) -> float:
     """Bootstrap standard error of `balanced_acc`."""
-    return _stderr(_balanced, items)
+    return _stderr("balanced_acc", items)
 
 
 def mcc(items: Sequence[GoldPred]) -> float:
     """Matthews correlation coefficient; 0 where a margin is empty."""
-    return float(_mcc(_table(items)))
+    return _score("mcc", items)
 
 
 def mcc_stderr(items: Sequence[GoldPred]) -> float:
     """Bootstrap standard error of `mcc`."""
-    return _stderr(_mcc, items)
+    return _stderr("mcc", items)
 
 
-def _gold_pred(doc: dict[str, Any], results: Results) -> GoldPred:
-    return int(doc["label"]), int(np.argmax([loglik for loglik, _ in results]))
+def _gold_pred(doc: dict[str, Any], results: Results) -> tuple[int, int]:
+    logliks = np.array([loglik for loglik, _ in results])
+    if np.isnan(logliks).any():
+        return int(doc["label"]), BROKEN
+    # Of equal log-likelihoods the first counts, as in lm_eval; none at all is no answer.
+    return int(doc["label"]), int(logliks.argmax()) if logliks.max() > -math.inf else NO_ANSWER
+
+
+def _right(pair: tuple[int, int]) -> float:
+    return math.nan if pair[1] == BROKEN else float(pair[0] == pair[1])
 
 
 def binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """``process_results`` of a two-choice task whose column ``label`` is the index of the right choice."""
+    """``process_results`` of a two-choice task whose column ``label`` is the index of the right choice.
+
+    A document whose choices all have the log-likelihood -inf was not answered: it is wrong. Where one is NaN the model is
+    broken, and all scores of the task are NaN.
+    """
     pair = _gold_pred(doc, results)
-    scores: dict[str, Any] = {"acc": float(pair[0] == pair[1])}
-    for name in TABLE_METRICS:
-        scores[name] = scores[f"{name}_stderr"] = pair
-    return scores
+    return {"acc": _right(pair), **_tables(pair)}
+
+
+def _tables(item: GoldPred) -> dict[str, Any]:
+    return {key: item for name in TABLE_METRICS for key in (name, f"{name}_stderr")}
 
 
 def grouped_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """As `binary`, with ETHICS' exact match over ``group`` and an accuracy error that knows the groups."""
-    scores = binary(doc, results)
-    item = (int(doc["group"]), scores["acc"])
-    return {**scores, "acc": item, "acc_stderr": item, "em": item, "em_stderr": item}
+    """As `binary`, with ETHICS' exact match over ``group``, and errors that know the groups."""
+    pair, group = _gold_pred(doc, results), int(doc["group"])
+    item = (group, _right(pair))
+    return {"acc": item, "acc_stderr": item, "em": item, "em_stderr": item, **_tables((*pair, group))}
 
 
 def grouped_acc(items: Sequence[tuple[int, float]]) -> float:
@@ -146,15 +206,20 @@ def grouped_acc(items: Sequence[tuple[int, float]]) -> float:
 
 
 def clustered_stderr(values: Array, clusters: Array) -> float:
-    """Cluster-robust standard error of a mean (Miller 2024, arXiv 2411.00640, eq. 4).
+    """Cluster-robust standard error of a mean (Miller 2024, arXiv 2411.00640, eq. 4), corrected for few clusters.
+
+    Each cluster's squared sum is divided by 1 minus its share of the rows (CR2: Bell & McCaffrey 2002), which for single
+    rows is the sample standard deviation over the root of n. NaN with one cluster, which tells nothing about its spread.
 
     Args:
         values: one value a row, shape [n].
         clusters: the cluster of each row, shape [n].
     """
-    _, index = np.unique(clusters, return_inverse=True)
+    _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
+    if len(sizes) < 2:
+        return math.nan
     sums = np.bincount(index, weights=values - values.mean())
-    return float(math.sqrt((sums**2).sum()) / len(values))
+    return float(math.sqrt((sums**2 / (1 - sizes / len(values))).sum()) / len(values))
 
 
 def grouped_acc_stderr(items: Sequence[tuple[int, float]]) -> float:
@@ -166,7 +231,8 @@ def grouped_acc_stderr(items: Sequence[tuple[int, float]]) -> float:
 def _all_right(items: Sequence[tuple[int, float]]) -> Array:
     rows = np.asarray(items, dtype=float)
     groups, index, size = np.unique(rows[:, 0], return_inverse=True, return_counts=True)
-    right = np.bincount(index, weights=rows[:, 1]) == size
+    right_rows = np.bincount(index, weights=rows[:, 1])
+    right = np.where(np.isnan(right_rows), np.nan, right_rows == size)
     # A row limit may cut the last group: an incomplete one is not counted.
     whole = size == size.max()
     return right[whole] if len(groups) > 1 else right
@@ -179,7 +245,7 @@ def exact_match(items: Sequence[tuple[int, float]]) -> float:
 
 def exact_match_stderr(items: Sequence[tuple[int, float]]) -> float:
     """Standard error of `exact_match` over groups."""
-    right = _all_right(items).astype(float)
+    right = _all_right(items)
     return float(right.std(ddof=1) / math.sqrt(len(right))) if len(right) > 1 else 0.0
 
 
@@ -203,13 +269,20 @@ def pair_margins(items: Sequence[Rated]) -> tuple[Array, Array]:
 
 def ranking_acc(items: Sequence[Rated]) -> float:
     """Share of pairs whose more pleasant scenario has the higher expected rating; a tie is wrong."""
+    right = ranked(items)
+    return float(right.mean()) if len(right) else math.nan
+
+
+def ranked(items: Sequence[Rated]) -> Array:
+    """1 for each pair whose more pleasant scenario has the higher expected rating, else 0; NaN where a rating is NaN."""
     _, margins = pair_margins(items)
-    return float((margins > 0).mean()) if len(margins) else float("nan")
+    right: Array = np.where(np.isnan(margins), np.nan, margins > 0)
+    return right
 
 
 def ranking_acc_stderr(items: Sequence[Rated]) -> float:
     """Standard error of `ranking_acc` over pairs."""
-    right = (pair_margins(items)[1] > 0).astype(float)
+    right = ranked(items)
     return float(right.std(ddof=1) / math.sqrt(len(right))) if len(right) > 1 else 0.0
 
 

@@ -21,6 +21,7 @@ FEWEST = 5
 FEWEST_ALIKE = 4
 """Fewest points that clusters of unequal sizes may be worth."""
 EXACT = 8
+DIGITS = 9
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,16 @@ def rank_correlation(
         second: the same points' other value.
         cluster: which cluster each point is of; None where points are independent.
     """
-    x, y, n = np.asarray(first, dtype=float), np.asarray(second, dtype=float), len(first)
+    # Means over seeds of the same accuracy differ by rounding errors, which are no ranks.
+    x, y = (np.round(np.asarray(v, dtype=float), DIGITS) for v in (first, second))
+    n = len(x)
     sizes = np.array(list(Counter(range(n) if cluster is None else cluster).values()), dtype=float)
     clusters, independent = len(sizes), float(sizes.sum() ** 2 / max(1.0, float((sizes**2).sum())))
     if clusters < FEWEST or independent < FEWEST_ALIKE:
         what = f"{n} points" if clusters == n else f"{n} points of {clusters} arms, worth {independent:.1f} independent ones"
         return Association(None, None, None, None, n, False, f"{what}; a rank correlation needs at least {FEWEST}", clusters)
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return Association(None, None, None, None, n, False, "a point has no value (NaN)", clusters)
     if len(np.unique(x)) == 1 or len(np.unique(y)) == 1:
         return Association(None, None, None, None, n, False, "one of the two does not vary over the points", clusters)
     a, b = (rankdata(v) - (n + 1) / 2 for v in (x, y))
@@ -88,5 +93,6 @@ def rank_correlation(
         p = float((np.abs(others) >= abs(rho) - 1e-12).mean())
     else:
         statistic = rho * math.sqrt((n - 2) / max(1 - rho**2, 1e-300))
-        p = float(2 * student_t.sf(abs(statistic), n - 2))
+        # No order of n points is rarer than one in n!, two with its mirror image.
+        p = max(float(2 * student_t.sf(abs(statistic), n - 2)), 2 / math.factorial(n))
     return Association(rho, low, high, p, n, True, reason, clusters)

@@ -15,7 +15,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -153,7 +153,7 @@ def _ratio_inside(parts: Components, truth: Array) -> Array:
 
 def _rows_only(parts: Components) -> Components:
     nothing = np.zeros_like(parts.seeds)
-    return Components(parts.mean, nothing, parts.rows + parts.rest, nothing, parts.seed_means, 0, parts.row_df)
+    return replace(parts, seeds=nothing, rows=parts.rows + parts.rest, rest=nothing, seed_df=0)
 
 
 # ---- differences with one seed: few rows, little discordance, clusters ----------------------------------------------------

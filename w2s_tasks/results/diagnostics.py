@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from w2s_tasks.metrics import clustered_stderr
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.stats import Difference, paired_difference, wilson
+from w2s_tasks.results.stats import Difference, accuracy_interval, paired_difference
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +25,7 @@ BINS = 10
 
 @dataclass(frozen=True)
 class Share:
-    """A share of n rows with its 95 % Wilson interval; None where there are no such rows."""
+    """A share of n rows with its 95 % interval; None where there are no such rows."""
 
     value: float | None
     low: float | None
@@ -32,12 +33,19 @@ class Share:
     n: int
 
 
-def share(chosen: Array) -> Share:
-    """The share of true entries."""
-    n = len(chosen)
-    if not n:
+def share(chosen: Array, cluster: Array | None = None, among: Array | None = None) -> Share:
+    """The share of true entries.
+
+    Args:
+        chosen: true or false for each row, shape [n].
+        cluster: each row's group where rows come in groups, shape [n].
+        among: the rows that count; None for all, shape [n].
+    """
+    if among is not None:
+        chosen, cluster = chosen[among], None if cluster is None else cluster[among]
+    if not len(chosen):
         return Share(None, None, None, 0)
-    return Share(float(chosen.mean()), *wilson(float(chosen.sum()), n), n)
+    return Share(float(chosen.mean()), *accuracy_interval(chosen.astype(float), cluster), len(chosen))
 
 
 def probabilities(scores: TaskScores) -> Array | None:
@@ -81,12 +89,13 @@ class Calibration:
     n: int
 
 
-def calibration(probability: Array, gold: Array, bins: int = BINS) -> Calibration:
+def calibration(probability: Array, gold: Array, cluster: Array | None = None, bins: int = BINS) -> Calibration:
     """ECE (Guo et al. 2017, arXiv 1706.04599, eq. 3, with bins of equal size) and Brier's score (1950, summed over choices).
 
     Args:
         probability: over the choices, shape [n, choices].
         gold: right choices, shape [n].
+        cluster: each row's group where rows come in groups, shape [n].
         bins: of confidence; fewer where there are fewer rows.
     """
     confidence, right = probability.max(axis=1), probability.argmax(axis=1) == gold
@@ -97,7 +106,7 @@ def calibration(probability: Array, gold: Array, bins: int = BINS) -> Calibratio
         for part in np.array_split(order, min(bins, n))
     )
     squares = ((probability - np.eye(probability.shape[1])[gold]) ** 2).sum(axis=1)
-    stderr = float(squares.std(ddof=1) / np.sqrt(n)) if n > 1 else 0.0
+    stderr = clustered_stderr(squares, np.arange(n) if cluster is None else cluster)
     return Calibration(float(ece), float(squares.mean()), stderr, n)
 
 
@@ -135,25 +144,27 @@ def diagnose(model: TaskScores, weak: TaskScores, ceiling: TaskScores | None) ->
         return None
     gold, other = model.gold, model.predicted != weak.predicted
     wrong = weak.predicted != gold
-    copies = (model.predicted == weak.predicted)[wrong]
+    cluster = model.cluster
     by_ceiling = copying = None
     if ceiling is not None and ceiling.predicted is not None and wrong.any():
-        own = (ceiling.predicted == weak.predicted)[wrong]
-        by_ceiling, copying = share(own), paired_difference(copies.astype(float), own.astype(float))
+        own = ceiling.predicted == weak.predicted
+        by_ceiling = share(own, cluster, wrong)
+        pair = ((~other)[wrong].astype(float), own[wrong].astype(float))
+        copying = paired_difference(*pair, None if cluster is None else cluster[wrong])
     mine, theirs = probabilities(model), probabilities(weak)
     blind = None
     if mine is not None and theirs is not None:
-        blind = share((model.predicted != gold) & (mine.max(axis=1) >= CONFIDENT) & (theirs.max(axis=1) < UNSURE))
+        blind = share((model.predicted != gold) & (mine.max(axis=1) >= CONFIDENT) & (theirs.max(axis=1) < UNSURE), cluster)
     return Diagnosis(
-        share(~other),
+        share(~other, cluster),
         capa(mine, theirs, gold) if mine is not None and theirs is not None else None,
         int(other.sum()),
-        share((model.predicted == gold)[other]),
-        share(copies),
+        share(model.predicted == gold, cluster, other),
+        share(~other, cluster, wrong),
         by_ceiling,
         copying,
         blind,
-        calibration(mine, gold) if mine is not None else None,
+        calibration(mine, gold, cluster) if mine is not None else None,
     )
 
 

@@ -43,9 +43,9 @@ class Gap:
     per_seed: tuple[float | None, ...] = ()
 
 
-def gap_components(weak: Array, student: Array, ceiling: Array) -> Components:
-    """Components of variance of (student - weak, ceiling - weak); correctness, shapes [..., S, n]."""
-    return crossed(np.stack([student - weak, ceiling - weak], axis=-3), pseudo=PSEUDO)
+def gap_components(weak: Array, student: Array, ceiling: Array, *, cluster: Array | None = None) -> Components:
+    """Components of variance of (student - weak, ceiling - weak); correctness, shapes [..., S, n]; clusters of rows, [n]."""
+    return crossed(np.stack([student - weak, ceiling - weak], axis=-3), cluster, PSEUDO)
 
 
 def in_fieller_set(parts: Components, ratio: Array, level: float = 0.95) -> Array:
@@ -109,9 +109,9 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _rows_interval(scores: Array, draws: int, seed: int) -> tuple[float | None, float | None]:
-    """Percentile interval of the ratio over paired resamples of rows, the weights kept; scores [models, n]."""
-    samples = bootstrap_means(scores, draws, np.random.default_rng(seed))
+def _rows_interval(scores: Array, draws: int, seed: int, cluster: Array | None) -> tuple[float | None, float | None]:
+    """Percentile interval of the ratio over paired resamples of rows or clusters, the weights kept; scores [models, n]."""
+    samples = bootstrap_means(scores, draws, np.random.default_rng(seed), cluster)
     above, below = samples[:, 1] - samples[:, 0], samples[:, 2] - samples[:, 0]
     # The few resamples without a gap count as unbounded on the numerator's side.
     ratio = np.where(below > 0, above / np.where(below > 0, below, 1), np.where(above < 0, -np.inf, np.inf))
@@ -125,13 +125,16 @@ def _given(seeds: int, varied: bool) -> str:
     return f"{seeds} seeds, Student's t over seeds and questions" + ("" if varied else "; no arm varies with the seed")
 
 
-def recovered(weak: Array, student: Array, ceiling: Array, *, draws: int = DRAWS, seed: int = 0) -> Gap:
+def recovered(
+    weak: Array, student: Array, ceiling: Array, *, cluster: Array | None = None, draws: int = DRAWS, seed: int = 0
+) -> Gap:
     """PGR of a student.
 
     Args:
         weak: correctness (0/1) of the weak supervisor, shape [n] or [seeds, n].
         student: the same for the student, the same seeds and questions in the same order.
         ceiling: the same for the model trained on gold labels.
+        cluster: each question's group where questions come in groups, shape [n].
         draws: bootstrap resamples of ``rows_ci95``.
         seed: of the bootstrap.
     """
@@ -139,7 +142,10 @@ def recovered(weak: Array, student: Array, ceiling: Array, *, draws: int = DRAWS
     _, seeds, n = scores.shape
     by_seed = scores.mean(axis=2)
     means = by_seed.mean(axis=1)
-    parts = gap_components(*scores)
+    if not np.isfinite(scores).all():
+        reason = f"{int((~np.isfinite(scores)).any(axis=(0, 1)).sum())} of {n} questions have no score (NaN)"
+        return Gap(None, None, False, reason, math.nan, (math.nan, math.nan))
+    parts = gap_components(*scores, cluster=cluster)
     gap = float(means[2] - means[0])
     half = float(parts.half_width(np.array([0.0, 1.0])))
     gap_ci95 = float(parts.mean[1]) - half, float(parts.mean[1]) + half
@@ -159,6 +165,6 @@ def recovered(weak: Array, student: Array, ceiling: Array, *, draws: int = DRAWS
         _given(seeds, bool(parts.seeds.any())),
         gap,
         gap_ci95,
-        _rows_interval(scores.mean(axis=1), draws, seed),
+        _rows_interval(scores.mean(axis=1), draws, seed, cluster),
         tuple(ratios),
     )

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.results.components import average
-from w2s_tasks.results.power import detectable
+from w2s_tasks.results.over_tasks import mean_difference
+from w2s_tasks.results.power import Design, detectable
 from w2s_tasks.results.read import Array, TaskScores
-from w2s_tasks.results.stats import Difference, design_effect, difference_of, holm, paired_components, paired_difference
+from w2s_tasks.results.stats import Difference, holm, paired_components, paired_difference
 
 HARD = "_hard"
-FEW = 12
+FEW_DIFFER = 12
 """With fewer questions on which the models differ, a paired 95 % interval covers more than 97 % (`coverage`)."""
 
 Scores = Mapping[str, TaskScores]
@@ -37,19 +37,20 @@ def subtask_of(task: str) -> str:
 class Change:
     """A model against a reference on one task.
 
-    ``p_holm`` is adjusted over the family that `adjusted` was given. ``detectable`` is the smallest difference that these
-    questions show with 80 % power at 5 %, given how often the models differ; None where they can't show any.
+    ``p_holm`` is adjusted over the family that `adjusted` was given, and ``detectable`` is the smallest difference that this
+    comparison finds in that family with 80 % power, given how often the models differ; None where it can't find any.
     """
 
     task: str
     difference: Difference
+    design: Design | None = None
     detectable: float | None = None
     p_holm: float | None = None
 
     @property
     def few(self) -> bool:
-        """Whether so few questions differ that the interval is wider than it need be."""
-        return (self.difference.discordance or 0.0) * self.difference.n * self.difference.seeds < FEW
+        """Whether so few questions, or whole groups of them, differ that the interval is wider than it need be."""
+        return self.design is not None and self.design.discordance * self.design.rows < FEW_DIFFER
 
 
 def aligned(first: TaskScores, second: TaskScores) -> None:
@@ -96,25 +97,33 @@ def changes(model: Sequence[Scores], reference: Sequence[Scores]) -> list[Change
     Raises:
         UserError: evaluations of different questions.
     """
-    out = []
-    for task in _common(model, reference):
-        first, second, cluster = _both(task, model, reference)
-        difference = paired_difference(first, second, cluster)
-        effective = difference.n / design_effect((first - second).mean(axis=0), cluster)
-        out.append(Change(task, difference, detectable(effective, difference.discordance or 0.0)))
-    return out
+    return [_change(task, *_both(task, model, reference)) for task in _common(model, reference)]
+
+
+def _change(task: str, first: Array, second: Array, cluster: Array | None) -> Change:
+    difference = paired_difference(first, second, cluster)
+    parts, n = paired_components(first, second, cluster), first.shape[1]
+    effect = float(parts.effect)
+    seeds, rows = (float(v) for v in parts.variance(np.ones(1)))
+    discordance = difference.discordance or 0.0
+    return Change(task, difference, Design(n / effect, float(parts.row_df), discordance, parts.seed_df, seeds, rows))
 
 
 def mean_change(model: Sequence[Scores], reference: Sequence[Scores], tasks: Sequence[str]) -> Difference | None:
-    """Unweighted mean of the differences over tasks: their questions are independent, their seeds the same models."""
+    """Unweighted mean of the differences over tasks (`over_tasks`); None where they have none in common."""
     chosen = [task for task in _common(model, reference) if task in tasks]
     if not chosen:
         return None
-    pairs = [_both(task, model, reference) for task in chosen]
-    parts = average([paired_components(*pair) for pair in pairs])
-    return difference_of(parts, sum(pair[0].shape[1] for pair in pairs))
+    return mean_difference([_both(task, model, reference) for task in chosen], [subtask_of(task) for task in chosen])
 
 
 def adjusted(family: Sequence[Change]) -> list[Change]:
-    """The same changes with Holm's p over all of them."""
-    return [replace(c, p_holm=p) for c, p in zip(family, holm([c.difference.p for c in family]), strict=True)]
+    """The same changes with Holm's p over all of them, and what each could detect beside the others.
+
+    Holm's smallest p has to pass the level over the size of the family: that is what a difference needs to be found alone.
+    """
+    level = 0.05 / max(1, len(family))
+    return [
+        replace(c, p_holm=p, detectable=None if c.design is None else detectable(c.design, level=level))
+        for c, p in zip(family, holm([c.difference.p for c in family]), strict=True)
+    ]

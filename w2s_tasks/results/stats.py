@@ -9,53 +9,64 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.special import betainc
 from scipy.stats import binom, binomtest, norm
 
-from w2s_tasks.metrics import clustered_stderr
-from w2s_tasks.results.components import Components, crossed
+from w2s_tasks.results.clusters import SHARE_UNIT, Clusters
+from w2s_tasks.results.components import FEW, Components, crossed, quantile
 
 Array = npt.NDArray[Any]
 Z95 = float(norm.ppf(0.975))
 
 
-def wilson(right: float, n: float) -> tuple[float, float]:
-    """95 % Wilson score interval of a share.
+def share_interval(right: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Mid-p interval of a share: what the exact binomial test keeps that counts half of the observed count's probability.
+
+    Lancaster (1961, JASA 56); Berry & Armitage (1995, The Statistician 44); where all trials came out alike, Clopper and
+    Pearson's bound. It covers 92 % or more at any share from ten trials on; Wilson's falls to 84 % for shares near 1.
 
     Args:
         right: number of successes.
-        n: number of trials, at least 1; an effective number where trials come in clusters.
+        n: number of trials, above 0; effective numbers, which need not be whole, where trials come in clusters.
+        level: of the interval.
     """
-    p, z2 = right / n, Z95**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    tail = (1 - level) / 2
 
+    def above(share: float) -> float:
+        """Probability of more successes, and half of that of as many."""
+        more = float(betainc(right + 1, n - right, share)) if right < n else 0.0
+        as_many = float(betainc(right, n - right + 1, share)) if right > 0 else 1.0
+        return (more + as_many) / 2
 
-def design_effect(values: Array, cluster: Array | None) -> float:
-    """Variance of a mean with clusters over that without, between 1 and the largest cluster (Kish 1965).
-
-    Args:
-        values: one value a row, shape [n].
-        cluster: number of each row's group; None where rows are independent.
-    """
-    if cluster is None:
-        return 1.0
-    largest = float(np.unique(cluster, return_counts=True)[1].max())
-    alone = float(values.std()) / math.sqrt(len(values))
-    if alone == 0:
-        return largest
-    return min(largest, max(1.0, (clustered_stderr(values, cluster) / alone) ** 2))
+    if right <= 0 or right >= n:
+        alone = tail ** (1 / n)
+        return (0.0, 1 - alone) if right <= 0 else (alone, 1.0)
+    return float(brentq(lambda p: above(p) - tail, 0, 1)), float(brentq(lambda p: above(p) - (1 - tail), 0, 1))
 
 
 def accuracy_interval(correct: Array, cluster: Array | None = None) -> tuple[float, float]:
-    """95 % Wilson interval of an accuracy; with clusters over the effective number of rows (Korn & Graubard 1998).
+    """95 % interval of an accuracy, given these weights; with clusters, and over seeds, over the effective number of rows.
+
+    After Korn & Graubard (1998, Survey Methodology 24), with the number lowered further where few large clusters decide.
+    Seeds that answer alike add no rows, seeds that err independently as many rows again.
 
     Args:
-        correct: 0/1 a unit, shape [n].
-        cluster: number of each unit's group where units come in groups.
+        correct: 0/1 a unit, shape [n] or [seeds, n].
+        cluster: each unit's group where units come in groups, shape [n].
     """
-    n = len(correct) / design_effect(correct, cluster)
-    return wilson(float(correct.mean()) * n, n)
+    table = np.atleast_2d(correct)
+    seeds, n = table.shape
+    share = float(table.mean())
+    away = table.mean(axis=0) - share
+    alike = float(((away**2).sum() + FEW * SHARE_UNIT) / (n * share * (1 - share) + FEW * SHARE_UNIT))
+    worth = n / min(1.0, max(1 / seeds, alike))
+    if cluster is not None:
+        clusters = Clusters.of(cluster)
+        effect = clusters.effect(away[None], SHARE_UNIT)
+        unequal = quantile(0.975, max(1, len(clusters.sizes) - 1)) / quantile(0.975, clusters.degrees(effect))
+        worth = float(worth / effect * unequal**2)
+    return share_interval(share * worth, worth)
 
 
 @dataclass(frozen=True)
@@ -101,27 +112,30 @@ def _exact_p(delta: Array, cluster: Array | None) -> float:
     if cluster is None:
         wins, losses = int((delta > 0).sum()), int((delta < 0).sum())
         return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    _, index = np.unique(cluster, return_inverse=True)
-    return sign_flip_p(np.bincount(index, weights=delta))
+    return sign_flip_p(Clusters.of(cluster).sums(delta))
 
 
-def difference_of(parts: Components, n: int, *, p: float | None = None, discordance: float | None = None) -> Difference:
+def difference_of(parts: Components, n: int, *, exact: float | None = None, discordance: float | None = None) -> Difference:
     """The first contrast of `parts` with its interval.
+
+    p and interval agree: p < .05 exactly where the interval leaves 0 out. With an exact test beside it a difference has to
+    pass both, so p is the larger of the two, and the interval reaches to 0 where the exact test keeps it.
 
     Args:
         parts: from `w2s_tasks.results.components`, without leading dimensions.
         n: questions.
-        p: of an exact test where there is one; by default from the interval's own distribution.
+        exact: p of an exact test, where there is one.
         discordance: share of questions on which the models differ.
     """
     first = np.eye(len(parts.mean))[0]
     seeds, rows = (float(v) for v in parts.variance(first))
-    stderr, half = math.sqrt(seeds + rows), float(parts.half_width(first))
-    value, centre = float(parts.seed_means[0].mean()), float(parts.mean[0])
-    if p is None:
-        p = parts.p_value(first) if stderr > 0 else float(value == 0)
     # The pseudo-rows pull the centre towards 0 by 2 / (n + 2) of it; the estimate itself stays plain.
-    return Difference(value, stderr, centre - half, centre + half, p, n, parts.seed_df + 1, discordance)
+    value, centre, half = float(parts.seed_means[0].mean()), float(parts.mean[0]), float(parts.half_width(first))
+    low, high, p = max(-1.0, centre - half), min(1.0, centre + half), parts.p_value(first)
+    if exact is not None and exact >= 0.05:
+        low, high = min(low, 0.0), max(high, 0.0)
+    p = p if exact is None else max(p, exact)
+    return Difference(value, math.sqrt(seeds + rows), low, high, p, n, parts.seed_df + 1, discordance)
 
 
 PAIR = np.array([[2.0]])
@@ -149,7 +163,7 @@ def paired_difference(first: Array, second: Array, cluster: Array | None = None)
 
     Returns:
         The mean difference with the adjusted Wald interval of Bonett & Price (2012), clustered and over seeds where there
-        are any. With one seed p is exact: McNemar's test, or the sign-flip test over clusters.
+        are any. With one seed it has to pass an exact test too: McNemar's, or the sign-flip test over clusters.
 
     Raises:
         ValueError: other shapes.
@@ -157,20 +171,24 @@ def paired_difference(first: Array, second: Array, cluster: Array | None = None)
     parts = paired_components(first, second, cluster)
     delta = np.atleast_2d(first - second)
     exact = _exact_p(delta[0], cluster) if len(delta) == 1 else None
-    return difference_of(parts, delta.shape[1], p=exact, discordance=float((delta != 0).mean()))
+    return difference_of(parts, delta.shape[1], exact=exact, discordance=float((delta != 0).mean()))
 
 
 def mean_accuracy(correct: Array, cluster: Array | None = None) -> tuple[float, float, float]:
-    """Accuracy over seeds and rows, with a 95 % interval: Wilson's with one seed, else from both sources of error.
+    """Accuracy over seeds and rows with its 95 % interval.
+
+    With one seed `accuracy_interval`. With several, Student's t over both sources of error, which is stretched to hold
+    `accuracy_interval` too: seeds that collapse to opposite classes would have no error at all on balanced labels.
 
     Args:
         correct: 0/1 a unit, shape [seeds, n].
-        cluster: number of each unit's group where units come in groups.
+        cluster: each unit's group where units come in groups, shape [n].
     """
+    low, high = accuracy_interval(correct, cluster)
     if len(correct) == 1 or (correct == correct[0]).all():
-        return (float(correct[0].mean()), *accuracy_interval(correct[0], cluster))
+        return float(correct.mean()), low, high
     found = difference_of(crossed(correct[None], cluster), correct.shape[1])
-    return found.value, max(0.0, found.low), min(1.0, found.high)
+    return found.value, max(0.0, min(low, found.low)), min(1.0, max(high, found.high))
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -183,20 +201,24 @@ def holm(p: Sequence[float]) -> list[float]:
     return [float(x) for x in adjusted]
 
 
-def bootstrap_means(scores: Array, draws: int, rng: np.random.Generator) -> Array:
-    """Means of rows resampled with replacement, the same rows for every series.
+def bootstrap_means(scores: Array, draws: int, rng: np.random.Generator, cluster: Array | None = None) -> Array:
+    """Means of rows, or of whole clusters of rows, resampled with replacement, the same ones for every series.
 
     Args:
         scores: shape [series, n].
         draws: number of resamples.
         rng: where the resamples come from.
+        cluster: each row's group where rows come in groups, shape [n].
 
     Returns:
         Shape [draws, series].
     """
-    n = scores.shape[1]
-    # Equal columns are interchangeable: resampling n rows is one multinomial draw over the distinct patterns.
-    patterns, counts = np.unique(scores.T, axis=0, return_counts=True)
-    weights = rng.multinomial(n, counts / n, size=draws)
-    means: Array = weights @ patterns / n
+    sums = np.vstack([scores, np.ones(scores.shape[1])])
+    if cluster is not None:
+        sums = Clusters.of(cluster).sums(sums)
+    # Equal columns are interchangeable: resampling n of them is one multinomial draw over the distinct patterns.
+    patterns, counts = np.unique(sums.T, axis=0, return_counts=True)
+    weights = rng.multinomial(sums.shape[1], counts / sums.shape[1], size=draws)
+    totals = weights @ patterns
+    means: Array = totals[:, :-1] / totals[:, -1:]
     return means
