@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from w2s_tasks import generated
 from w2s_tasks.errors import UserError
-from w2s_tasks.metrics import pair_margins
+from w2s_tasks.metrics import NO_ANSWER, pair_margins, ranked
 from w2s_tasks.results.gold import gold_of
 from w2s_tasks.user_text import one_line, parse_json
 
@@ -48,6 +48,8 @@ class TaskScores:
     generated: bool = False
     unparsed: float = 0.0
     parsed: Array | None = None
+    ties: float = 0.0
+    """Share of the documents whose likeliest choices are equally likely, or of the pairs rated alike."""
     mode: str | None = None
     """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
 
@@ -100,9 +102,13 @@ def _pair_units(rows: list[dict[str, Any]], pairs: Array) -> tuple[str, ...]:
 
 
 def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]) -> TaskScores:
-    pairs, margins = pair_margins([row["acc"] for row in rows])
+    items = [tuple(row["acc"]) for row in rows]
+    right, (pairs, margins) = ranked(items), pair_margins(items)
+    if np.isnan(right).any():
+        bad = pairs[int(np.argmax(np.isnan(right)))]
+        raise UserError(f"{task}, pair {bad}: a rating is NaN, so there is no answer to count; the model is broken.")
     units = _pair_units(rows, pairs)
-    return TaskScores(task, len(units), values, errors, units, (margins > 0).astype(float))
+    return TaskScores(task, len(units), values, errors, units, right, ties=float((margins == 0).mean()))
 
 
 def _documents(
@@ -116,7 +122,10 @@ def _documents(
         raise UserError(
             f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
         )
-    predicted = logliks.argmax(axis=1)
+    # As lm_eval has it the first of equal log-likelihoods counts; `ties` tells how often. None at all is no answer.
+    best = logliks.max(axis=1)
+    answered = best > -np.inf
+    predicted = np.where(answered, logliks.argmax(axis=1), NO_ANSWER)
     gold = np.array([gold_of(config, row) for row in rows])
     # Groups are what the task's own scoring says, (group, right) a row; a column's name means nothing.
     grouped = isinstance(rows[0].get("acc"), list)
@@ -131,6 +140,9 @@ def _documents(
         predicted,
         gold,
         logliks,
+        unparsed=float(1 - answered.mean()),
+        parsed=None if answered.all() else answered,
+        ties=float((((logliks == best[:, None]).sum(axis=1) > 1) & answered).mean()),
     )
 
 
@@ -218,13 +230,13 @@ def read_evaluation(folder: Path, asked: Mapping[str, int] | None = None) -> dic
         return _read_tasks(result, data, asked)
 
 
-def _check_mean(path: Path, config: dict[str, Any], rows: list[dict[str, Any]], values: dict[str, float]) -> None:
+def _check_mean(path: Path, rows: list[dict[str, Any]], scores: TaskScores) -> None:
     """Refuse a result file whose accuracy is not the mean of its rows': one of the two is altered, or of another run."""
-    means = {m.get("metric") for m in config.get("metric_list") or () if m.get("aggregation") == "mean"}
-    scores = [float(row["acc"]) for row in rows if isinstance(row.get("acc"), int | float)]
-    if "acc" not in means or "acc" not in values or len(scores) != len(rows):
+    values = scores.metrics
+    single = [float(row["acc"]) for row in rows if isinstance(row.get("acc"), int | float)]
+    if "acc" not in values:
         return
-    mean = float(np.mean(scores))
+    mean = float(np.mean(single)) if len(single) == len(rows) else float(scores.correct.mean())
     if not abs(mean - values["acc"]) < 1e-6:
         raise UserError(
             f"{path}: the mean accuracy of its {len(rows)} rows is {mean:.4f}, its result file says {values['acc']:.4f}; "
@@ -252,7 +264,7 @@ def _read_tasks(result: Path, data: dict[str, Any], asked: Mapping[str, int] | N
                 f"{path}: {len(rows)} rows, but {asked[task]} documents were asked; the evaluation is not whole."
             )
         values, errors = _metric_values(data["results"][task])
-        _check_mean(path, config, rows, values)
         mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
         scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)
+        _check_mean(path, rows, scores[task])
     return scores
