@@ -105,9 +105,9 @@ def test_scores_of_one_positive_row():
 
 
 def test_the_error_of_a_grouped_accuracy_by_hand():
-    # Deviations from .5 summed by group: +1 and -1; sqrt(1 + 1) over four rows.
-    items = [(7, 1.0), (7, 1.0), (9, 0.0), (9, 0.0)]
-    assert m.grouped_acc_stderr(items) == pytest.approx(2**0.5 / 4)
+    # Deviations from .6 summed by group: +.8, -.2 and -.6; sqrt(.64 + .04 + .36) over five rows.
+    items = [(7, 1.0), (7, 1.0), (8, 1.0), (8, 0.0), (9, 0.0)]
+    assert m.grouped_acc_stderr(items) == pytest.approx(1.04**0.5 / 5)
 
 
 @pytest.mark.parametrize(
@@ -137,6 +137,7 @@ def test_the_error_of_the_ranking_by_hand():
     assert m.ranking_acc(items) == 0.5
     assert m.ranking_acc_stderr(items) == pytest.approx((1 / 3 / 4) ** 0.5)
     assert (m.ranking_pairs(items), m.ranking_ties(items)) == (4, 0.25)
+    assert m.ranking_acc_stderr(items[:6]) == pytest.approx(1 / 3)  # .5, 0, -.5: a tie is wrong, sqrt(1/3 / 3)
     assert m.ranking_acc_stderr(items[:4]) == pytest.approx(0.5)
     assert m.ranking_acc_stderr(items[:2]) == 0
     assert np.isnan([m.ranking_acc(items[:1]), m.ranking_ties(items[:1])]).all()
