@@ -105,9 +105,9 @@ def test_scores_of_one_positive_row():
 
 
 def test_the_error_of_a_grouped_accuracy_by_hand():
-    # Deviations from .6 summed by group: +.8, -.2 and -.6; sqrt(.64 + .04 + .36) over five rows.
+    # Deviations from .6 summed by group, +.8, -.2 and -.6, each squared over 1 - the group's share of the five rows.
     items = [(7, 1.0), (7, 1.0), (8, 1.0), (8, 0.0), (9, 0.0)]
-    assert m.grouped_acc_stderr(items) == pytest.approx(1.04**0.5 / 5)
+    assert m.grouped_acc_stderr(items) == pytest.approx((0.64 / 0.6 + 0.04 / 0.6 + 0.36 / 0.8) ** 0.5 / 5)
 
 
 @pytest.mark.parametrize(
