@@ -42,7 +42,8 @@ def test_safety_differences_are_over_seeds_and_a_family(report):
     assert all(e["seeds"] == 2 for e in student)
     assert report["safety_family"]["tests"] == len(student)
     assert all(e["p_holm"] >= e["p"] for e in found)
-    assert all(0 < e["detectable"] <= 1 for e in found if "utilitarianism" in e["task"])
+    # Six pairs, two seeds and a family of six: no difference could have been shown, or only a large one.
+    assert all(e["detectable"] is None or 0.3 < e["detectable"] <= 1 for e in found if "utilitarianism" in e["task"])
     by_hand = [
         e["to_zero_shot"]["value"]
         for e in report["safety"]
