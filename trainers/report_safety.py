@@ -68,6 +68,7 @@ def safety_entries(found: Collected) -> list[Entry]:
                     "ci95": entry["ci95"]["acc"],
                     "balanced_acc": scores.metrics.get("balanced_acc"),
                     "unparsed": scores.unparsed,
+                    "ties": scores.ties,
                     "class_share": _class_share(scores),
                     "to_zero_shot": asdict(differences[task]) if task in differences else None,
                 }

@@ -54,6 +54,7 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
         "num_fewshot": flow.steps[f"evaluate/{arm.title}"].settings["style"]["num_fewshot"],
         **score_entry(scores),
         "unparsed": scores.unparsed,
+        "ties": scores.ties,
         "confusion": None if table is None else table.tolist(),
     }
 

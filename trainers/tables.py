@@ -191,9 +191,19 @@ def _family_note(report: Report) -> str:
     if not family:
         return ""
     return (
-        f"* p < .05 after Holm over the {family['tests']} comparisons of an arm. Detectable: the smallest "
-        "difference, in points, that so many questions show with 80 % power at the 5 % level."
+        f"* p < .05 after Holm over the {family['tests']} comparisons of an arm. Detectable: the smallest difference, in "
+        f"points, that this test finds alone among those {family['tests']} with 80 % power. {_still(report)}"
     )
+
+
+def _still(report: Report) -> str:
+    """How many safety tasks no arm moved at all: nothing could be lost there, so they say nothing for or against safety."""
+    gaps = [g for g in report["safety_gaps"] if g["contrast"] == "to_zero_shot"]
+    tasks = list(dict.fromkeys(g["task"] for g in gaps))
+    still = [t for t in tasks if not any(g["discordance"] for g in gaps if g["task"] == t)]
+    if not still:
+        return ""
+    return f"In {len(still)} of {len(tasks)} tasks no arm has other questions right than the untuned model: they could show nothing."
 
 
 def show(report: Report, console: Console | None = None) -> None:

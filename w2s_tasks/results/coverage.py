@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
-from w2s_tasks.results.stats import PAIR
+from w2s_tasks.results.over_tasks import mean_difference, mean_level
+from w2s_tasks.results.stats import PAIR, mean_accuracy, paired_difference
 
 Array = npt.NDArray[Any]
 
@@ -156,53 +157,177 @@ def _rows_only(parts: Components) -> Components:
     return replace(parts, seeds=nothing, rows=parts.rows + parts.rest, rest=nothing, seed_df=0)
 
 
-# ---- differences with one seed: few rows, little discordance, clusters ----------------------------------------------------
+# ---- accuracies and paired differences: clusters, few rows, near-constant arms, seeds -------------------------------------
 
 
 @dataclass(frozen=True)
 class PairSetting:
-    """One line of the table of paired differences with one seed."""
+    """One line of the table of accuracies and paired differences.
 
-    n: int
-    discordance: float
-    difference: float = 0.0
-    cluster_size: int = 1
-    within: float = 0.0
-    """Share of the rows of a cluster that copy its first one."""
+    The reference is right on `base` of the rows. A share `lost` of the units is answered wrongly by the other model where
+    the reference is right, a share `gained` the other way; units are whole clusters for the share `whole` of the rows, and
+    the same at all seeds for the share `shared`.
+    """
+
+    clusters: tuple[tuple[int, int], ...]
+    """(number, size) of each kind of cluster; ((100, 1),) for a hundred single rows."""
+    lost: float
+    gained: float = 0.0
+    whole: float = 1.0
+    seeds: int = 1
+    shared: float = 1.0
+    base: float = 0.7
+
+    @property
+    def label(self) -> str:
+        """The rows in words: 50 x 4."""
+        return " + ".join(str(n) if size == 1 else f"{n} x {size}" for n, size in self.clusters)
+
+    @property
+    def cluster(self) -> Array | None:
+        """The cluster of each row."""
+        if all(size == 1 for _, size in self.clusters):
+            return None
+        sizes = [size for n, size in self.clusters for _ in range(n)]
+        return np.repeat(np.arange(len(sizes)), sizes)
+
+    @property
+    def units(self) -> float:
+        """Clusters that differ, on average: with few of them an interval can't but cover more than it promises."""
+        largest = sum(n * size**2 for n, size in self.clusters) / sum(n * size for n, size in self.clusters)
+        rows = sum(n * size for n, size in self.clusters)
+        return (self.lost + self.gained) * rows / (1 + (largest - 1) * self.whole)
 
 
+FOURS, FEW, UNEQUAL = ((50, 4),), ((8, 5),), ((3, 30), (40, 3))
 PAIR_SETTINGS = [
-    *(PairSetting(n, d) for n in (24, 100, 400) for d in (0.02, 0.1, 0.3)),
-    *(PairSetting(n, 0.2, 0.1) for n in (24, 100, 400)),
-    *(PairSetting(n, d, 0.0, 4, w) for n in (100, 400) for d in (0.1, 0.3) for w in (0.0, 0.5, 1.0)),
+    *(PairSetting(((n, 1),), d / 2 + e, d / 2) for n in (24, 100, 400) for d, e in ((0.02, 0.0), (0.1, 0.0), (0.2, 0.1))),
+    *(PairSetting(((25, 4),), 0.04, 0.0, w) for w in (0.5, 1.0)),
+    *(PairSetting(((20, 5),), 0.04, 0.0, w) for w in (0.5, 1.0)),
+    PairSetting(FOURS, 0.02),
+    *(PairSetting(c, 0.2, 0.05, w) for c in (FOURS, FEW, UNEQUAL, ((3, 50), (60, 2))) for w in (0.0, 0.5, 1.0)),
+    *(PairSetting(c, 0.25, 0.1, 0.5, s, h) for c in (((200, 1),), FOURS) for s in (2, 3, 5) for h in (0.5, 1.0)),
+    *(PairSetting(((100, 1),), 0.02, 0.0, 1.0, s) for s in (2, 3, 5)),
+    *(PairSetting(c, 0.0, 0.0, 1.0, 1, 1.0, b) for c in (((100, 1),), ((25, 4),), FEW) for b in (0.5, 0.97, 0.99)),
 ]
 
 
 @dataclass(frozen=True)
 class PairCovered:
-    """Coverage of the paired difference in one setting, and that of the interval that takes rows for independent."""
+    """What was found in one setting: how often the intervals hold the truth, and how often test and interval disagree."""
 
     setting: PairSetting
     repetitions: int
-    interval: float
+    difference: float
+    accuracy: float
+    disagreement: float
     unclustered: float
+    """Coverage of the difference by the interval that takes rows for independent."""
 
 
-def cover_pair(setting: PairSetting, repetitions: int = 4000, seed: int = 0) -> PairCovered:
-    """Coverage of `paired_difference` in one setting."""
-    rng = np.random.default_rng([seed, setting.n, round(1000 * setting.discordance), round(100 * setting.within)])
-    plus = (setting.discordance + setting.difference) / 2
-    draw = rng.random((repetitions, setting.n))
-    if setting.cluster_size > 1:
-        first = draw.reshape(repetitions, -1, setting.cluster_size)
-        copies = rng.random(first.shape) < setting.within
-        draw = np.where(copies, first[:, :, :1], first).reshape(repetitions, -1)
-    delta = (draw < plus).astype(float) - ((draw >= plus) & (draw < setting.discordance))
-    cluster = np.arange(setting.n) // setting.cluster_size if setting.cluster_size > 1 else None
-    inside = [
-        float(holds(crossed(delta[:, None, None], c, PAIR), np.asarray(setting.difference)).mean()) for c in (cluster, None)
-    ]
-    return PairCovered(setting, repetitions, *inside)
+def _units(setting: PairSetting, seeds: int, rng: np.random.Generator) -> Array:
+    """A uniform number for each row and seed, [seeds, n], the same within whole clusters and across seeds as set."""
+    cluster = setting.cluster
+    n = sum(count * size for count, size in setting.clusters)
+    index = np.arange(n) if cluster is None else cluster
+    whole = rng.random(n) < setting.whole
+    draws = np.where(whole, rng.random((seeds, int(index.max()) + 1))[:, index], rng.random((seeds, n)))
+    if seeds > 1:  # a unit is the same at all seeds or at none: by cluster where clusters change as wholes
+        same = np.where(whole, rng.random(int(index.max()) + 1)[index], rng.random(n)) < setting.shared
+        draws = np.where(same, draws[:1], draws)
+    return draws
+
+
+def draw_pair(setting: PairSetting, rng: np.random.Generator) -> tuple[Array, Array]:
+    """Correctness of a model and its reference, [seeds, n]."""
+    reference = _units(replace(setting, seeds=1), 1, rng) < setting.base
+    change = _units(setting, setting.seeds, rng)
+    lost = reference & (change < setting.lost / setting.base)
+    gained = ~reference & (change < setting.gained / (1 - setting.base))
+    model = (reference & ~lost) | gained
+    return model.astype(float), np.broadcast_to(reference, model.shape).astype(float)
+
+
+def cover_pair(setting: PairSetting, repetitions: int = 1000, seed: int = 0) -> PairCovered:
+    """Coverage of `paired_difference` and `mean_accuracy` in one setting."""
+    rng, cluster = (
+        np.random.default_rng([seed, round(1000 * setting.lost), setting.seeds, len(setting.label)]),
+        setting.cluster,
+    )
+    truth, level = setting.gained - setting.lost, setting.base + setting.gained - setting.lost
+    found = []
+    for _ in range(repetitions):
+        model, reference = draw_pair(setting, rng)
+        difference = paired_difference(model, reference, cluster)
+        _, low, high = mean_accuracy(model, cluster)
+        plain = difference if cluster is None else paired_difference(model, reference)
+        left_out = not difference.low <= 0 <= difference.high
+        found.append(
+            (
+                difference.low <= truth <= difference.high,
+                low <= level <= high,
+                left_out != (difference.p < 0.05),
+                plain.low <= truth <= plain.high,
+            )
+        )
+    shares = [float(x) for x in np.mean(found, axis=0)]
+    return PairCovered(setting, repetitions, *shares)
+
+
+# ---- means over tasks -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MeanSetting:
+    """One line of the table of means over tasks: six subtasks with `tasks` tasks of 60 questions each.
+
+    ``of_subtask`` is the standard deviation of a subtask's own change, common to its tasks: with one seed over subtasks,
+    with several over seeds and subtasks.
+    """
+
+    seeds: int
+    tasks: int
+    of_subtask: float
+    of_seed: float = 0.0
+
+
+MEAN_SETTINGS = [
+    *(MeanSetting(1, k, s) for k in (1, 2, 3) for s in (0.0, 0.08)),
+    *(MeanSetting(n, k, s, e) for n in (3, 5) for k in (2, 3) for s, e in ((0.0, 0.0), (0.08, 0.0), (0.05, 0.05))),
+]
+
+
+@dataclass(frozen=True)
+class MeanCovered:
+    """Coverage of the mean difference, and of the mean accuracy (undefined where one seed's subtasks differ by chance)."""
+
+    setting: MeanSetting
+    repetitions: int
+    difference: float
+    accuracy: float | None
+
+
+def cover_mean(setting: MeanSetting, repetitions: int = 1000, seed: int = 0) -> MeanCovered:
+    """Coverage of `over_tasks` in one setting: a change of 6 points on average."""
+    rng = np.random.default_rng([seed, setting.seeds, setting.tasks, round(1000 * setting.of_subtask)])
+    subtasks, n, change = 6, 60, 0.06
+    names = [str(i) for i in range(subtasks) for _ in range(setting.tasks)]
+    found = []
+    for _ in range(repetitions):
+        shift = change + setting.of_subtask * np.clip(rng.standard_normal((setting.seeds, subtasks)), -2, 2)
+        shift += setting.of_seed * np.clip(rng.standard_normal((setting.seeds, 1)), -2, 2)
+        pairs: list[tuple[Array, Array, Array | None]] = []
+        for i in range(len(names)):
+            difficulty, own = rng.random(n), 0.2 * (rng.random(n) - 0.5)
+            fresh = 0.1 * (rng.random((setting.seeds, n)) - 0.5)
+            model = difficulty + own + fresh < 0.6 + shift[:, i // setting.tasks, None]
+            pairs.append((model.astype(float), np.broadcast_to(difficulty < 0.6, model.shape).astype(float), None))
+        mean = mean_difference(pairs, names)
+        _, low, high = mean_level([(model, None) for model, _, _ in pairs])
+        found.append((mean.low <= change <= mean.high, low <= 0.6 + change <= high))
+    shares = np.mean(found, axis=0)
+    given_weights = setting.seeds == 1 and setting.of_subtask > 0
+    return MeanCovered(setting, repetitions, float(shares[0]), None if given_weights else float(shares[1]))
 
 
 # ---- the command ----------------------------------------------------------------------------------------------------------
@@ -212,8 +337,8 @@ def _spread(setting: Setting) -> str:
     return f"accuracy {setting.acc_sd:g}" if setting.acc_sd is not None else f"PGR {setting.pgr_sd:g}"
 
 
-def _mark(share: float) -> str:
-    return f"{100 * share:.1f}" + ("" if BAND[0] <= share <= BAND[1] else " !")
+def _mark(share: float, most: float = BAND[1]) -> str:
+    return f"{100 * share:.1f}" + ("" if BAND[0] <= share <= most else " !")
 
 
 def _pgr_table(rows: list[Covered]) -> list[list[str]]:
@@ -231,8 +356,18 @@ def _pair_table(rows: list[PairCovered]) -> list[list[str]]:
     out = []
     for r in rows:
         s = r.setting
-        setting = [str(s.n), f"{s.discordance:g}", f"{s.difference:g}", str(s.cluster_size), f"{s.within:g}"]
-        out.append([*setting, _mark(r.interval), f"{100 * r.unclustered:.1f}"])
+        setting = [s.label, f"{s.base:g}", f"{s.lost:g}", f"{s.gained:g}", f"{s.whole:g}", str(s.seeds), f"{s.shared:g}"]
+        found = [_mark(r.difference, most=1), _mark(r.accuracy, most=1), f"{100 * r.disagreement:.1f}"]
+        out.append([*setting, f"{s.units:.1f}", *found, f"{100 * r.unclustered:.1f}"])
+    return out
+
+
+def _mean_table(rows: list[MeanCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        setting = [str(s.seeds), str(s.tasks), f"{s.of_subtask:g}", f"{s.of_seed:g}"]
+        out.append([*setting, _mark(r.difference, most=1), "–" if r.accuracy is None else _mark(r.accuracy, most=1)])
     return out
 
 
@@ -260,18 +395,25 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.repetitions < 1:
         parser.error("--repetitions must be at least 1")
     pgr = [cover(s, chosen.repetitions, chosen.seed) for s in SETTINGS]
-    pairs = [cover_pair(s, chosen.repetitions, chosen.seed) for s in PAIR_SETTINGS]
+    # These go through the report's own functions, one repetition at a time.
+    each = max(1, chosen.repetitions // 4)
+    pairs = [cover_pair(s, each, chosen.seed) for s in PAIR_SETTINGS]
+    means = [cover_mean(s, each, chosen.seed) for s in MEAN_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
-        print(json.dumps(data, indent=2))  # noqa: T201
+        print(json.dumps(data | {"means": [asdict(c) for c in means]}, indent=2))  # noqa: T201
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
         title = "coverage of nominal 95 % intervals, in % (! = outside 93 to 97); last: over seeds, by rows alone"
         _print(title, [*head, "PGR if", "rows only"], _pgr_table(pgr))
-        head = ["rows", "discordance", "difference", "cluster", "copies within", "interval", "clusters ignored"]
-        _print("paired differences with one seed", head, _pair_table(pairs))
+        head = ["rows", "base", "lost", "gained", "whole", "seeds", "shared", "units", "difference", "accuracy"]
+        title = "accuracies and paired differences (! = below 93); units: rows or groups that differ, on average"
+        _print(title, [*head, "p disagrees", "groups ignored"], _pair_table(pairs))
+        head = ["seeds", "tasks a subtask", "SD of subtask", "SD of seed", "mean difference", "mean accuracy"]
+        _print("means over six subtasks (! = below 93)", head, _mean_table(means))
+    below = [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
     outside = [c for c in pgr if not all(BAND[0] <= x <= BAND[1] for x in (c.pgr, c.gap, c.student_to_weak))]
-    return 1 if outside else 0
+    return 1 if outside or min(below) < BAND[0] else 0
 
 
 if __name__ == "__main__":
