@@ -221,3 +221,21 @@ def test_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(own_task: Path, cau
         lora.fit(task, task.train_docs[:60], labels, settings, out, pool=hn.ModelPool(), method=name, loss_args=args)
         curves.append([p["loss"] for p in json.loads((out / "curves.json").read_text())])
     assert curves[0] == pytest.approx(curves[1], abs=1e-4)
+
+
+def test_a_product_without_the_labels_expert_is_the_student_alone():
+    logprobs = torch.tensor([[0.3, 0.7], [0.9, 0.1]]).log().requires_grad_()
+    hard = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    found = LOSSES["product"](logprobs, hard, State(0.5), alpha=0.0)
+    probs = logprobs.detach().exp()
+    assert torch.allclose(found, -(probs * probs.log()).sum(dim=-1))
+
+
+def test_entropy_is_xent_with_a_smaller_gradient():
+    logits = torch.tensor([[0.2, -0.4], [1.0, 0.3]], requires_grad=True)
+    labels = torch.tensor([[0.8, 0.2], [0.1, 0.9]])
+    gradients = []
+    for loss in (LOSSES["entropy"], LOSSES["xent"]):
+        (gradient,) = torch.autograd.grad(loss(logits.log_softmax(-1), labels, State(1.0)).sum(), logits)
+        gradients.append(gradient)
+    assert torch.allclose(gradients[0], 0.5 * gradients[1])

@@ -96,6 +96,8 @@ def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0
 def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0.5, warmup: float = 0.2) -> Tensor:
     """`logconf` with the soft self-label: CE(p, (1 - a) y + a sg(p)). The "entropy" loss of EleutherAI/w2s (w2s/loss.py).
 
+    Over the choices the gradient of CE(p, sg(p)) is 0, so this is `xent` with its gradient times 1 - a.
+
     Args:
         logprobs: as in `xent`.
         targets: as in `xent`.
@@ -119,7 +121,9 @@ def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 1
         alpha: the label's exponent.
         beta: the student's exponent.
     """
-    mixed = (beta * logprobs.detach() + alpha * targets.log()).softmax(dim=-1)
+    # 0 log 0 is 0: without the label's expert a choice that the label rules out is no special case.
+    label = alpha * targets.log() if alpha else torch.zeros_like(targets)
+    mixed = (beta * logprobs.detach() + label).softmax(dim=-1)
     return _cross_entropy(logprobs, mixed)
 
 

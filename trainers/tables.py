@@ -203,7 +203,7 @@ def _still(report: Report) -> str:
     still = [t for t in tasks if not any(g["discordance"] for g in gaps if g["task"] == t)]
     if not still:
         return ""
-    return f"In {len(still)} of {len(tasks)} tasks no arm has other questions right than the untuned model: they could show nothing."
+    return f"In {len(still)} of {len(tasks)} tasks no arm has other questions right than the untuned model."
 
 
 def show(report: Report, console: Console | None = None) -> None:

@@ -5,7 +5,8 @@ Rows are compared before and after training. With d = (right after) - (right bef
 * ``unparsed``: rows whose answer parses only before or only after. A format lost or learnt.
 * ``prior``: of the rows that went from class j to class k, as many as exceed those that went back from k to j, at the mean d
   of the larger flow. A shift of class shares: a model that now says "wrong" to everything is here, whatever the labels.
-* ``errors``: the rest, exchanges that leave the class shares alone. Only this part says that questions are told apart worse.
+* ``errors``: the rest, exchanges that leave the class shares alone: questions are told apart worse, or better. ``prior`` may
+  hide as much: a model that collapses to one class tells nothing apart, and all that it lost is a shift of shares.
 
 The three add up to the change in accuracy. A cyclic flow between three or more classes counts as prior. Shares of each
 predicted class and balanced accuracy, before and after, stand beside them.
