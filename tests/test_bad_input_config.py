@@ -141,6 +141,17 @@ FILES: dict[str, tuple[bytes, str]] = {
     "name is absolute": (GOOD.encode() + b"name: /etc/x\n", "name: .*pattern"),
     "name with a newline": (GOOD.encode() + b'name: "a\\n"\n', "name: .*pattern"),
     "name of 300 characters": (GOOD.encode() + b"name: " + b"n" * 300 + b"\n", "name: .*at most 200"),
+    # settings that would be ignored
+    "smoothing of labels": (
+        good("lr: 5e-5", "trainer_args: {label_smoothing_factor: 0.1}"),
+        "'label_smoothing_factor' would be",
+    ),
+    "a rate beside the rate": (good("lr: 5e-5", "trainer_args: {learning_rate: 1.0}"), "set 'lr' instead"),
+    "a folder of the user's": (good("lr: 5e-5", "trainer_args: {output_dir: x}"), "'output_dir' would be ignored"),
+    "half a step": (good("lr: 5e-5", "trainer_args: {gradient_accumulation_steps: 1.5}"), "whole number from 1 on"),
+    "a truth value as steps": (good("lr: 5e-5", "trainer_args: {max_steps: true}"), "whole number from 1 on"),
+    "LoRA's rank for a classifier": (good("lr: 5e-5", "r: 8"), "'r' is for trainer: lora"),
+    "LoRA that reads a column": (good("lr: 5e-5", "trainer: lora, text: sentence"), "'text' is for trainer: classifier"),
     # secrets and code
     "a key in weak": (good("lr: 5e-5", "model_args: {api_key: x}"), "'api_key' looks like a secret"),
     "a token in strong": (good('instruct"', 'instruct", model_args: {hub_token: x}'), "'hub_token' looks like a secret"),

@@ -330,8 +330,11 @@ def test_mistakes_in_settings_are_named(own_task: Path, causal_model, tmp_path: 
     task, labels = _task(own_task), None
     labels = _gold(task, 40)
     docs, pool = task.train_docs[:40], hn.ModelPool()
-    with pytest.raises(UserError, match=r"no field 'reprot_to'\. Did you mean 'report_to'"):
-        lora.fit(task, docs, labels, _lora(causal_model("llama"), trainer_args={"reprot_to": "none"}), tmp_path, pool=pool)
+    with pytest.raises(ValueError, match=r"'reprot_to' would be ignored\. Did you mean 'report_to'"):
+        _lora(causal_model("llama"), trainer_args={"reprot_to": "none"})
+    odd = _lora(causal_model("llama"), trainer_args={"optim": "no_such_optimizer"})
+    with pytest.raises(UserError, match=r"trainer_args: transformers refuses .*no_such_optimizer"):
+        lora.fit(task, docs, labels, odd, tmp_path, pool=pool)
     with pytest.raises(UserError, match="target_modules"):
         lora.fit(task, docs, labels, _lora(causal_model("llama"), target_modules=["nothing"]), tmp_path, pool=pool)
     with pytest.raises(UserError, match="no column 'txt'"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
@@ -14,6 +14,7 @@ from trainers.method_args import MethodArgs, Unsupervised
 from trainers.methods import NEEDS_CONFIDENCE, parse_method
 from trainers.openai_settings import OpenAIStrong
 from trainers.schema import SECRET_PLACES, Section, changed, no_secrets
+from trainers.trainer_args import check_trainer_args
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.user_text import LONGEST, parse_yaml, read_text, shown
 
@@ -75,16 +76,25 @@ class Trainable(Section):
     model_args: dict[str, Any] = Field(default={})
     """More arguments for the lm_eval model, e.g. device or dtype."""
     trainer_args: dict[str, Any] = Field(default={})
-    """More fields of transformers' TrainingArguments, e.g. report_to."""
+    """More fields of transformers' TrainingArguments, e.g. report_to: those that the training loop acts on."""
 
     @field_validator("model_args", "trainer_args")
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         return no_secrets(value)
 
+    @field_validator("trainer_args")
+    @classmethod
+    def _honoured(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return check_trainer_args(value)
+
     def recipe(self) -> dict[str, Any]:
         """The settings that the trained model depends on."""
         return self.model_dump()
+
+
+OF_CLASSIFIER, OF_LORA = ("text", "max_length"), ("r", "alpha", "chat_template")
+"""Fields of `weak` that only one of its trainers uses."""
 
 
 class Weak(Trainable):
@@ -106,6 +116,14 @@ class Weak(Trainable):
     """LoRA scale; null for 2 r."""
     chat_template: bool = False
     """Whether a lora supervisor is prompted through its chat template."""
+
+    @model_validator(mode="after")
+    def _used(self) -> Self:
+        for key in OF_CLASSIFIER if self.trainer == "lora" else OF_LORA:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                other = "classifier" if self.trainer == "lora" else "lora"
+                raise ValueError(f"'{key}' is for trainer: {other}; trainer: {self.trainer} would ignore it")
+        return self
 
 
 class Strong(Trainable):

@@ -36,7 +36,8 @@ from trainers.config import Trainable
 from trainers.kept import Keep
 from trainers.losses import LOSSES, WHOLE_STEP, Loss, State
 from trainers.store import CHECKPOINTS, write_atomic
-from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.errors import UserError
+from w2s_tasks.user_text import one_line, shown
 
 log = logging.getLogger(__name__)
 
@@ -310,11 +311,10 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
             "metric_for_best_model": CHOSEN_BY[settings.checkpoint],
             "greater_is_better": settings.checkpoint == "holdout_agreement",
         }
-    known = set(TrainingArguments.__dataclass_fields__)
-    for key in settings.trainer_args:
-        if key not in known:
-            raise UserError(f"trainer_args: transformers' TrainingArguments has no field '{key}'.{nearest(key, known)}")
-    return TrainingArguments(**{**values, **settings.trainer_args})
+    try:
+        return TrainingArguments(**{**values, **settings.trainer_args})
+    except (TypeError, ValueError, ImportError) as error:
+        raise UserError(f"trainer_args: transformers refuses {shown(settings.trainer_args)}: {one_line(error)}") from error
 
 
 def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:

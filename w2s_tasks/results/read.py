@@ -68,7 +68,8 @@ def _metric_values(entry: dict[str, Any]) -> tuple[dict[str, float], dict[str, f
         if "," not in key or not isinstance(value, int | float) or name.endswith("_stderr_stderr"):
             continue
         if name.endswith("_stderr"):
-            errors[name.removesuffix("_stderr")] = float(value)
+            if np.isfinite(value):  # a single group has none
+                errors[name.removesuffix("_stderr")] = float(value)
         else:
             values[name] = float(value)
     return values, errors
