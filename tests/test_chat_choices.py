@@ -15,16 +15,14 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.chat.choices import ChoiceSet, Position
 from w2s_tasks.models.chat.model import parse_choice
+from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, read_reply
 from w2s_tasks.models.chat.wire import (
-    BadReplyError,
     Conversation,
     Dialect,
     Endpoint,
-    RefusedError,
     Writer,
     adapted,
     cut,
-    read_reply,
     resolve_base_url,
 )
 from w2s_tasks.models.ref import ModelRef

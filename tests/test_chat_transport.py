@@ -22,9 +22,10 @@ from openai_service.chat import Chat
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.client import Connection
+from w2s_tasks.models.chat.replies import RefusedError, Reply, Usage
 from w2s_tasks.models.chat.store import AnswerStore
 from w2s_tasks.models.chat.transport import AdaptiveLimit, Meter, Policy, Sender, retry_after
-from w2s_tasks.models.chat.wire import Endpoint, RefusedError, Reply, Request, Usage
+from w2s_tasks.models.chat.wire import Endpoint, Request
 from w2s_tasks.models.prices import TokenPrice
 
 CHAT = "POST /v1/chat/completions"

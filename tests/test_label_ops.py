@@ -164,6 +164,8 @@ def test_relabelling_keeps_sure_weak_labels_and_adds_sure_new_ones():
     assert set(added.row_id) <= set(left.row_id)
     by_id = dict(zip(new.row_id, new.soft.tolist(), strict=True))
     assert all(by_id[i] == s for i, s in zip(added.row_id, added.soft.tolist(), strict=True))
+    refused = new.subset(np.arange(len(new)) != 0)
+    assert new.row_id[0] not in relabel.two_stage(labels, refused, keep=0.5, add=1.0, by_class=True).row_id
     with pytest.raises(UserError, match="did not label the rows"):
         relabel.two_stage(labels, labels, keep=0.5, add=0.4, by_class=True)
 

@@ -28,13 +28,15 @@ from trainers import processes
 from trainers.labels import LabelSet
 from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle, reason
-from w2s_tasks import TASK_PATH, environment, register
+from w2s_tasks import TASK_PATH, environment, no_answer, register
 from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.results.read import read_evaluation
 from w2s_tasks.task_settings import differing, refuse_two
 from w2s_tasks.user_text import shown
+
+log = logging.getLogger(__name__)
 
 __all__ = ["Harness", "HarnessTask", "ModelPool", "PromptStyle", "evaluate", "label"]
 
@@ -185,17 +187,36 @@ def evaluate(
 def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Sequence[str], style: PromptStyle) -> LabelSet:
     """Let a model label documents: its log-likelihoods of the choices, normalised over them.
 
+    A row that the model refused to answer gets no label: it is left out, which is told.
+
     Args:
         lm: any lm_eval model that scores continuations.
         task: whose prompts and choices.
         docs: the rows to label.
         ids: their row ids.
         style: how to prompt.
+
+    Raises:
+        UserError: the model answered no row.
     """
     share = -(-len(docs) // processes.count())  # each process labels a stretch
     own = docs[processes.index() * share : (processes.index() + 1) * share]
     answers = lm.loglikelihood(task.requests(own, style, lm)) if len(own) else []
     logliks: npt.NDArray[Any] = np.array(processes.gather([float(a[0]) for a in answers])).reshape(len(docs), -1)
+    answered: npt.NDArray[Any] = (logliks != no_answer.LOGLIK).any(axis=1)
+    if not answered.all():
+        _tell_unanswered(task.name, [i for i, ok in zip(ids, answered, strict=True) if not ok], len(ids))
+    logliks = logliks[answered]
     weights = np.exp(logliks - logliks.max(axis=1, keepdims=True))
     soft = weights / weights.sum(axis=1, keepdims=True)
-    return LabelSet(tuple(ids), soft, np.array([task.gold(doc) for doc in docs], dtype=int))
+    gold = np.array([task.gold(doc) for doc, ok in zip(docs, answered, strict=True) if ok], dtype=int)
+    return LabelSet(tuple(i for i, ok in zip(ids, answered, strict=True) if ok), soft, gold)
+
+
+def _tell_unanswered(task: str, ids: Sequence[str], n: int) -> None:
+    """Say which rows have no label because the model did not answer them."""
+    share = f"{len(ids)} of {n} rows ({100 * len(ids) / n:.1f} %)"
+    said = f"{task}: the model refused, or answered with none of the choices, {share}"
+    if len(ids) == n:
+        raise UserError(f"{said}: there are no labels. Another model or prompt (shots, a system prompt) may answer.")
+    log.warning("%s: they get no label and are left out; the first: %s", said, ", ".join(ids[:3]))

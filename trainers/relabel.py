@@ -99,7 +99,7 @@ def two_stage(labels: LabelSet, student: LabelSet, *, keep: float, add: float, b
 
     Args:
         labels: the supervisor's labels of all rows.
-        student: the first student's labels of the rows of `discarded`, in that order.
+        student: the first student's labels of the rows of `discarded`; those that it refused are not among them.
         keep: share of the rows in set A.
         add: share of the others in set B.
         by_class: take both shares within each labelled class.
@@ -108,7 +108,7 @@ def two_stage(labels: LabelSet, student: LabelSet, *, keep: float, add: float, b
         UserError: `student` labels other rows.
     """
     kept = labels.subset(most_confident(labels, keep, by_class))
-    if student.row_id != discarded(labels, keep, by_class).row_id:
+    if not set(student.row_id) <= set(discarded(labels, keep, by_class).row_id):
         raise UserError("relabel: the first student did not label the rows that the filter left out.")
     back = student.subset(most_confident(student, add, by_class))
     return LabelSet(

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from w2s_tasks import no_answer
+
 Array = npt.NDArray[Any]
 Results = Sequence[tuple[float, bool]]
 GoldPred = tuple[int, ...]
@@ -172,7 +174,7 @@ def _gold_pred(doc: dict[str, Any], results: Results) -> tuple[int, int]:
     if np.isnan(logliks).any():
         return int(doc["label"]), BROKEN
     # Of equal log-likelihoods the first counts, as in lm_eval; none at all is no answer.
-    return int(doc["label"]), int(logliks.argmax()) if logliks.max() > -math.inf else NO_ANSWER
+    return int(doc["label"]), NO_ANSWER if no_answer.is_none(logliks) else int(logliks.argmax())
 
 
 def _right(pair: tuple[int, int]) -> float:
@@ -182,7 +184,7 @@ def _right(pair: tuple[int, int]) -> float:
 def binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     """``process_results`` of a two-choice task whose column ``label`` is the index of the right choice.
 
-    A document whose choices all have the log-likelihood -inf was not answered: it is wrong. Where one is NaN the model is
+    A document without an answer (see `w2s_tasks.no_answer`) is wrong. Where one is NaN the model is
     broken, and all scores of the task are NaN.
     """
     pair = _gold_pred(doc, results)
@@ -250,10 +252,17 @@ def exact_match_stderr(items: Sequence[tuple[int, float]]) -> float:
 
 
 def expected_rating(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """``process_results`` of utilitarianism: the mean of the ratings 1..9 under the model's own distribution over them."""
+    """``process_results`` of utilitarianism: the mean of the ratings 1..9 under the model's own distribution over them.
+
+    A document without an answer is rated off the scale, so that its pair is wrong: 0 for the more pleasant scenario, 10 for
+    the other.
+    """
     logliks = np.array([loglik for loglik, _ in results])
-    weights = np.exp(logliks - logliks.max())
-    rating = float(weights @ np.arange(1, len(logliks) + 1) / weights.sum())
+    if no_answer.is_none(logliks):
+        rating = 0.0 if int(doc["role"]) else len(logliks) + 1.0
+    else:
+        weights = np.exp(logliks - logliks.max())
+        rating = float(weights @ np.arange(1, len(logliks) + 1) / weights.sum())
     item: Rated = (int(doc["pair"]), int(doc["role"]), rating)
     return {"acc": item, "acc_stderr": item, "ties": item, "pairs": item}
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks import generated
+from w2s_tasks import generated, no_answer
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import NO_ANSWER, pair_margins, ranked
 from w2s_tasks.results.gold import gold_of
@@ -29,8 +29,9 @@ Array = npt.NDArray[Any]
 class TaskScores:
     """One model on one task.
 
-    ``units`` are what is counted: documents, or pairs in a ranking task. Where text was generated, ``predicted`` is -1 for a
-    reply that did not parse, ``unparsed`` the share of those, and ``parsed`` tells for each unit. ``correct`` is 0/1 a unit;
+    ``units`` are what is counted: documents, or pairs in a ranking task. ``predicted`` is -1 for a reply that did not parse
+    and for a document that was not answered, ``unparsed`` the share of those units, and ``parsed`` tells for each unit (None
+    where choices were scored and all were answered). ``correct`` is 0/1 a unit;
     ``predicted``, ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents; ``cluster`` numbers grouped
     units.
     """
@@ -109,7 +110,19 @@ def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], er
         bad = pairs[int(np.argmax(np.isnan(right)))]
         raise UserError(f"{task}, pair {bad}: a rating is NaN, so there is no answer to count; the model is broken.")
     units = _pair_units(rows, pairs)
-    return TaskScores(task, len(units), values, errors, units, right, ties=float((margins == 0).mean()))
+    silent = {row["acc"][0] for row in rows if no_answer.is_none(float(r[0]) for r in row["filtered_resps"])}
+    parsed = np.array([pair not in silent for pair in pairs.tolist()])
+    return TaskScores(
+        task,
+        len(units),
+        values,
+        errors,
+        units,
+        right,
+        unparsed=float(1 - parsed.mean()),
+        parsed=None if parsed.all() else parsed,
+        ties=float((margins == 0).mean()),
+    )
 
 
 def _documents(
@@ -125,7 +138,7 @@ def _documents(
         )
     # As lm_eval has it the first of equal log-likelihoods counts; `ties` tells how often. None at all is no answer.
     best = logliks.max(axis=1)
-    answered = best > -np.inf
+    answered = best > no_answer.LOGLIK
     predicted = np.where(answered, logliks.argmax(axis=1), NO_ANSWER)
     gold = np.array([gold_of(config, row) for row in rows])
     # Groups are what the task's own scoring says, (group, right) a row; a column's name means nothing.
@@ -140,7 +153,7 @@ def _documents(
         np.array([row["acc"][0] for row in rows]) if grouped else None,
         predicted,
         gold,
-        logliks,
+        np.where(answered[:, None], logliks, 0.0),  # no choice of a document without an answer is likelier than another
         unparsed=float(1 - answered.mean()),
         parsed=None if answered.all() else answered,
         ties=float((((logliks == best[:, None]).sum(axis=1) > 1) & answered).mean()),

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,9 +20,11 @@ from tqdm import tqdm
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.client import Connection
+from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, Reply, error_in, read_body, refusal_of, words
+from w2s_tasks.models.chat.states import Standing, standing
 from w2s_tasks.models.chat.store import AnswerStore
-from w2s_tasks.models.chat.transport import FILTERED, RETRIED, Meter, Policy, retry_after
-from w2s_tasks.models.chat.wire import BadReplyError, RefusedError, Reply, Request, Usage, read_reply
+from w2s_tasks.models.chat.transport import RETRIED, UNREADABLE, Meter, Policy, is_final, retry_after
+from w2s_tasks.models.chat.wire import Request
 
 if TYPE_CHECKING:
     import openai
@@ -36,9 +38,15 @@ MAX_BYTES = 200_000_000
 """The service's limits for one batch."""
 ROUNDS = 4
 """How often requests without an answer are sent again before giving up."""
-FINAL = frozenset({"completed", "failed", "expired", "cancelled"})
-DEAD = frozenset({"failed", "expired", "cancelled", "cancelling"})
 LONGEST_POLL = 60.0
+LONGEST_BATCH = 48 * 3600.0
+"""Seconds after which waiting for batches ends; the service promises 24 hours."""
+PUZZLED = 20
+"""Looks in a row at a batch that tell no state which this program knows, after which it asks the user (some ten minutes)."""
+PASSING = frozenset(
+    {"batch_expired", "batch_cancelled", "batch_canceled", "request_timeout", "server_error", "rate_limit_exceeded"}
+)
+"""Errors of a batch's line after which its request is sent again."""
 METADATA = "w2s_chunk"
 SEARCHED = 1000
 """How many of the account's newest batches are searched for one of ours."""
@@ -128,6 +136,13 @@ def split(lines: Sequence[bytes], max_requests: int = MAX_REQUESTS, max_bytes: i
         yield part
 
 
+def _batch(answer: Batch) -> Batch:
+    """The batch that an answer tells of; ValueError, with what it says, where it tells of none."""
+    if not (isinstance(getattr(answer, "status", None), str) and getattr(answer, "id", None)):
+        raise ValueError(f"the answer is no batch: {words(str(answer).encode())}")
+    return answer
+
+
 class BatchSender:
     """Gets answers through the Batch API."""
 
@@ -135,6 +150,8 @@ class BatchSender:
         self.connection, self.store, self.meter, self.policy = connection, store, meter, policy
         self.ledger = Ledger(store.path)
         self._refusal: RefusedError | None = None
+        self._left: RefusedError | None = None
+        """What stood last in the place of an answer."""
 
     def ask(self, requests: Sequence[Request], title: str, *, quiet: bool = False) -> None:
         """Get an answer for every request that the store lacks; waits until the service is done.
@@ -157,9 +174,10 @@ class BatchSender:
         self.ledger.tidy()
         left = sum(self.store.get(key) is None for key in keyed)
         if left:
+            said = f"; the last said: {self._left.message}" if self._left else ""
             raise UserError(
-                f"{left} of {len(keyed)} requests came back from the Batch API without an answer {ROUNDS} times. Run again "
-                "later, or without batch=true; what is stored is not asked again."
+                f"{left} of {len(keyed)} requests came back from the Batch API without an answer {ROUNDS} times{said}. Run "
+                "again later, or without batch=true; what is stored is not asked again."
             )
 
     def _check_budget(self, missing: Mapping[str, Request]) -> None:
@@ -198,18 +216,19 @@ class BatchSender:
         file = self.ledger.file_of(chunk.sha)
         if file is None:
             upload = (f"w2s-{chunk.sha}.jsonl", chunk.path.read_bytes())
-            file = self._patiently(lambda: client.files.create(file=upload, purpose="batch")).id
+            file = self._patiently(lambda: str(client.files.create(file=upload, purpose="batch").id))
             self.ledger.write(state="uploaded", chunk=chunk.sha, file=file)
         for attempt in range(self.policy.retries + 1):
             batch = self._find(client, chunk.sha)
             if batch is None:
                 try:
-                    batch = client.batches.create(
+                    made = client.batches.create(
                         completion_window="24h",
                         endpoint=json.loads(chunk.path.open(encoding="utf-8").readline())["url"],
                         input_file_id=file,
                         metadata={METADATA: chunk.sha},
-                    ).id
+                    )
+                    batch = _batch(made).id
                 except (openai.APIError, ValueError) as error:
                     # Perhaps it was created and the answer was lost: look before asking again.
                     self._wait_or_raise(error, attempt)
@@ -225,7 +244,9 @@ class BatchSender:
             done = self.ledger.done()
             for number, batch in enumerate(client.batches.list(limit=100)):
                 mine = (batch.metadata or {}).get(METADATA) == sha
-                if mine and batch.status not in DEAD and batch.id not in done:
+                # One that is being cancelled still has answers, but not those that are missing.
+                alive = not standing(batch.status).ended or standing(batch.status) is Standing.SUCCEEDED
+                if mine and alive and not str(batch.status).startswith("cancel") and batch.id not in done:
                     return batch.id
                 if number >= SEARCHED:
                     break
@@ -235,25 +256,45 @@ class BatchSender:
 
     def _collect(self, client: openai.OpenAI, batches: Sequence[str], title: str, quiet: bool) -> None:
         """Wait for batches and store their answers as each one ends."""
-        waiting, pause = list(batches), self.policy.backoff
+        waiting, pause, deadline = list(batches), self.policy.backoff, time.monotonic() + LONGEST_BATCH
         finished: dict[str, int] = {}
+        puzzled: dict[str, int] = {}
         with tqdm(desc=f"{title} (batch)", unit="req", disable=quiet or None, leave=False) as bar:
             while waiting:
                 for name in list(waiting):
-                    batch = self._patiently(lambda n=name: client.batches.retrieve(n))  # type: ignore[misc]
+                    batch = self._patiently(lambda n=name: _batch(client.batches.retrieve(n)))  # type: ignore[misc]
                     counts = batch.request_counts
-                    finished[name] = counts.completed + counts.failed if counts else 0
+                    finished[name] = (counts.completed or 0) + (counts.failed or 0) if counts else 0
                     bar.n = sum(finished.values())
                     bar.set_postfix_str(f"{batch.status}, {self.meter}")
-                    if batch.status in FINAL:
+                    place = standing(batch.status)
+                    puzzled[name] = puzzled.get(name, 0) + 1 if place is Standing.UNKNOWN else 0
+                    self._check_progress(batch, puzzled[name], deadline)
+                    if place.ended:
                         waiting.remove(name)
-                        self._store_answers(client, batch)
+                        self._store_answers(client, batch, place)
                 if waiting:
                     time.sleep(pause)
                     pause = min(LONGEST_POLL, pause * 1.5)
 
-    def _store_answers(self, client: openai.OpenAI, batch: Batch) -> None:
-        if batch.status == "failed":
+    def _check_progress(self, batch: Batch, puzzled: int, deadline: float) -> None:
+        """Stop waiting for a batch that says nothing known, or lasts longer than any may."""
+        who = f"{self.connection.endpoint.base_url}: the batch {batch.id}"
+        if puzzled == 1:
+            log.warning("%s is '%s', a state that this program does not know; looking on.", who, batch.status)
+        if puzzled >= PUZZLED:
+            raise UserError(
+                f"{who} is '{batch.status}', not known here as running, nor as an end. Look at it on the service's pages; "
+                "the same command goes on with it."
+            )
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"{who} is still '{batch.status}' after {LONGEST_BATCH / 3600:g} hours. It was not cancelled: the same "
+                "command goes on waiting for it."
+            )
+
+    def _store_answers(self, client: openai.OpenAI, batch: Batch, place: Standing) -> None:
+        if place is Standing.FAILED:
             errors = (batch.errors.data if batch.errors else None) or []
             reason = "; ".join(self.connection.without_key(str(e.message)) for e in errors[:3]) or "no reason given"
             self.ledger.write(state="done", batch=batch.id)
@@ -261,33 +302,54 @@ class BatchSender:
         for file in (batch.output_file_id, batch.error_file_id):
             if file:
                 content = self._patiently(lambda f=file: client.files.content(f).content)  # type: ignore[misc]
-                for line in content.decode("utf-8", "replace").splitlines():
+                for line in content.split(b"\n"):
                     self._store_line(line)
         self.ledger.write(state="done", batch=batch.id)
 
-    def _store_line(self, line: str) -> None:
+    def _store_line(self, line: bytes) -> None:
         """Store one line's answer; a line without one leaves its request missing."""
+        if not line.strip():
+            return
         try:
             data = json.loads(line)
-            key, response = str(data["custom_id"]), data.get("response") or {}
-            status, body = int(response.get("status_code") or 0), response.get("body") or {}
-            kind = self.connection.endpoint.kind
-            reply = read_reply(kind, body) if status == 200 else self._refused_line(status, body)
-        except (ValueError, KeyError, TypeError, AttributeError, BadReplyError) as error:
-            log.warning("a line of a batch can't be read (%s); its request is sent again", type(error).__name__)
+            key = str(data["custom_id"])
+            reply = self._line_reply(data)
+        except RefusedError as error:
+            self._left = replace(error, message=self.connection.without_key(error.message)[:500])
+            passing = error.code in PASSING or error.status in RETRIED or error.status >= 500
+            if not passing or is_final(error):
+                self._refusal = self._left
             return
-        if reply is not None and self.store.get(key) is None:
+        except (ValueError, KeyError, TypeError, AttributeError, BadReplyError) as error:
+            said = self.connection.without_key(str(error))[:300]
+            self._left = RefusedError(200, said)
+            log.warning("a line of a batch can't be read (%s: %s); its request is sent again", type(error).__name__, said)
+            return
+        if self.store.get(key) is None:
             self.store.add(key, reply)
             self.meter.add(reply.usage, batch=True)
 
-    def _refused_line(self, status: int, body: Mapping[str, Any]) -> Reply | None:
-        error = body.get("error") or {}
-        if error.get("code") in FILTERED:
-            return Reply(None, "content_filter", (), Usage(), "")
-        if 400 <= status < 500 and status not in RETRIED:
-            message = self.connection.without_key(str(error.get("message", "")))[:500]
-            self._refusal = RefusedError(status, message, error.get("param"), error.get("code"))
-        return None
+    def _line_reply(self, data: Mapping[str, Any]) -> Reply:
+        """The answer of a batch's line.
+
+        Raises:
+            RefusedError: an error stands in its place.
+            BadReplyError: neither does.
+        """
+        response, error = data.get("response") or {}, data.get("error")
+        body = response.get("body")
+        raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+        status = int(response.get("status_code") or 200)
+        try:
+            if error:
+                raise error_in({"error": error}) or BadReplyError(str(error))
+            if status >= 400:
+                raise refusal_of(status, raw)
+            return read_body(self.connection.endpoint.kind, raw)
+        except RefusedError as refusal:
+            if refusal.filtered:
+                return Reply.withheld(refusal.message)
+            raise
 
     # ---- patience ----------------------------------------------------------------------------------------------------
 
@@ -298,7 +360,7 @@ class BatchSender:
         for attempt in range(self.policy.retries + 1):
             try:
                 return call()
-            except (openai.APIError, ValueError) as error:
+            except (openai.APIError, ValueError, TypeError, AttributeError) as error:  # or the SDK's own, on another shape
                 self._wait_or_raise(error, attempt)
         raise AssertionError("not reached")  # the last attempt raised
 
@@ -311,7 +373,8 @@ class BatchSender:
             if error.status_code < 500 and error.status_code not in RETRIED:
                 raise refusal from None
             wait = retry_after(error.response.headers)
-        if attempt >= self.policy.retries:
+        most = self.policy.retries if isinstance(error, openai.APIError) else min(UNREADABLE - 1, self.policy.retries)
+        if attempt >= most:
             reason = self.connection.without_key(str(error))[:300]
             raise UserError(f"{self.connection.endpoint.base_url} failed {attempt + 1} times: {reason}") from None
         longest = min(LONGEST_POLL, self.policy.backoff * 2**attempt)

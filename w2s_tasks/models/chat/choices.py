@@ -96,9 +96,10 @@ class ChoiceSet:
 
     def compatible(self, text: str) -> list[int]:
         """Which choices the text can be the beginning of, or begins with; all of them for a mere lead-in."""
-        text = text.lstrip(MARKS if self.level else None)
+        text = _joined(text).lstrip(MARKS if self.level else None)
         text = text.casefold() if self.level == 2 else text
-        return [i for i, core in enumerate(self.cores) if core.startswith(text) or _begins_with(text, core)]
+        data = text.encode("utf-8", "surrogateescape")
+        return [i for i, core in enumerate(self.cores) if core.encode().startswith(data) or _begins_with(text, core)]
 
     def score(self, positions: Sequence[Position]) -> Scores:
         """Score all choices from the positions of one answer, generated greedily."""
@@ -134,6 +135,11 @@ def _prepared(choices: tuple[str, ...]) -> ChoiceSet:
     if not all(cores) or first == second:
         raise UserError(f"an empty choice among {list(choices)!r}")
     raise UserError(f"{choices[first].strip()!r} and {choices[second].strip()!r} begin alike")
+
+
+def _joined(text: str) -> str:
+    """The text with the bytes of a character that came in pieces (surrogates, see `replies.token_text`) made one."""
+    return text if text.isascii() else text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
 
 
 def _begins_with(text: str, core: str) -> bool:

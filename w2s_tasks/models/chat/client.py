@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from w2s_tasks.errors import UserError, nearest
-from w2s_tasks.models.chat.wire import Endpoint, RefusedError
+from w2s_tasks.models.chat.replies import RefusedError, refusal_of
+from w2s_tasks.models.chat.wire import Endpoint
 
 if TYPE_CHECKING:
     import openai
@@ -78,15 +80,19 @@ class Connection:
 
     def refused(self, error: openai.APIStatusError) -> RefusedError:
         """What an error answer says."""
-        body = error.body if isinstance(error.body, dict) else {}
-        message = body.get("message") or body.get("detail") or error.message or error.response.text[:500]
-        return RefusedError(
-            error.status_code, self.without_key(str(message))[:500], _text(body.get("param")), _text(body.get("code"))
-        )
+        found = refusal_of(error.status_code, error.response.content)
+        return replace(found, message=self.without_key(found.message)[:500] + self.redirected(error.response))
+
+    def redirected(self, response: Any) -> str:
+        """A sentence where the endpoint sent the request elsewhere, which turns it into another one more often than not."""
+        if not response.history:
+            return ""
+        return self.without_key(f" The request was redirected to {response.url.copy_with(query=None)}; is base_url right?")
 
     def explain(self, refusal: RefusedError) -> UserError:
         """The sentence for the user: what the endpoint refused, and what to do."""
-        where = f"{self.endpoint.base_url} refused the request ({refusal.status})"
+        number = "in an answer with status 200" if refusal.status == 200 else str(refusal.status)
+        where = f"{self.endpoint.base_url} refused the request ({number})"
         if refusal.status == 401:
             return UserError(f"{where}: it does not take the key in ${self.variable}. It says: {refusal.message}")
         if refusal.status == 403:
@@ -114,7 +120,3 @@ class Connection:
             return "Check model= and base_url= (it usually ends in /v1)."
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return f"It has: {shown or 'none'}.{nearest(self.endpoint.model, names)}"
-
-
-def _text(value: Any) -> str | None:
-    return None if value is None else str(value)

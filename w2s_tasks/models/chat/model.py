@@ -18,15 +18,17 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
+from w2s_tasks import no_answer
 from w2s_tasks.answers import lenient
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models import prices as price_tables
 from w2s_tasks.models.chat import wire
 from w2s_tasks.models.chat.choices import ChoiceSet, Scores
 from w2s_tasks.models.chat.client import Connection, default_variable
+from w2s_tasks.models.chat.replies import RefusedError, Reply
 from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
-from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, RefusedError, Reply, Request, Writer
+from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, Request, Writer
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ ADAPTATIONS = 6
 UNCHOSEN = -100.0
 """In mode generated there is no probability: 0 for the chosen choice, this for the others."""
 WARN_UNLISTED = 0.1
+SHOWN = 200
 
 Build = Callable[[Writer], Request]
 
@@ -68,7 +71,10 @@ class TaskReport:
     floored: float = 0.0
     """Share of documents with a choice outside the listed tokens, scored at the floor."""
     unlisted: float = 0.0
-    """Share of documents without any listed choice; in mode generated: whose answer is no choice."""
+    """Share of documents without any listed choice; in mode generated: whose answer is no choice. They have no answer, which
+    is wrong whatever the right one is (see `w2s_tasks.no_answer`)."""
+    refused: float = 0.0
+    """Share of documents whose answer the model refused or the endpoint withheld; a part of `unlisted`."""
     second_requests: int = 0
 
 
@@ -138,6 +144,20 @@ def parse_choice(text: str | None, choices: Sequence[str]) -> int | None:
             return None
     exact = [i for i, c in enumerate(plain) if c == reply.strip()]
     return exact[0] if len(exact) == 1 else lenient(reply, plain)
+
+
+def _chosen(found: int | None, n: int) -> Scores:
+    """The scores of a choice that was written out."""
+    if found is None:
+        return _no_answer(n)
+    return Scores(
+        tuple(0.0 if i == found else UNCHOSEN for i in range(n)), tuple(i != found for i in range(n)), found, False
+    )
+
+
+def _no_answer(n: int) -> Scores:
+    """The scores of a document that was not answered: refused, withheld, or with none of its choices in sight."""
+    return Scores((no_answer.LOGLIK,) * n, (True,) * n, None, False)
 
 
 def _extra(given: Mapping[str, Any] | str | None) -> dict[str, Any]:
@@ -220,6 +240,7 @@ class W2SChat(LM):
             UserError: an unknown or impossible argument, a missing key, or a budget for a model without a price.
         """
         super().__init__()
+        no_answer.count_as_wrong()
         self._refuse(unknown)
         kind: wire.Kind = (
             "completions" if _one_of("endpoint", endpoint, ("chat", "completions")) == "completions" else "chat"
@@ -333,15 +354,19 @@ class W2SChat(LM):
         for _, places in _by_task(documents):
             first = sets[places[0]]
             tokens = LEAD_TOKENS if first.has_lead else 1
+            replies: list[Reply] = []
             for place in places[:PROBES]:
                 reply = self._probe(partial(Writer.first_token, context=documents[place].context, tokens=tokens))
                 if reply is None:
                     return None
+                if reply.refusal is not None:  # tells nothing about log-probabilities
+                    continue
+                replies.append(reply)
                 if reply.positions is not None:
                     if sets[place].score(reply.positions).unfinished and reply.finish == "length":
                         tokens = LEAD_TOKENS
                     break
-            else:
+            if replies and replies[-1].positions is None:
                 self.dialect = replace(self.dialect, top=0)
                 return None
             for place in places:
@@ -365,13 +390,14 @@ class W2SChat(LM):
             return None
         requests = [self._writer.first_token(d.context, n) for d, n in zip(documents, plan, strict=True)]
         replies = self._ask(requests, "first token", quiet)
+        self._check_scored(documents, replies)
         scores = [s.score(r.positions or ()) for s, r in zip(sets, replies, strict=True)]
         # Where the answer ended inside a lead-in, such as a quote, a longer one tells the choices apart.
         rows = zip(plan, scores, replies, strict=True)
         again = [i for i, (n, s, r) in enumerate(rows) if n < LEAD_TOKENS and s.unfinished and r.finish == "length"]
         longer = [self._writer.first_token(documents[i].context, LEAD_TOKENS) for i in again]
         for i, reply in zip(again, self._ask(longer, "after the lead-in", quiet) if longer else (), strict=True):
-            scores[i] = sets[i].score(reply.positions or ())
+            scores[i], replies[i] = sets[i].score(reply.positions or ()), reply
         for task, places in _by_task(documents):
             part = [scores[i] for i in places]
             self._reports[task] = TaskReport(
@@ -379,9 +405,19 @@ class W2SChat(LM):
                 len(part),
                 sum(any(s.floored) for s in part) / len(part),
                 sum(all(s.floored) for s in part) / len(part),
+                sum(replies[i].refusal is not None for i in places) / len(part),
                 len(set(places) & set(again)),
             )
-        return scores
+        return [_no_answer(len(s.loglik)) if all(s.floored) else s for s in scores]
+
+    def _check_scored(self, documents: Sequence[Document], replies: Sequence[Reply]) -> None:
+        """Refuse answers that hold text but, unlike the first ones, no log-probabilities: nothing tells what was chosen."""
+        bare = [d for d, r in zip(documents, replies, strict=True) if r.text and r.positions is None]
+        if bare:
+            raise UserError(
+                f"{self.endpoint.base_url} gave {len(bare)} of {len(replies)} answers without log-probabilities, though its "
+                f"first ones had them (the first: {bare[0].where}). mode=generated asks for every answer as text."
+            )
 
     def _generated(self, documents: Sequence[Document], quiet: bool) -> list[Scores]:
         builds = [partial(Writer.choice, context=d.context, choices=d.choices, tokens=self.answer_tokens) for d in documents]
@@ -391,17 +427,10 @@ class W2SChat(LM):
         chosen = [parse_choice(r.text, d.choices) for r, d in zip(replies, documents, strict=True)]
         for task, places in _by_task(documents):
             missing = sum(chosen[i] is None for i in places) / len(places)
-            self._reports[task] = TaskReport("generated", len(places), unlisted=missing)
+            refused = sum(replies[i].refusal is not None for i in places) / len(places)
+            self._reports[task] = TaskReport("generated", len(places), unlisted=missing, refused=refused)
         self._warn_if_cut(replies, "answer_tokens")
-        return [
-            Scores(
-                tuple(0.0 if i == found else UNCHOSEN for i in range(len(d.choices))),
-                tuple(i != found for i in range(len(d.choices))),
-                found,
-                False,
-            )
-            for found, d in zip(chosen, documents, strict=True)
-        ]
+        return [_chosen(found, len(d.choices)) for found, d in zip(chosen, documents, strict=True)]
 
     def _tell(self) -> None:
         """One line about rows that are scored at the floor, and one where the model seems to answer something else."""
@@ -414,7 +443,14 @@ class W2SChat(LM):
             log.warning(
                 "documents with a choice outside the top %d, scored at its floor: %s", self.dialect.top, "; ".join(told)
             )
-        lost = [t for t, r in self._reports.items() if r.unlisted > WARN_UNLISTED]
+        none = [
+            f"{task} {report.unlisted:.1%} (refused or withheld: {report.refused:.1%}) of {report.documents}"
+            for task, report in self._reports.items()
+            if report.unlisted
+        ]
+        if none:
+            log.warning("documents without an answer, which count as wrong: %s", "; ".join(none))
+        lost = [t for t, r in self._reports.items() if r.unlisted - r.refused > WARN_UNLISTED]
         if lost:
             log.warning(
                 "the model often begins with something that is none of the choices (%s). Shots (--num_fewshot 4), a larger "
@@ -426,7 +462,7 @@ class W2SChat(LM):
     # ---- text --------------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Text for each request, up to the task's stop strings; empty where the endpoint withheld it.
+        """Text for each request, up to the task's stop strings; empty where it was refused or withheld, which is told.
 
         Raises:
             UserError: what the endpoint refuses, or a task with images.
@@ -445,6 +481,12 @@ class W2SChat(LM):
         self._probe(builds[0])
         replies = self._ask([build(self._writer) for build in builds], "generating", disable_tqdm)
         self._warn_if_cut(replies, "max_gen_toks")
+        by_task: dict[str, list[Reply]] = defaultdict(list)
+        for request, reply in zip(requests, replies, strict=True):
+            by_task[str(request.task_name)].append(reply)
+        for task, part in by_task.items():
+            share = sum(r.refusal is not None for r in part) / len(part)
+            self._reports[task] = TaskReport("generated", len(part), unlisted=share, refused=share)
         return [
             wire.cut(reply.text or "", wire.stops(request.args[1].get("until")))
             for request, reply in zip(requests, replies, strict=True)
@@ -452,11 +494,16 @@ class W2SChat(LM):
 
     def _warn_if_cut(self, replies: Sequence[Reply], name: str) -> None:
         empty = sum(not r.text and r.finish == "length" for r in replies)
-        withheld = sum(r.finish == "content_filter" for r in replies)
+        refused = [r.refusal for r in replies if r.refusal is not None]
         if empty:
             log.warning("%d answers ended before any text: a model that reasons first needs a larger %s", empty, name)
-        if withheld:
-            log.warning("%d answers were withheld by the endpoint's content filter and count as empty", withheld)
+        if refused:
+            log.warning(
+                "%d of %d answers were refused or withheld and count as none; the first: %s",
+                len(refused),
+                len(replies),
+                refused[0][:SHOWN],
+            )
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Refused: such endpoints don't score given text.

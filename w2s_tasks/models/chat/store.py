@@ -20,7 +20,7 @@ from typing import Any
 from w2s_tasks import assets
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.choices import Position
-from w2s_tasks.models.chat.wire import Reply, Usage
+from w2s_tasks.models.chat.replies import Reply, Usage
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def _from_json(data: Mapping[str, Any]) -> Reply:
     positions = data["positions"]
     if positions is not None:
         positions = tuple(Position(t, float(x), tuple((a, float(b)) for a, b in top)) for t, x, top in positions)
-    return Reply(data["text"], data["finish"], positions, Usage(**data["usage"]), data["model"])
+    return Reply(data["text"], data["finish"], positions, Usage(**data["usage"]), data["model"], data.get("refusal"))
 
 
 class AnswerStore:

@@ -5,26 +5,29 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import email.utils
-import json
+import logging
 import random
+import re
 import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from tqdm import tqdm
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.client import Connection
+from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, Reply, Usage, read_body
 from w2s_tasks.models.chat.store import AnswerStore
-from w2s_tasks.models.chat.wire import BadReplyError, Endpoint, RefusedError, Reply, Request, Usage, read_reply
+from w2s_tasks.models.chat.wire import Endpoint, Request
 from w2s_tasks.models.prices import TokenPrice
 
 if TYPE_CHECKING:
     import openai
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 START = 8
@@ -35,9 +38,17 @@ NEVER_REACHED = 3
 CHARACTERS_A_TOKEN = 3.0
 """A cautious guess, for what a request will cost before it is answered."""
 RETRIED = frozenset({408, 409, 425, 429})
-FILTERED = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
-HOPELESS = ("logprobs", "response_format", "validation error")
-"""What some servers answer with status 500 although asking again changes nothing."""
+UNREADABLE = 5
+"""Attempts at a request whose answers come with status 200 and are none: the cause is rarely a passing one."""
+HOPELESS = re.compile(
+    r"logprobs|response_format|validation error|per[- ]day\b|\bdaily\b|insufficient[_ ](?:quota|credit|balance)", re.I
+)
+"""What some servers answer with status 500 or 429 although asking again, within minutes, changes nothing."""
+TOLD_BY = 20
+"""Failures whose first characters are the same are told once."""
+PASSING_CAUSES = frozenset({"ReadError", "WriteError", "RemoteProtocolError", "ConnectError", "CloseError", "PoolTimeout"})
+"""Failures of a connection that another attempt may not meet; any other (an endless redirect, a body that does not unpack)
+is one of the server's answers."""
 
 
 class AdaptiveLimit:
@@ -148,6 +159,7 @@ class _FailedError(Exception):
     wait: float | None = None
     throttled: bool = False
     unreachable: bool = False
+    unreadable: bool = False
 
 
 def retry_after(headers: Any, now: float | None = None) -> float | None:
@@ -190,6 +202,7 @@ class Sender:
     def __init__(self, connection: Connection, store: AnswerStore, meter: Meter, policy: Policy) -> None:
         self.connection, self.store, self.meter, self.policy = connection, store, meter, policy
         self._answered = False
+        self._told: set[str] = set()
         self._random = random.Random()  # noqa: S311 - spreads retries in time
 
     @property
@@ -246,7 +259,7 @@ class Sender:
         self, client: openai.AsyncOpenAI, request: Request, limit: AdaptiveLimit, errors: Sequence[Exception]
     ) -> Reply | None:
         """One answer, with retries; None where another request's error ended the run meanwhile."""
-        failure = _FailedError("")
+        failure, unreadable = _FailedError(""), 0
         for attempt in range(self.policy.retries + 1):
             async with limit.slot():
                 if errors:
@@ -255,30 +268,47 @@ class Sender:
                     reply = await self._once(client, request)
                 except _FailedError as error:
                     failure = error
+                    unreadable += error.unreadable
                     if error.throttled:
                         limit.too_many(error.wait or self.policy.backoff)
                 else:
                     limit.succeeded()
                     self._answered = True
                     return reply
-            if failure.unreachable and not self._answered and attempt + 1 >= NEVER_REACHED:
+            if self._is_hopeless(failure, attempt + 1, unreadable):
                 break
+            if attempt:
+                self._tell(failure)
             # The place in flight is given back while this request waits, so that others can go.
             await asyncio.sleep(self._pause(attempt, failure))
-        raise UserError(self._gave_up(failure))
+        raise UserError(self._gave_up(failure, attempt + 1))
+
+    def _is_hopeless(self, failure: _FailedError, attempts: int, unreadable: int) -> bool:
+        """Whether a request is given up after so many attempts, so many of them with an answer that was none."""
+        if attempts > self.policy.retries:
+            return True
+        if failure.unreadable:
+            return unreadable >= (UNREADABLE if self._answered else NEVER_REACHED)
+        return failure.unreachable and not self._answered and attempts >= NEVER_REACHED
+
+    def _tell(self, failure: _FailedError) -> None:
+        """Say what the endpoint answers while requests wait for their next attempt, each kind of it once."""
+        if failure.reason[:TOLD_BY] not in self._told:
+            self._told.add(failure.reason[:TOLD_BY])
+            log.warning("%s: %s Asking again.", self.endpoint.base_url, failure.reason)
 
     def _pause(self, attempt: int, failure: _FailedError) -> float:
         longest = min(LONGEST_WAIT, self.policy.backoff * 2**attempt)
         jittered = longest * self._random.uniform(0.5, 1.0)
         return jittered if failure.wait is None else failure.wait + min(jittered, 1.0)
 
-    def _gave_up(self, failure: _FailedError) -> str:
+    def _gave_up(self, failure: _FailedError, attempts: int) -> str:
         if failure.unreachable and not self._answered:
             return (
                 f"nothing answers at {self.endpoint.base_url} ({failure.reason}). Is the server running, the address right?"
             )
         return (
-            f"{self.endpoint.base_url} failed {self.policy.retries + 1} times for one request; the last time: "
+            f"{self.endpoint.base_url} failed {attempts} times for one request; the last time: "
             f"{failure.reason} {len(self.store)} answers are stored; run the same command again to go on."
         )
 
@@ -295,42 +325,64 @@ class Sender:
 
         try:
             # The SDK's timeout is for each read; a body that trickles would never end.
-            raw = await asyncio.wait_for(_post(client, self.endpoint.kind, request.body), self.policy.timeout)
-            return read_reply(self.endpoint.kind, json.loads(raw))
+            response = await asyncio.wait_for(_post(client, self.endpoint.kind, request.body), self.policy.timeout)
         except openai.APIStatusError as error:
-            judged = self._judged(error)
-            if isinstance(judged, RefusedError) and judged.code in FILTERED:
-                return Reply(None, "content_filter", (), Usage(), "")
-            raise judged from None
+            return self._judged(self.connection.refused(error), error.response.headers)
         except (openai.APITimeoutError, TimeoutError):
             raise _FailedError(f"no answer within {self.policy.timeout:g} s.") from None
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
-            reason = self.connection.without_key(f"{type(cause).__name__}: {cause}"[:300])
-            raise _FailedError(reason, unreachable=type(cause).__name__ == "ConnectError") from None
-        except (BadReplyError, ValueError) as error:
+            name = type(cause).__name__
+            reason = self.connection.without_key(f"{name}: {cause}"[:300])
+            unreachable = name == "ConnectError"
+            raise _FailedError(reason, unreachable=unreachable, unreadable=name not in PASSING_CAUSES) from None
+        try:
+            return read_body(self.endpoint.kind, response.content)
+        except RefusedError as refusal:
+            said = replace(refusal, message=self.connection.without_key(refusal.message)[:500])
+            return self._judged(said, response.headers)
+        except BadReplyError as error:
+            said_instead = self.connection.without_key(str(error))[:400]
             raise _FailedError(
-                f"the body is no answer of such an endpoint ({self.connection.without_key(str(error))[:200]})."
+                f"status {response.status_code}, and the body is no answer of such an endpoint ({said_instead})."
+                + self.connection.redirected(response),
+                unreadable=True,
             ) from None
 
-    def _judged(self, error: openai.APIStatusError) -> Exception:
-        refusal = self.connection.refused(error)
-        hopeless = refusal.code == "insufficient_quota" or any(word in refusal.message for word in HOPELESS)
-        if (refusal.status < 500 and refusal.status not in RETRIED) or hopeless:
-            return refusal
-        wait = retry_after(error.response.headers)
-        return _FailedError(f"{refusal.status}: {refusal.message}", wait, throttled=refusal.status == 429)
+    def _judged(self, refusal: RefusedError, headers: Any) -> Reply:
+        """No answer, where the content was refused.
+
+        Raises:
+            RefusedError: asking again changes nothing.
+            _FailedError: it may.
+        """
+        if refusal.filtered:
+            return Reply.withheld(refusal.message)
+        if is_final(refusal):
+            raise refusal from None
+        raise _FailedError(
+            f"{refusal.status}: {refusal.message}",
+            retry_after(headers),
+            throttled=refusal.status == 429,
+            unreadable=refusal.status == 200,
+        ) from None
 
 
-async def _post(client: openai.AsyncOpenAI, kind: str, body: Mapping[str, Any]) -> bytes:
+def is_final(refusal: RefusedError) -> bool:
+    """Whether asking again changes nothing; an error that came as an answer and has no number may pass."""
+    hopeless = refusal.code == "insufficient_quota" or HOPELESS.search(refusal.message)
+    return bool(hopeless) or (refusal.status != 200 and refusal.status < 500 and refusal.status not in RETRIED)
+
+
+async def _post(client: openai.AsyncOpenAI, kind: str, body: Mapping[str, Any]) -> Any:
     """Send a body through the SDK; fields that its signature lacks (a server's own) go along unchanged."""
     rest = {k: v for k, v in body.items() if k not in ("model", "messages", "prompt")}
     if kind == "chat":
         chat = client.chat.completions.with_raw_response
         raw = await chat.create(model=body["model"], messages=body["messages"], extra_body=rest)
-        return raw.http_response.content
+        return raw.http_response
     plain = await client.completions.with_raw_response.create(model=body["model"], prompt=body["prompt"], extra_body=rest)
-    return plain.http_response.content
+    return plain.http_response
 
 
 def _bar(title: str, total: int, done: int, quiet: bool) -> tqdm[Any]:

@@ -1,4 +1,4 @@
-"""Requests as an OpenAI-compatible endpoint takes them, and answers as they come back; no network here.
+"""Requests as an OpenAI-compatible endpoint takes them; no network here.
 
 Endpoints differ in what they accept. A `Dialect` holds what is known of one; `adapted` learns from a refusal.
 """
@@ -12,13 +12,12 @@ import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.chat.choices import Position
+from w2s_tasks.models.chat.replies import Kind, RefusedError
 
 OPENAI = "https://api.openai.com/v1"
-Kind = Literal["chat", "completions"]
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
 MAX_STOPS = 4
 
@@ -38,30 +37,6 @@ class Conversation(str):
         """The messages."""
         loaded: list[dict[str, Any]] = json.loads(self)
         return loaded
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens of one answer, as the endpoint counts them; `cached` is part of `prompt`."""
-
-    prompt: int = 0
-    completion: int = 0
-    cached: int = 0
-
-
-@dataclass(frozen=True)
-class Reply:
-    """One answer: its text, why it ended, its positions where log-probabilities came, and what it took."""
-
-    text: str | None
-    finish: str | None
-    positions: tuple[Position, ...] | None
-    usage: Usage
-    model: str
-
-
-class BadReplyError(Exception):
-    """A body that is not the answer of such an endpoint; asked again."""
 
 
 @dataclass(frozen=True)
@@ -206,63 +181,7 @@ def _choice_schema(choices: Sequence[str]) -> dict[str, Any]:
     return {"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
 
 
-# --- answers --------------------------------------------------------------------------------------------------------------
-
-
-def _chat_positions(choice: Mapping[str, Any]) -> tuple[Position, ...] | None:
-    content = (choice.get("logprobs") or {}).get("content")
-    if content is None:
-        return None
-    return tuple(
-        Position(p["token"], float(p["logprob"]), tuple((t["token"], float(t["logprob"])) for t in p["top_logprobs"]))
-        for p in content
-    )
-
-
-def _completion_positions(choice: Mapping[str, Any]) -> tuple[Position, ...] | None:
-    data = choice.get("logprobs") or {}
-    if data.get("tokens") is None or data.get("top_logprobs") is None:
-        return None
-    rows = zip(data["tokens"], data["token_logprobs"], data["top_logprobs"], strict=True)
-    return tuple(Position(t, float(x), tuple((a, float(b)) for a, b in (top or {}).items())) for t, x, top in rows)
-
-
-def _usage(data: Mapping[str, Any]) -> Usage:
-    usage = data.get("usage") or {}
-    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0
-    return Usage(int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0), int(cached))
-
-
-def read_reply(kind: Kind, data: Any) -> Reply:
-    """Read the body of an answer.
-
-    Raises:
-        BadReplyError: it lacks what such an answer must have.
-    """
-    try:
-        choice = data["choices"][0]
-        if kind == "chat":
-            text, positions = choice["message"].get("content"), _chat_positions(choice)
-        else:
-            text, positions = choice["text"], _completion_positions(choice)
-        if text is not None and not isinstance(text, str):
-            raise BadReplyError(f"the text is {type(text).__name__}")
-        return Reply(text, choice.get("finish_reason"), positions, _usage(data), str(data.get("model", "")))
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-        raise BadReplyError(f"{type(error).__name__}: {error}") from error
-
-
 # --- refusals -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class RefusedError(Exception):
-    """A request that the endpoint refused (4xx); asking again would change nothing."""
-
-    status: int
-    message: str
-    param: str | None = None
-    code: str | None = None
 
 
 def adapted(dialect: Dialect, refusal: RefusedError) -> Dialect | None:
