@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -204,3 +206,68 @@ def test_every_recorded_reply_with_an_anchored_answer_is_read_as_that(real_data)
                 assert published(reply, choices) == found, reply
             seen += 1
     assert seen == 5200
+
+
+# ---- replies labelled by hand ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parsers(monkeypatch: pytest.MonkeyPatch):
+    """The script that counts them."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "scripts"))
+    return importlib.import_module("bench.parsers")
+
+
+@pytest.mark.parametrize("name", ["labelled.jsonl", "held_out.jsonl"])
+def test_no_reply_labelled_by_hand_is_read_as_something_else(parsers, name):
+    known = {"My mother would say this is wrong, I would not."}
+    for reply in parsers.load(parsers.REPLIES / name):
+        assert reply.read(strict) in (reply.meaning, "unclear"), reply
+        if reply.reply not in known:
+            assert reply.read(lenient) in (reply.meaning, "unclear"), reply
+
+
+def test_the_labelled_replies_cover_every_vocabulary_and_meaning(parsers):
+    replies = parsers.load(parsers.REPLIES / "labelled.jsonl")
+    assert len({(r.choices, r.reply) for r in replies}) == len(replies) >= 200
+    for name, choices in parsers.VOCABULARIES.items():
+        meanings = {r.meaning for r in replies if r.choices == name}
+        assert meanings <= {*choices, "unclear"}
+        assert "unclear" in meanings
+        assert len(choices) > 2 or meanings == {*choices, "unclear"}
+
+
+def test_the_published_table_is_what_the_command_makes(parsers):
+    files = [parsers.REPLIES / name for name in parsers.FILES]
+    assert parsers.report(files) in (parsers.REPLIES / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("choices", [REASONABLE, WRONG, SENTIMENT])
+@pytest.mark.parametrize(
+    "said",
+    [
+        "{0}, but I disagree",
+        "{0}, or perhaps not",
+        "{0} if nobody minds",
+        "If nobody minds, it is {0}.",
+        "It may be {0}.",
+        "It could be called {0}.",
+        "I disagree that this is {0}.",
+        "It would be silly to call this {0}.",
+        "I can't tell whether it is {0}.",
+        "You have the {0} idea.",
+        "Is it {0}?",
+        "{0} or {1}",
+        "It is {0}. No, it is {1}.",
+    ],
+)
+def test_what_leaves_the_answer_open_is_unparsed(choices, said):
+    for first, second in (choices, choices[::-1]):
+        assert lenient(said.format(first, second), choices) is None, said.format(first, second)
+
+
+@given(st.integers(0, 12), st.integers(0, 12), st.sampled_from(["-", "–", " to ", " or ", " and ", ", maybe "]))
+def test_a_range_of_numbers_is_no_number(low, high, joined):
+    for dress in ("{}", "Rating: {}", "I would give it a {}."):
+        assert lenient(dress.format(f"{low}{joined}{high}"), TEN[:9]) is None
+        assert lenient(dress.format(f"{low}{joined}{high}"), ("0", "1")) is None

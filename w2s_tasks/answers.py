@@ -3,7 +3,10 @@
 `strict` takes a reply whose first line is the answer and nothing else; `lenient` also finds the answer in a longer reply;
 `published` is the seed study's own parser with its faults, kept so that its table can be reproduced. None of the first two
 ever matches part of a word ('unreasonable' is not 'reasonable') or drops a negation ('not wrong' is not 'wrong'); where a
-reply says both, or hedges, it is unparsed rather than guessed. Choices "1", "2", ... "n" are a rating scale.
+reply says both, hedges, sets a condition, takes back what it said, or only uses the word ('the wrong bus'), it is unparsed
+rather than guessed. Choices that are numbers ("1" to "9", "0" and "1") are read as numbers.
+
+How often they are right is counted on replies labelled by hand: `scripts/parsers` prints the table of tests/replies.
 """
 
 from __future__ import annotations
@@ -15,25 +18,71 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 Parser = Callable[[str, Sequence[str]], int | None]
 
 NOT = "not "
-CUES = "answer|reaction|verdict|rating|sentiment"
+CUES = "answer|reaction|verdict|rating|sentiment|label|score"
 # What a reply may repeat of the prompt's own cue: 'Answer:', 'Reaction: this is', 'Verdict:'.
 LEAD_IN = rf"(?:(?:final\s+)?(?:{CUES})\s*:\s*)?(?:this is\s+)?"
 # The same inside a longer reply, where it must be there.
 CUE = rf"\b(?:{CUES})\s*(?::|\bis\b|\bwould be\b)\s*:?\s*(?:this is\s+)?"
+END = r"(?=\s*(?:[.,;:!()\n…–—-]|$))"
 NUMBER = r"(?<![\w.,-])(\d+)(?:\.0+)?(?![\w%]|[.,]\d)"
 SCALE = re.compile(r"\b(?:from|of|between)\s+1\b[^.\n]{0,40}?(?:\bto\b|\band\b|[-–])\s*\d+\b(?:\s*\([^)]*\))?")
+ECHO = re.compile(r"\n\s*(?:question|passage|activity|scenario|review|sentence|text)\s*:")
+"""Where a reply goes on with a question of its own, after the prompt's examples."""
+QUESTION = re.compile(r"[^.!?\n]*\?")
 
-NEGATIONS = frozenset(["not", "never", "nor", "neither", "cannot", "non", "hardly", "barely", "nothing"])
+NEGATIONS = frozenset(["not", "never", "nor", "neither", "hardly", "barely", "nothing"])
 # Words that may stand between a negation and what it negates: 'not at all wrong', "don't think that this is wrong".
 FILLERS = frozenset(
     """a an the at all be being been is was are were it it's its this that that's these those to as do did done doing
     really entirely necessarily actually particularly completely totally inherently morally ethically very so quite
-    exactly especially fully truly clearly considered seen think believe say find consider feel would seem seems appear
+    exactly especially fully truly clearly considered seen think believe say find consider call feel would seem seems appear
     appears look sound anything something what you i he she they we""".split()  # noqa: SIM905 - a list of 60 lines reads worse
 )
 NOT_ONLY = re.compile(r"\bnot (?:only|just|merely|simply|solely)\b")
-CLAUSE_ENDS = re.compile(r"[,;:()]|\b(?:but|however|although|though|while|because|and|yet|or)\b")
+CLAUSE_ENDS = re.compile(r"[,;:()…–—]|\b(?:but|however|although|though|while|because|since|and|yet)\b")
 SENTENCE_ENDS = re.compile(r"(?<=[.!?])\s+|\n+")
+
+COPULAS = frozenset(
+    """is are was were be been being am isn't aren't wasn't weren't seem seems seemed appear appears appeared look looks
+    sound sounds feel feels remain remains""".split()  # noqa: SIM905
+)
+JUDGING = frozenset(["call", "consider", "find", "deem", "think", "believe", "judge", "label", "rate"])
+"""Verbs that give a choice to an object: 'I would call this wrong'."""
+SAYING = frozenset(["say", "answer", "reply", "choose", "pick", "considered", "deemed", "called", "labelled", "labeled"])
+OBJECTS = frozenset(["it", "this", "that", "them", "these", "him", "her", "you"])
+THINGS = frozenset(["nothing", "anything", "something"])
+"""'There is nothing wrong with that.'"""
+BESIDE = frozenset(
+    """a an the all at as also just still simply very quite rather so far from even both yes no therefore thus hence overall
+    well indeed to""".split()  # noqa: SIM905
+)
+"""Words that may stand beside a choice in what states it, as adverbs in -ly may."""
+AFTER = frozenset(
+    """to for of that in at on by under as given considering here from with about towards toward regardless either too
+    overall anyway indeed now when""".split()  # noqa: SIM905
+)
+"""What may follow a choice that is stated; another word makes it an attribute ('the wrong bus')."""
+NOUNS = frozenset(
+    """thing act action choice decision behavior behaviour statement excuse claim expectation review sentiment sentence one
+    move""".split()  # noqa: SIM905
+)
+"""Attributes of these state the choice all the same: 'that was the wrong thing to do', 'a positive review'."""
+UNSETTLED = frozenset(
+    """may might could can't cannot couldn't possibly potentially perhaps maybe arguably presumably supposedly allegedly if
+    whether unless depends depending some others many several disagree deny doubt false untrue mistaken unreasonable absurd
+    ridiculous unfair silly harsh inaccurate incorrect extreme premature hard difficult impossible hesitate hesitant
+    reluctant wonder used""".split()  # noqa: SIM905
+)
+"""Words before a choice that leave it open, or make it somebody's opinion."""
+CONDITION = re.compile(r"(?:and |but |so )?(?:if|unless|whether|assuming|depending|supposing|suppose)\b")
+TAKEN_BACK = re.compile(
+    r"^\W*(?:but |only )*(?:if|unless|depending)\b|\bi (?:disagree|don't agree|do not agree)\b"
+    r"|\bbut (?:actually|no|yes|not|maybe|perhaps|i'm not|i am not)\b|\bor (?:perhaps |maybe )?not\b|\bnot sure\b"
+    r"|\bon second thought|\bi take (?:it|that) back\b|\bjust kidding\b|\bthough i\b"
+)
+"""What after an answer leaves nothing of it: 'wrong, but I disagree'."""
+REACH = 160
+"""Characters of an answer's own line in which it can be taken back."""
 
 
 def _plain(reply: str) -> str:
@@ -72,8 +121,8 @@ def lenient(reply: str, choices: Sequence[str]) -> int | None:
     """The answer wherever the reply gives one and only one.
 
     In this order: what `strict` reads; what follows a cue ('Verdict: ...'); what the reply begins with; what all clauses
-    that name a choice agree on. A negated choice of two stands for the other one. A rating is the first number on the
-    scale, after 'Rating:' where that is there.
+    that state a choice agree on. A negated choice of two stands for the other one. A number is an answer after a cue, at the
+    beginning, or where it is stated ('I would give it a 4'), and no part of a range.
 
     Args:
         reply: the model's text.
@@ -85,17 +134,18 @@ def lenient(reply: str, choices: Sequence[str]) -> int | None:
     found = strict(reply, choices)
     if found is not None:
         return found
-    text = _plain(reply)
-    if is_scale(choices):
-        return _rating(text, len(choices))
+    text = ECHO.split(_plain(reply), maxsplit=1)[0]
+    if all(c.isdecimal() for c in choices):
+        return _number(text, choices)
+    statements = QUESTION.sub(" ", text).strip()
     if {"yes", "no"} == {c.casefold() for c in choices}:
-        return _interjection(text, choices)
+        return _interjection(statements, choices)
     terms, word = _terms(tuple(choices))
-    statements = re.sub(r"[^.!?\n]*\?", " ", text)
     for start in (CUE, rf"^(?:(?:yes|no)\s*[,.]\s*)?{LEAD_IN}"):
-        anchored = re.findall(rf"{start}({NOT})?{word}(?=\s*(?:[.,;:!\n-]|$))", statements)
+        anchored = list(re.finditer(rf"{start}({NOT})?{word}{END}", statements))
         if anchored:
-            return _agreed(_flip(terms[term], len(choices)) if negation else terms[term] for negation, term in anchored)
+            read = [_flip(terms[m[2]], len(choices)) if m[1] else terms[m[2]] for m in anchored if _stands(statements, m)]
+            return _agreed(read) if len(read) == len(anchored) else None
     return _agreed(_mentions(statements, terms, word, len(choices)))
 
 
@@ -117,21 +167,60 @@ def _agreed(found: Iterable[int | None]) -> int | None:
     return indices.pop() if len(indices) == 1 else None
 
 
+def _is_negation(word: str) -> bool:
+    return word in NEGATIONS or (word.endswith("n't") and word not in UNSETTLED)
+
+
+def _stands(text: str, answer: re.Match[str]) -> bool:
+    """Whether nothing in its sentence leaves an answer open, and nothing behind it takes it back."""
+    place = min(i for i in map(answer.start, range(1, answer.re.groups + 1)) if i >= 0)
+    sentence = SENTENCE_ENDS.split(text[:place])[-1]
+    clause = re.split(r"[,;:]", sentence)[-1]
+    opened = bool(UNSETTLED & set(sentence.split())) or any(map(_is_negation, clause.split()))
+    return not opened and not TAKEN_BACK.search(text[answer.end() :].partition("\n")[0][:REACH])
+
+
 def _mentions(text: str, terms: dict[str, int], word: str, n: int) -> Iterator[int | None]:
-    """What each clause that names a choice says; None for a hedged one."""
+    """What each clause that states a choice says; None for one that leaves it open."""
     text = re.sub(r"\b(not|never),[^,.;\n]*,\s*", r"\1 ", NOT_ONLY.sub(" ", text))
     for sentence in SENTENCE_ENDS.split(text):
+        if re.search(rf"\bor (?:{NOT})?{word}|{word}\s*(?:or\b|/|to (?:neutral|mixed)\b)", sentence):
+            yield None
+            continue
+        conditional = CONDITION.match(sentence) or TAKEN_BACK.search(sentence)
         for clause in CLAUSE_ENDS.split(sentence):
             for match in re.finditer(word, clause):
-                negated = _negated(clause[: match.start()].split())
+                before, after = clause[: match.start()].split(), clause[match.end() :].strip(" .!")
+                if not _states(before, after):
+                    continue
+                negated = None if conditional or _leaves_open(before, after) else _negated(before)
                 yield None if negated is None else _flip(terms[match[1]], n) if negated else terms[match[1]]
 
 
+def _states(before: list[str], after: str) -> bool:
+    """Whether a choice between these words is said of something, rather than used as a word among others."""
+    following = after.split()
+    if following[:1] and following[0] in NOUNS:
+        following = following[1:]
+    if following and following[0] not in AFTER | {"if", "unless"}:
+        return False
+    rest = list(before)
+    while rest and (rest[-1] in BESIDE | THINGS or rest[-1].endswith("ly") or _is_negation(rest[-1])):
+        if rest[-1] in COPULAS | THINGS:
+            return True
+        rest.pop()
+    last = rest[-1] if rest else ""
+    judged = last in OBJECTS and any(w in JUDGING for w in rest[-4:-1])
+    return not rest or last in COPULAS | SAYING or last.endswith(("'s", "'re", "'m")) or judged
+
+
+def _leaves_open(before: list[str], after: str) -> bool:
+    return bool(UNSETTLED & {*before, *after.split()[:1]}) or "can be" in " ".join(before) or bool(CONDITION.search(after))
+
+
 def _negated(before: list[str]) -> bool | None:
-    """Whether the words before a choice negate it; None where they leave it open ('not sure whether it is')."""
-    if "whether" in before or "if" in before:
-        return None
-    negations = [i for i, w in enumerate(before) if w in NEGATIONS or w.endswith("n't")]
+    """Whether the words before a choice negate it; None where they leave it open ('not sure that it is')."""
+    negations = [i for i, w in enumerate(before) if _is_negation(w)]
     if not negations:
         return before[-1:] == ["no"] or before[-2:] == ["far", "from"]
     after_first = [w for i, w in enumerate(before) if i > negations[0] and i not in negations]
@@ -139,22 +228,37 @@ def _negated(before: list[str]) -> bool | None:
 
 
 def _interjection(text: str, choices: Sequence[str]) -> int | None:
-    """Yes or no as an answer of its own: 'No, ...' is one, 'no evidence' is not."""
-    end = r"(?=\s*(?:[.,;:!\n-]|$))"
-    for pattern in (rf"{CUE}(yes|no){end}", rf"^(yes\b|no{end})", rf"(?:[.!?\n]\s*|\b(?:is|say|be)\s+)(yes|no){end}"):
-        found = re.findall(pattern, text)
+    """Yes or no as an answer of its own: 'No, ...' is one, 'no evidence' is not; a line that says both is none."""
+    line = text.partition("\n")[0]
+    if len(set(re.findall(rf"(?<![\w-])(yes|no){END}", line))) > 1 or re.search(r"\byes\s*(?:and|or|/)\s*no\b", line):
+        return None
+    said = r"(?:[.!\n]\s*|,\s*(?:so\s+)?|\b(?:is|say|be|so|therefore)\s+)"
+    for pattern in (
+        rf"{CUE}(yes|no){END}",
+        rf"^(yes\b(?!\s+(?:to|and|or|for|from|if|but)\b)|no{END})",
+        rf"{said}(yes|no){END}",
+    ):
+        found = list(re.finditer(pattern, text))
         if found:
-            return _agreed([c.casefold() for c in choices].index(word) for word in found)
+            return _agreed([c.casefold() for c in choices].index(m[1]) if _stands(text, m) else None for m in found)
     return None
 
 
-def _rating(text: str, n: int) -> int | None:
-    text = SCALE.sub(" ", text)
-    numbers = re.findall(rf"\brating\s*(?::|is|of)?\s*{NUMBER}", text)
-    if not numbers:
-        numbers = re.findall(NUMBER, text)
-    on_scale = [int(number) for number in numbers if 1 <= int(number) <= n]
-    return on_scale[0] - 1 if on_scale else None
+def _number(text: str, choices: Sequence[str]) -> int | None:
+    """A number as an answer, or None: off the choices, a range, or a number of something."""
+    text = SCALE.sub(" ", text).strip()
+    filler = r"(?:\s+(?:it|this|that|the|activity|a|an|as|at|around|about|is|would|be|of|with))*"
+    stated = rf"(?:\b(?:rate|rated|rating|score|label|give|say|answer|is|be)\b|'s\b){filler}\s*:?\s*{NUMBER}"
+    of_all = rf"\s*(?:/|out of|of)\s*{len(choices)}\b" if is_scale(choices) else r"(?!)"
+    ends = rf"(?:{END}|(?=\s+(?:because|since|on|as|for)\b)|(?={of_all}))"
+    for pattern in (rf"{CUE}{NUMBER}", rf"^(?:around |about )?{NUMBER}{ends}", rf"{stated}{ends}"):
+        match = re.search(pattern, text)
+        if match:
+            whole = re.match(of_all, text[match.end() :])
+            among = re.match(r"\s*(?:-|–|—|/|to\b|or\b|and\b|,)\s*(?:maybe |perhaps |possibly |or )?\d", text[match.end() :])
+            name = match[1].lstrip("0") or "0"
+            return list(choices).index(name) if name in choices and (whole or not among) and _stands(text, match) else None
+    return None
 
 
 # The first that is a substring of the reply wins: 'unreasonable' holds 'reasonable', 'not' holds 'no'.
