@@ -44,7 +44,6 @@ def use(folder: Path) -> hn.HarnessTask:
     """What w2s run and w2s finetune look at before they train."""
     task = hn.Harness([str(folder)]).task("mine")
     task.check_trainable()
-    task.gold_labels(task.train_ids, task.train_docs)
     task.check_evaluable()
     for doc in task.train_docs[:3]:
         task.pairs(doc, hn.PromptStyle())
@@ -67,22 +66,26 @@ ROWS: dict[str, tuple[str, bytes, str]] = {
         "row 2 of its training split has the gold label 7, but the task has 2 choices",
     ),
     "csv: negative label": ("csv", CSV + b"fine,-2\n", "gold label -2"),
-    "csv: a missing label": ("csv", CSV + b"fine,\n", "a label must be a choice's number or text, found"),
+    "csv: a missing label": ("csv", CSV + b"fine,\n", "row 2 of its training split has nothing in the column 'label'"),
     "csv: a fraction as label": ("csv", CSV + b"fine,0.5\n", "a label must be a choice's number or text, found 0.5"),
-    "csv: a word as label": ("csv", b"text,label\ngood,yes\nbad,no\n", "row 0 of its training split .* it reads 'yes'"),
+    "csv: a word as label": (
+        "csv",
+        b"text,label\ngood,yes\nbad,no\n",
+        "row 0 of its training split has the gold label 'yes'",
+    ),
     "csv: an infinite label": ("csv", CSV + b"fine,inf\n", "a label must be"),
     "jsonl: empty": ("jsonl", b"", "can't be loaded|empty"),
     "jsonl: not JSON": ("jsonl", JSONL + b"{\n", "can't be loaded.*JSON"),
     "jsonl: cut": ("jsonl", JSONL[:-9], "can't be loaded.*JSON"),
     "jsonl: words": ("jsonl", b"good\nbad\n", "can't be loaded.*JSON"),
-    "jsonl: numbers": ("jsonl", b"1\n2\n", "can't be loaded|can't be made a prompt|label"),
+    "jsonl: numbers": ("jsonl", b"1\n2\n", "can't be loaded|can't be read|label"),
     "jsonl: no label": ("jsonl", b'{"text": "good"}\n', "label|can't be"),
-    "jsonl: labels of two types": ("jsonl", JSONL + b'{"text": "x", "label": "yes"}\n', "can't be loaded|reads 'yes'"),
+    "jsonl: labels of two types": ("jsonl", JSONL + b'{"text": "x", "label": "yes"}\n', "can't be loaded|gold label 'yes'"),
     "jsonl: a list as label": ("jsonl", b'{"text": "x", "label": [1]}\n', "can't be loaded|a label must be"),
     "jsonl: null label": (
         "jsonl",
         JSONL + b'{"text": "x", "label": null}\n',
-        "a label must be a choice's number or text, found",
+        "row 2 of its training split has nothing in the column 'label'",
     ),
     "jsonl: NaN label": ("jsonl", JSONL + b'{"text": "x", "label": NaN}\n', "can't be loaded|a label must be"),
     "jsonl: unknown label": ("jsonl", JSONL + b'{"text": "x", "label": 2}\n', "gold label 2, but the task has 2 choices"),
@@ -104,12 +107,12 @@ def test_bad_rows_of_an_own_task(case: str, tmp_path: Path):
 
 TEST_ROWS: dict[str, tuple[str, bytes, str]] = {
     "only a header": ("csv", b"text,label\n", "evaluation split is empty|can't be"),
-    "unknown label": ("csv", CSV + b"fine,7\n", "row 2 of its evaluation split has the label 7"),
+    "unknown label": ("csv", CSV + b"fine,7\n", "row 2 of its evaluation split has the gold label 7"),
     "no text": ("csv", b"sentence,label\ngood,1\n", "can't be"),
     "a word as label": (
         "jsonl",
         b'{"text": "x", "label": "maybe"}\n',
-        "row 0 of its evaluation split has the label 'maybe'|can't be",
+        "row 0 of its evaluation split has the gold label 'maybe'|can't be",
     ),
 }
 

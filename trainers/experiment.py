@@ -512,6 +512,9 @@ class Flow:
         """
         store = store or Store(self.folder)
         self.pool.note = progress.note
+        for settings in (self.config.weak, self.config.strong):
+            if not isinstance(settings, OpenAIStrong) and settings.trainer == "lora":
+                lora.check_base(settings)
         for number, (name, step) in enumerate(self.steps.items(), start=1):
             there = store.find(step.kind, self.key(name)) if progress.new_only else None
             if there:

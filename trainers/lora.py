@@ -23,13 +23,32 @@ from trainers.task_view import HarnessTask, PromptStyle, rendering
 from trainers.training import Row, fit_choices
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.models.loading import NO_CODE, loading
+from w2s_tasks.models.ref import ModelRef, resolve
 from w2s_tasks.user_text import one_line
 
 
 def base_ref(settings: Strong | Weak) -> ModelRef:
     """The model before training."""
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
+
+
+def check_base(settings: Strong | Weak) -> None:
+    """Refuse, by its configuration alone, a model that is no language model, before other models are trained.
+
+    Raises:
+        UserError: a classifier or an encoder; a configuration that can't be read.
+    """
+    from transformers import AutoConfig
+
+    from w2s_tasks.models.packed_hf import refuse_unfit
+
+    places = {key: settings.model_args[key] for key in ("revision", "subfolder") if key in settings.model_args}
+    if "gguf_file" in settings.model_args:
+        return  # decoder-only all of them, and read slowly
+    with loading(settings.model):
+        config = AutoConfig.from_pretrained(resolve(settings.model), **places, **NO_CODE)
+    refuse_unfit(config, settings.model)
 
 
 def style_of(settings: Strong | Weak, num_fewshot: int | None = 0) -> PromptStyle:

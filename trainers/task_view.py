@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ from tqdm import tqdm
 from trainers import processes
 from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks.errors import UserError, causes
-from w2s_tasks.readable import unreadable, varying_choices
+from w2s_tasks.readable import unreadable
+from w2s_tasks.rows import label_remedy, place_of, row_problem, targets
 from w2s_tasks.task_settings import ROWS, settings
 from w2s_tasks.user_text import shown
 
@@ -58,7 +60,7 @@ class HarnessTask:
         # A sweep asks for the same hashes for every cell.
         self._renderer_hashes: dict[PromptStyle, str] = {}
         self._eval_hashes: dict[int, str] = {}
-        self._evaluable = False
+        self._trainable = self._evaluable = False
 
     def as_loaded(self) -> ConfigurableTask:
         """The task for one evaluation, which sets the shots in its settings."""
@@ -95,38 +97,43 @@ class HarnessTask:
 
     def gold(self, doc: Mapping[str, Any]) -> int:
         """Index of the right choice; -1 where the label is none of them."""
-        target = self.task.doc_to_target(doc)
-        if isinstance(target, str):
-            choices = self.task.doc_to_choice(doc)
-            return choices.index(target) if target in choices else -1
-        if not isinstance(target, int) and not (isinstance(target, float) and target.is_integer()):
+        return self._place(self.task.doc_to_target(doc), doc)
+
+    def _place(self, target: Any, doc: Mapping[str, Any]) -> int:
+        place = place_of(target, lambda: self.task.doc_to_choice(doc))
+        if place is None:
             raise UserError(
                 f"the task '{self.name}': a label must be a choice's number or text, found {shown(target)} in {shown(doc)}."
             )
-        return int(target)
+        return place
 
     def gold_labels(self, ids: Sequence[str], docs: Sequence[Mapping[str, Any]]) -> LabelSet:
-        """The gold labels of training rows.
+        """The gold labels of training rows, which `check_trainable` has looked at."""
+        return gold_labels(ids, [self.gold(doc) for doc in docs], len(self.choices))
 
-        Raises:
-            UserError: a label that is none of the choices; with the row, counted from 0.
-        """
-        gold, choices = [self.gold(doc) for doc in docs], len(self.choices)
-        bad = next((i for i, g in enumerate(gold) if not 0 <= g < choices), None)
-        if bad is not None:
-            raise UserError(
-                f"the task '{self.name}': row {self.train_ids.index(ids[bad])} of its training split has the gold label "
-                f"{gold[bad]}, but the task has {choices} choices (0 to {choices - 1}); it reads "
-                f"{shown(self.task.doc_to_target(docs[bad]))} in {shown(docs[bad])}."
-            )
-        return gold_labels(ids, gold, choices)
+    def _row_problem(self, docs: Sequence[Mapping[str, Any]], split: str) -> str | None:
+        with self._telling("a row", split, docs[0]):
+            return row_problem(self.task, docs, split)
+
+    def _check_labels(self, docs: Sequence[Mapping[str, Any]], split: str) -> None:
+        """Refuse a label that is none of its row's choices, with the row, counted from 0."""
+        with self._telling("a label", split, docs[0]):
+            found = list(targets(self.task, docs))
+        for row, (doc, target) in enumerate(zip(docs, found, strict=True)):
+            choices = self.task.doc_to_choice(doc)
+            if not 0 <= self._place(target, doc) < len(choices):
+                where = f"the task '{self.name}': row {row} of its {split} split has the gold label {shown(target)}"
+                known = f"{len(choices)} choices (0 to {len(choices) - 1}): {shown(choices)}"
+                raise UserError(f"{where}, but the task has {known}.{label_remedy(self.task, doc, choices)}")
 
     def check_trainable(self) -> None:
-        """Refuse a task that has no right choice to learn, or nothing to learn from.
+        """Refuse a task that has no right choice to learn, nothing to learn from, or rows that would be read otherwise.
 
         Raises:
             UserError: with the reason.
         """
+        if self._trainable:
+            return
         metadata = self.task.config.metadata or {}
         reason = None
         if self.task.OUTPUT_TYPE != "multiple_choice":
@@ -140,22 +147,30 @@ class HarnessTask:
         elif not len(self.train_docs):
             reason = "its training split is empty"
         else:
-            reason = unreadable(self.task) or varying_choices(self.task, self.train_docs)
+            reason = unreadable(self.task) or self._row_problem(self.train_docs, "training")
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
         self._render(self.train_docs[0], "training")
+        self._check_labels(self.train_docs, "training")
+        self._trainable = True
 
-    def _render(self, doc: Mapping[str, Any], split: str) -> None:
-        """Render a document once, so that a wrong column is told before hours of work."""
+    @contextlib.contextmanager
+    def _telling(self, rows: str, split: str, doc: Mapping[str, Any]) -> Iterator[None]:
+        """Turn what a task's templates and functions raise into one clear error, before hours of work."""
         try:
-            texts = [text for pair in self.pairs(doc, PromptStyle()) for text in pair]
+            yield
         except UserError:
             raise
         except Exception as error:  # templates and functions of a task's YAML raise anything
             raise UserError(
-                f"the task '{self.name}': row 0 of its {split} split can't be made a prompt: {reason(error)}. Its columns: "
+                f"the task '{self.name}': {rows} of its {split} split can't be read: {reason(error)}. Its columns: "
                 f"{', '.join(map(str, doc))}."
             ) from error
+
+    def _render(self, doc: Mapping[str, Any], split: str) -> None:
+        """Render a document once, so that a wrong column is told."""
+        with self._telling("row 0", split, doc):
+            texts = [text for pair in self.pairs(doc, PromptStyle()) for text in pair]
         if any("\0" in text for text in texts):
             log.warning("the task '%s': a NUL character stands in row 0 of its %s split", self.name, split)
 
@@ -170,7 +185,7 @@ class HarnessTask:
         docs = list(self.task.eval_docs)
         if not docs:
             raise UserError(f"the task '{self.name}' can't be evaluated: its evaluation split is empty.")
-        reason = unreadable(self.task) or varying_choices(self.task, docs)
+        reason = unreadable(self.task) or self._row_problem(docs, "evaluation")
         if reason:
             raise UserError(f"the task '{self.name}' can't be evaluated: {reason}.")
         self._render(docs[0], "evaluation")
@@ -178,13 +193,7 @@ class HarnessTask:
         if self.task.OUTPUT_TYPE == "multiple_choice" and not (
             self.task.multiple_input or self.task.multiple_target or ranking
         ):
-            for row, doc in enumerate(docs):
-                choices = len(self.task.doc_to_choice(doc))
-                if not 0 <= self.gold(doc) < choices:
-                    raise UserError(
-                        f"the task '{self.name}': row {row} of its evaluation split has the label "
-                        f"{shown(self.task.doc_to_target(doc))}, but the task has {choices} choices (0 to {choices - 1})."
-                    )
+            self._check_labels(docs, "evaluation")
         self._evaluable = True
 
     def shots(self, style: PromptStyle) -> int:

@@ -17,6 +17,7 @@ from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.readable import whole_labels
 from w2s_tasks.task_settings import refuse_two
+from w2s_tasks.user_text import shown
 
 
 class _NoCustomDatasetNotice(logging.Filter):
@@ -26,8 +27,28 @@ class _NoCustomDatasetNotice(logging.Filter):
         return "Custom kwargs can be passed" not in str(record.msg)
 
 
+def refuse_odd_choices(name: str, choices: Any) -> None:
+    """Refuse choices of a YAML that are no texts: lm_eval stops at them without saying what they are.
+
+    Raises:
+        UserError: with the choice, and why yes and no without quotes are none.
+    """
+    listed = list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
+    odd = [c for c in listed if not isinstance(c, str) or not c]
+    if odd:
+        raise UserError(
+            f"the task '{name}': doc_to_choice: choices must be a list of texts, found {odd[0]!r} in {shown(listed)}. "
+            'YAML reads yes, no, on, off, null and digits as other things than text; put quotes around them: ["no", "yes"].'
+        )
+
+
 class _Factory(TaskFactory):
     """lm_eval's builder of groups, which keeps one of two members of a name; here two that differ are an error."""
+
+    def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        choices = self._load_full_config(entry, overrides).get("doc_to_choice")
+        refuse_odd_choices(entry.name, choices)
+        return super()._build_task(entry, overrides)
 
     def _build_group_members(self, *args: Any, **kwargs: Any) -> Any:
         children = super()._build_group_members(*args, **kwargs)

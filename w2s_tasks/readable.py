@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
 from lm_eval.api.task import ConfigurableTask
 
+from w2s_tasks.user_text import one_line, shown
+
+GENERATED = (
+    "its replies are not scored as this suite's generated-text tasks (..._gen) score them, so they could not be read row by "
+    "row; use multiple_choice"
+)
 WHOLE = "{{{{ '%d' % {column} }}}}"
 
 
@@ -20,7 +28,7 @@ def unreadable(task: ConfigurableTask) -> str | None:
     if config.repeats != 1:
         return f"it asks every row {config.repeats} times; set repeats: 1"
     if task.OUTPUT_TYPE != "multiple_choice":
-        return None
+        return misscored(task)
     if task.multiple_target:
         return "it has several right answers a document; let doc_to_target name one"
     if task.multiple_input:
@@ -29,19 +37,41 @@ def unreadable(task: ConfigurableTask) -> str | None:
         return "acc_mutual_info scores every choice twice; leave that metric out"
     if metrics and "acc" not in metrics:
         return "it has no metric acc, which every comparison is made of; add it to metric_list"
-    return None
+    return misscored(task)
 
 
-def varying_choices(task: ConfigurableTask, docs: Any) -> str | None:
-    """Rows with other numbers of choices than row 0, as a reason; None where all have as many."""
-    if task.OUTPUT_TYPE != "multiple_choice" or isinstance(task.config.doc_to_choice, list | dict):
+def _given(acc: Any) -> float | None:
+    """What a row's `acc` says: 0 or 1, alone or after its group; NaN for a rating of a pair; None where it can't be read."""
+    if isinstance(acc, list | tuple):
+        return float("nan") if len(acc) == 3 else _given(acc[1]) if len(acc) == 2 else None
+    return float(acc) if isinstance(acc, int | float | np.number) else None
+
+
+def misscored(task: ConfigurableTask) -> str | None:
+    """Why the scores of a task's own `process_results` could not be read; found on row 0 with made-up answers."""
+    score, doc = task.config.process_results, task.eval_docs[0]
+    if task.OUTPUT_TYPE == "generate_until" and not callable(score):
+        return GENERATED
+    if not callable(score):
         return None
-    first = None
-    for row, doc in enumerate(docs):
+    try:
+        if task.OUTPUT_TYPE == "generate_until":
+            acc = score(doc, ["?"]).get("acc")
+            return None if isinstance(acc, list | tuple) and len(acc) == 4 else GENERATED
         n = len(task.doc_to_choice(doc))
-        first = n if first is None else first
-        if n != first:
-            return f"row 0 has {first} choices and row {row} has {n}; rows of different numbers of choices are not supported"
+        told = [_given(score(doc, [(-1.0 - (i != best), i == best) for i in range(n)]).get("acc")) for best in range(n)]
+    except Exception as error:  # noqa: BLE001 - a user's function raises anything; it is told
+        return f"its process_results fails on row 0: {type(error).__name__}: {one_line(error)}"
+    if None in told:
+        return "its process_results gives no `acc` that is 0 or 1 a row, which every comparison is made of"
+    target, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
+    gold = choices.index(target) if target in choices else target
+    if not any(map(math.isnan, filter(None, told))) and told != [float(best == gold) for best in range(n)]:
+        said = dict(zip(choices, told, strict=True))
+        return (
+            "its process_results gives `acc` to other answers than doc_to_target names, and both must agree: in row 0 it "
+            f"gives {shown(said)}, where the right answer is {shown(target)}"
+        )
     return None
 
 

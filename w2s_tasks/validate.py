@@ -15,7 +15,8 @@ from rich.markup import escape
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
-from w2s_tasks.readable import unreadable, varying_choices
+from w2s_tasks.readable import unreadable
+from w2s_tasks.rows import row_problem
 
 SHOTS = (0, 4)
 
@@ -84,6 +85,12 @@ def _first_tokens_differ(task: Any, doc: dict[str, Any], tokenizer: Any) -> bool
     return len({tuple(f) for f in firsts}) == len(firsts)
 
 
+def _row_problem(task: Any) -> str | None:
+    """What is wrong with the rows of the splits, each of them whole."""
+    kinds = {"evaluation": task.eval_docs, "training": task.training_docs() if task.has_training_docs() else None}
+    return next((p for kind, docs in kinds.items() if docs is not None and (p := row_problem(task, docs, kind))), None)
+
+
 def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
     """Check one loaded task on its first `documents` evaluation documents."""
     found = Checked(str(task.config.task), _sizes(task))
@@ -92,7 +99,10 @@ def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
     if not len(docs):
         found.problems.append("no evaluation documents")
         return found
-    reason = unreadable(task) or varying_choices(task, task.eval_docs)
+    try:
+        reason = unreadable(task) or _row_problem(task)
+    except Exception as error:  # noqa: BLE001 - templates and functions of a task can raise anything; it is reported
+        reason = f"{type(error).__name__}: {error}"
     if reason:
         found.problems.append(f"w2s run can't use it: {reason}")
     for number, doc in enumerate(docs):

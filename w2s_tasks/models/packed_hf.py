@@ -21,6 +21,7 @@ from lm_eval.api.utils import maybe_delimit
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
@@ -53,11 +54,23 @@ def usable_device(asked: str | None) -> str:
     return asked
 
 
-def _refuse_classifier(config: Any, name: str) -> None:
+def refuse_unfit(config: Any, name: str) -> None:
+    """Refuse, by its configuration, a model that can't score text as a language model does.
+
+    Raises:
+        UserError: a sequence classifier; an encoder, whose every token sees those that it would have to predict.
+    """
     architectures = getattr(config, "architectures", None) or []
     if any(a.endswith("ForSequenceClassification") for a in architectures):
         raise UserError(
             f"{name} is a sequence classifier; as a language model its head would be random. Use w2s-classifier."
+        )
+    kind = getattr(config, "model_type", None)
+    reads_ahead = not any(getattr(config, key, False) for key in ("is_decoder", "is_encoder_decoder", "causal"))
+    if reads_ahead and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        raise UserError(
+            f"{name} is an encoder ({kind}, not is_decoder); as a language model it would see the words that it has to "
+            "predict. Train it as a classifier (trainer: classifier) and use w2s-classifier."
         )
 
 
@@ -110,6 +123,7 @@ class W2SHF(HFLM):
         if peft and kwargs.get("delta"):
             raise UserError(f"{pretrained}: peft= and delta= can't be given together.")
         adapter = adapter_folder(peft) if peft else None
+        self._name = pretrained
         with loading(pretrained):
             super().__init__(
                 pretrained=resolve(pretrained),
@@ -117,9 +131,7 @@ class W2SHF(HFLM):
                 dtype=dtype or ("float32" if device == "cpu" else "auto"),
                 **kwargs,
             )
-        self._name = pretrained
         quicken(self._model)
-        _refuse_classifier(self.config, pretrained)
         self._base: Base | None = None
         if adapter:
             self.use_adapter(adapter)
@@ -129,6 +141,11 @@ class W2SHF(HFLM):
             # lm_eval shares the documents out where there are several GPUs; so do several processes on CPUs.
             self._rank: int = accelerator.process_index
             self._world_size: int = accelerator.num_processes
+
+    def _get_config(self, pretrained: str, **kwargs: Any) -> None:
+        """As in ``hf``, and what can't be a language model is refused before its weights are loaded."""
+        super()._get_config(pretrained, **kwargs)
+        refuse_unfit(self._config, self._name)
 
     @property
     def language_model(self) -> torch.nn.Module:
