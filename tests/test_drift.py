@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from w2s_tasks.results.coverage_answers import AnswerSetting, RankSetting, cover_answers, cover_rank
 from w2s_tasks.results.drift import PARTS, UNPARSED, contributions, drift
 from w2s_tasks.results.read import TaskScores
 
@@ -28,6 +29,8 @@ labels = arrays(int, N, elements=st.integers(UNPARSED, 2))
 @settings(max_examples=150, deadline=None)
 def test_the_parts_add_up_exactly(before, after, gold):
     parts = contributions(before, after, gold)
+    turned = contributions(before, after, gold, lambda net: True)
+    assert turned.sum() == pytest.approx(parts.sum())
     assert parts.sum(axis=0) == pytest.approx((after == gold).astype(float) - (before == gold))
 
 
@@ -119,3 +122,28 @@ def test_ranked_pairs_have_no_classes_but_may_not_parse():
     assert found.prior is None
     assert (found.unparsed.value, found.errors.value) == (-0.25, -0.25)
     assert found.after.class_share is None
+
+
+def test_parts_of_a_change_cover_where_both_flows_are_alike():
+    """A short form of scripts/coverage. By the flow that happens to be larger, `errors` covers 89 % here."""
+    found = cover_answers(AnswerSetting(100, 1, blur=0.3), repetitions=300)
+    assert found.parts["errors"] >= 0.93
+    assert found.parts["prior"] >= 0.93
+    assert found.parts["unparsed"] is None  # nothing is lost here
+    assert min(found.metrics.values()) >= 0.9
+
+
+def test_parts_of_a_change_cover_over_groups():
+    found = cover_answers(AnswerSetting(50, 4, 0.75, 0.1, 0.3, 0.2, whole=1.0), repetitions=150)
+    assert min(share for share in found.parts.values() if share is not None) >= 0.91
+
+
+@pytest.mark.parametrize("setting", [RankSetting(8, 0.9), RankSetting(12, 0.5), RankSetting(15, 0.5, 3, 1.0)], ids=str)
+def test_rank_correlations_cover(setting):
+    found = cover_rank(setting, repetitions=400)
+    assert found.rho >= 0.93
+    assert (found.rejected is None) == (setting.size > 1)
+
+
+def test_a_rank_correlation_of_nothing_is_seldom_significant():
+    assert cover_rank(RankSetting(12, 0.0), repetitions=1000).rejected <= 0.07

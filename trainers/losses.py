@@ -162,7 +162,7 @@ def adaptive_confidence(logprobs: Tensor, targets: Tensor, state: State, *, temp
 
     Guo et al. 2024 (2402.03749), AdaptConf: b = sg(exp(CE(p, ŷ)) / (exp(CE(p, ŷ)) + exp(CE(p, ȳ)))), ŷ the student's hard
     label and ȳ the label's; the authors' code divides both cross-entropies by a temperature. So b is 1/2 where both agree
-    and falls towards 0 where the student is surely of another opinion. That code takes, in place of CE(p, y), the KL divergence
+    and falls towards 0 where the student is surely of another opinion. In place of CE(p, y) that code has the KL divergence
     of distributions softened by a second temperature, and may add gold labels: neither is done here.
 
     Args:

@@ -8,7 +8,10 @@ PACKING = (
     "row_holds or plan_runs or common_is or share_one or token_budget or own_trunk or "
     "outputs_and or every_token or chains or long_branches",
 )
-STATISTICS = ("tests/test_stats.py", "tests/test_gap.py", "tests/test_drift.py")
+STATISTICS = (
+    *("tests/test_stats.py", "tests/test_gap.py", "tests/test_drift.py"),
+    *("-k", "not change_cover and not correlation"),
+)
 
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
@@ -23,7 +26,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "w2s_tasks/results/gap.py": ("tests/test_gap.py",),
     "w2s_tasks/results/power.py": STATISTICS,
     "w2s_tasks/results/safety.py": STATISTICS,
-    "w2s_tasks/results/drift.py": ("tests/test_drift.py",),
+    "w2s_tasks/results/drift.py": ("tests/test_drift.py", "-k", "not cover and not seldom"),
     "w2s_tasks/results/association.py": STATISTICS,
     "w2s_tasks/results/diagnostics.py": ("tests/test_diagnostics.py",),
     "w2s_tasks/packing/tree.py": PACKING,

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from w2s_tasks.results import coverage_answers as answers
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.over_tasks import mean_difference, mean_level
@@ -371,6 +372,26 @@ def _mean_table(rows: list[MeanCovered]) -> list[list[str]]:
     return out
 
 
+def _answer_table(rows: list[answers.AnswersCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        setting = [s.label, f"{s.base:g}", f"{s.lost:g}", f"{s.shift:g}", f"{s.blur:g}", f"{s.whole:g}"]
+        parts = ["–" if share is None else _mark(share, most=1) for share in r.parts.values()]
+        out.append([*setting, *parts, *(f"{100 * share:.1f}" for share in r.metrics.values())])
+    return out
+
+
+def _rank_table(rows: list[answers.RankCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        points = str(s.points) if s.size == 1 else f"{s.points // s.size} x {s.size}"
+        rejected = "–" if r.rejected is None else f"{100 * r.rejected:.1f}"
+        out.append([points, f"{s.rho:g}", f"{s.alike:g}", _mark(r.rho, most=1), rejected])
+    return out
+
+
 def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
@@ -399,9 +420,12 @@ def main(arguments: list[str] | None = None) -> int:
     each = max(1, chosen.repetitions // 4)
     pairs = [cover_pair(s, each, chosen.seed) for s in PAIR_SETTINGS]
     means = [cover_mean(s, each, chosen.seed) for s in MEAN_SETTINGS]
+    changes = [answers.cover_answers(s, each, chosen.seed) for s in answers.ANSWER_SETTINGS]
+    ranks = [answers.cover_rank(s, chosen.repetitions, chosen.seed) for s in answers.RANK_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
-        print(json.dumps(data | {"means": [asdict(c) for c in means]}, indent=2))  # noqa: T201
+        others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks}
+        print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))  # noqa: T201
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
         title = "coverage of nominal 95 % intervals, in % (! = outside 93 to 98); last: over seeds, by rows alone"
@@ -411,7 +435,13 @@ def main(arguments: list[str] | None = None) -> int:
         _print(title, [*head, "p disagrees", "groups ignored"], _pair_table(pairs))
         head = ["seeds", "tasks a subtask", "SD of subtask", "SD of seed", "mean difference", "mean accuracy"]
         _print("means over six subtasks (! = below 93)", head, _mean_table(means))
+        head = ["rows", "base", "lost", "shift", "blur", "whole", *answers.PARTS, *answers.TABLE_METRICS]
+        title = "parts of a change (! = below 93), and value +- 1.96 errors of the scores of a table"
+        _print(title, head, _answer_table(changes))
+        head = ["points", "correlation", "alike in a cluster", "Spearman's rho", "p < .05"]
+        _print("rank correlations (! = below 93)", head, _rank_table(ranks))
     below = [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
+    below += [x for c in changes for x in c.parts.values() if x is not None] + [c.rho for c in ranks]
     outside = [c for c in pgr if not all(BAND[0] <= x <= BAND[1] for x in (c.pgr, c.gap, c.student_to_weak))]
     return 1 if outside or min(below) < BAND[0] else 0
 
