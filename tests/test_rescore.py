@@ -18,7 +18,7 @@ from w2s_tasks import register, seed_study
 from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.recorded import SUBTASKS, study_subtask, study_task
-from w2s_tasks.rescore import as_text, markdown, pgr_from_counts, rescore, task_over
+from w2s_tasks.rescore import as_text, markdown, pgr_from_counts, rescore, task_over, unpaired_difference
 from w2s_tasks.results.gap import recovered
 
 SHOTS = "Shots that differ from model to model.\n\n"
@@ -129,10 +129,32 @@ def test_differences_are_paired_where_the_questions_are_the_same(tmp_path):
 
 def test_differences_are_unpaired_where_they_are_not(tmp_path):
     found = rescore(two_models(tmp_path, 5), "strict", baseline="x-tuned")
-    tuned = next(s for s in found.scores if s.model == "x-tuned")
     assert [c.paired for c in found.changes] == [False] * 3
     assert found.changes[0].difference.value == 0.25
-    assert found.changes[0].difference.stderr == pytest.approx(tuned.stderr)
+    # 20 of 20 and 15 of 20 right, and a right and a wrong answer more for each
+    assert found.changes[0].difference.stderr == pytest.approx(np.sqrt((21 * 1 + 16 * 6) / 22**3))
+
+
+@pytest.mark.parametrize(("first", "second", "n"), [(0.9, 0.8, 200), (0.6, 0.5, 40), (0.98, 0.9, 100), (1.0, 1.0, 20)])
+def test_unpaired_differences_cover(first, second, n):
+    rng = np.random.default_rng(0)
+    found = [unpaired_difference(*(rng.random((2, n)) < [[first], [second]]).astype(float)) for _ in range(2000)]
+    assert np.mean([d.low <= first - second <= d.high for d in found]) >= 0.93
+    assert all((d.p < 0.05) == (not d.low <= 0 <= d.high) for d in found)
+    assert all(d.low < d.high for d in found)
+
+
+@pytest.mark.parametrize("pgr", [0.0, 0.5, 1.0])
+def test_pgr_from_counts_covers(pgr):
+    rng, n, weak, gap = np.random.default_rng(0), 872, 0.85, 0.08
+    inside = []
+    for _ in range(300):
+        found = pgr_from_counts(*rng.binomial(n, [weak, weak + pgr * gap, weak + gap]).tolist(), n, draws=2000)
+        if found.defined and found.ci95 is not None:
+            low, high = found.ci95
+            inside.append((low is None or low <= pgr) and (high is None or pgr <= high))
+    assert len(inside) > 250
+    assert 0.92 <= np.mean(inside) <= 0.99
 
 
 def test_pairing_is_by_question_not_by_order(tmp_path):

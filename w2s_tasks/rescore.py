@@ -289,9 +289,29 @@ def _means(scores: list[Score]) -> list[Mean]:
 # --- differences to the baseline -----------------------------------------------------------------------------------------
 
 
-def _z_difference(value: float, stderr: float, n: int) -> Difference:
-    p = float(2 * norm.sf(abs(value) / stderr)) if stderr > 0 else float(value == 0)
-    return Difference(value, stderr, value - Z95 * stderr, value + Z95 * stderr, p, n)
+def _z_difference(value: float, stderr: float, n: int, centre: float | None = None) -> Difference:
+    middle = value if centre is None else centre
+    p = float(2 * norm.sf(abs(middle) / stderr))
+    return Difference(value, stderr, middle - Z95 * stderr, middle + Z95 * stderr, p, n)
+
+
+def unpaired_difference(first: Array, second: Array) -> Difference:
+    """Difference of the accuracies of two models that were asked different questions.
+
+    Agresti and Caffo (2000, The American Statistician 54): each model is given one right and one wrong answer more, so that
+    two models without an error differ by something.
+
+    Args:
+        first: 0/1 a question, shape [n].
+        second: the other model's, shape [m].
+    """
+    shares, errors = [], []
+    for correct in (first, second):
+        share = (float(correct.sum()) + 1) / (len(correct) + 2)
+        shares.append(share)
+        errors.append(share * (1 - share) / (len(correct) + 2))
+    value = float(first.mean() - second.mean())
+    return _z_difference(value, math.sqrt(sum(errors)), len(first), shares[0] - shares[1])
 
 
 def _numbered(units: Sequence[str]) -> list[tuple[str, int]]:
@@ -309,7 +329,7 @@ def difference(model: Score, baseline: Score) -> tuple[Difference, bool]:
     first, second = (dict(zip(_numbered(s.units), s.correct, strict=True)) for s in (model, baseline))
     if first.keys() == second.keys():
         return paired_difference(np.array(list(first.values())), np.array([second[unit] for unit in first])), True
-    return _z_difference(model.acc - baseline.acc, math.hypot(model.stderr, baseline.stderr), model.n), False
+    return unpaired_difference(model.correct, baseline.correct), False
 
 
 def _change(model: Score, baseline: Score) -> Change:
