@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -75,6 +76,23 @@ def test_the_oldest_python_is_the_same_everywhere():
     assert f"sys.version_info < ({lowest.replace('.', ', ')})" in environment
     assert f"Python >= {lowest}" in (ROOT / "README.md").read_text(encoding="utf-8")
     assert f"{lowest} or newer" in (ROOT / "w2s_tasks" / "doctor.py").read_text(encoding="utf-8")
+
+
+def test_the_workflow_runs_the_tests_on_every_python_that_is_named():
+    workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "tests.yml").read_text(encoding="utf-8"))
+    named = [c.rpartition(" ")[2] for c in PROJECT["project"]["classifiers"] if "Python :: 3." in c]
+    tests, lowest = workflow["jobs"]["tests"], workflow["jobs"]["lowest"]
+    assert tests["strategy"]["matrix"]["python"] == named
+    assert {"python-version": named[0]} in [step.get("with") for step in lowest["steps"]]
+    commands = [step["run"] for job in (tests, lowest) for step in job["steps"] if "run" in step]
+    assert commands == ["scripts/test", "scripts/test_lowest"]
+    assert workflow["permissions"] == {"contents": "read"}
+
+
+def test_the_citation_names_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == PROJECT["project"]["version"]
+    assert citation["license"] == PROJECT["project"]["license"]
 
 
 def ci_run(folder: Path, installs: bool) -> subprocess.CompletedProcess[str]:
