@@ -29,7 +29,11 @@ from trainers.config import find_config, load, parse
 from w2s_tasks.errors import UserError
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(p for p in ROOT.rglob("*.md") if not any(part.startswith(".") for part in p.relative_to(ROOT).parts))
+PAGES = sorted(
+    p
+    for p in ROOT.rglob("*.md")
+    if not any(part.startswith(".") for part in p.relative_to(ROOT).parts) and p.parent != ROOT / "docs" / "pages"  # made
+)
 COMMAND: Any = typer.main.get_command(app)
 ELSEWHERE = {"git", "cd", "source", "pip", "pre-commit", "python3", "vllm", "unzip"}
 """Programs that are not ours to check."""
@@ -112,11 +116,11 @@ EXAMPLES, MENTIONS = examples(), mentions()
 
 @pytest.fixture
 def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The reader's working folder: the repository's files, and `my.yaml` and `my_tasks` as the README has them."""
+    """The reader's working folder: the repository's files, and `my.yaml` and `my_tasks` as the manual has them."""
     for name in ("harness_configs", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     experiments = [b for b in blocks(ROOT / "README.md", "yaml") if "methods:" in b]
-    tasks = [b for b in blocks(ROOT / "README.md", "yaml") if "output_type:" in b]
+    tasks = [b for b in blocks(ROOT / "docs" / "tasks.md", "yaml") if "output_type:" in b]
     assert len(experiments) == len(tasks) == 1
     (tmp_path / "my.yaml").write_text(experiments[0], encoding="utf-8")
     (tmp_path / "my_tasks").mkdir()
@@ -236,6 +240,7 @@ def test_examples_are_found_in_every_kind_of_text():
     for start in (
         "README.md",
         "CONTRIBUTING.md",
+        "docs/models.md",
         "w2s eval --help",
         "bench.eval --help",
         "harness_configs/eval/openai.yaml",
@@ -319,7 +324,7 @@ def test_yaml_in_the_documentation_is_an_experiment_a_part_of_one_or_a_task(text
     parse(yaml.safe_dump({**yaml.safe_load(whole), **data}), "README.md")
 
 
-def test_the_readmes_own_task_is_asked_as_it_stands(readers_folder: Path):
+def test_the_manuals_own_task_is_asked_as_it_stands(readers_folder: Path):
     command = [sys.executable, "-m", "trainers.cli", "eval", "--model", "dummy", "--tasks", "my_task", "--limit", "6"]
     command += ["--include_path", "my_tasks", "--num_fewshot", "2", "--log_samples", "--output_path", "out"]
     done = subprocess.run(command, cwd=readers_folder, capture_output=True, text=True, check=False)

@@ -356,9 +356,9 @@ def test_sst2_files_are_checked(study, tmp_path):
         seed_study.sst2(path)
 
 
-def test_the_readme_holds_what_the_command_makes(study):
-    readme = Path(__file__).parent.parent / "harness_configs" / "experiments" / "README.md"
-    text = readme.read_text(encoding="utf-8")
+def test_the_page_holds_what_the_command_makes(study):
+    page = Path(__file__).parent.parent / "docs" / "seed_study.md"
+    text = page.read_text(encoding="utf-8")
     assert seed_study.with_section(text, seed_study.report(study)) == text
 
 

@@ -1,7 +1,7 @@
 """The seed study (anw10/W2S_Safety, commit 5cc34b07): its published figures, recomputed and corrected from its raw files.
 
-``scripts/reproduce_seed_study [PATH]`` prints the tables of harness_configs/experiments/README.md; PATH is the folder
-``seed_study`` or the data folder that holds it, by default ``$W2S_DATA``. ETHICS goes through `w2s_tasks.rescore`, SST-2
+``scripts/reproduce_seed_study [PATH]`` prints the tables of docs/seed_study.md; PATH is the folder ``seed_study``
+or the data folder that holds it, by default ``$W2S_DATA``. ETHICS goes through `w2s_tasks.rescore`, SST-2
 through the task ``w2s_sst2_study``.
 """
 
@@ -208,8 +208,8 @@ def _folder(path: str | None) -> Path:
     return folder
 
 
-SECTION = "## The seed study, recomputed"
-COMMAND = "Made by `W2S_DATA=... scripts/reproduce_seed_study --readme harness_configs/experiments/README.md`."
+SECTION = "## The tables"
+COMMAND = "Made by `W2S_DATA=... scripts/reproduce_seed_study --readme docs/seed_study.md`."
 
 
 def with_section(readme: str, tables: str) -> str:

@@ -136,7 +136,7 @@ def _movie_review_rows() -> dict[str, list[dict[str, Any]]]:
 
 
 def movie_reviews(**_: Any) -> Splits:
-    """Movie-review sentences (Hutto & Gilbert 2014): label = sign of the mean of human ratings, |mean| >= 0.5 kept."""
+    """Movie-review sentences (Hutto & Gilbert 2014): label = sign of the mean of human ratings, kept from 0.5 on."""
     return {split: datasets.Dataset.from_list(rows) for split, rows in _movie_review_rows().items()}
 
 

@@ -2,7 +2,7 @@
 
 Prices are US dollars for a million tokens. Price pages disagree and change, so a cost from here is an estimate; token counts
 are always shown beside it. ``$W2S_PRICES`` (or ``prices=FILE`` in the model arguments) names a file in this form, whose
-entries replace the built-in ones:
+entries replace the built-in ones::
 
     as_of: 2026-11-01
     models:
