@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("w2s_tasks", "trainers", "harness_configs")
-NOT_SHIPPED = {".ci", ".gitignore", ".pre-commit-config.yaml"}
+NOT_SHIPPED = {".github", ".ci", ".gitignore", ".pre-commit-config.yaml"}
 """What a checkout has for itself; the sdist has all the rest."""
 
 pytestmark = pytest.mark.pypi  # the build backend comes from the package index
