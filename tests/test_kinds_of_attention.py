@@ -87,7 +87,7 @@ CONFIGS: dict[str, Callable[[], tf.PretrainedConfig]] = {
     "mamba": lambda: tf.MambaConfig(vocab_size=600, hidden_size=32, state_size=8, num_hidden_layers=2),
     "recurrent_gemma": lambda: tf.RecurrentGemmaConfig(**GROUPED, lru_width=32, attention_window_size=12),
     "lfm2": lambda: tf.Lfm2Config(**GROUPED, layer_types=["conv", "full_attention"] * 2),
-    "bert": lambda: tf.BertConfig(**SIZE, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
+    "bert": lambda: tf.BertConfig(**SIZE, is_decoder=True, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0),
     "longrope": lambda: tf.Phi3Config(**GROUPED, sliding_window=None, rope_parameters=longrope(64)),
 }
 Make = Callable[[Any], Path]
@@ -250,7 +250,7 @@ def test_what_can_not_be_packed_is_told_once(make: Make, caplog: pytest.LogCaptu
 
 def test_rows_that_look_ahead_are_run_one_at_a_time(make: Make, caplog: pytest.LogCaptureFixture):
     """A BERT as it is, without its decoder's mask, and trained: its modules' modes and the random numbers stay."""
-    model = tf.AutoModelForCausalLM.from_pretrained(make("bert")).train()
+    model = tf.AutoModelForCausalLM.from_pretrained(make("bert"), is_decoder=False).train()
     requests = rows([30, 20, 12, 6], 4)
     state = torch.random.get_rng_state()
     found = packing.score(model, requests, max_length=512).loglik

@@ -189,6 +189,10 @@ FORBIDDEN = {
 }  # fmt: skip
 
 
+OWN_TEXT = {("scripts/mutation/trial.py", "exec")}
+"""Runs this repository's own functions, changed; no text of anybody else's comes there."""
+
+
 def test_the_source_builds_no_shell_loads_no_pickle_and_runs_no_text():
     found = []
     for path in SOURCES:
@@ -201,6 +205,7 @@ def test_the_source_builds_no_shell_loads_no_pickle_and_runs_no_text():
             bad |= (
                 name.startswith("subprocess.") and bool(call.args) and isinstance(call.args[0], ast.JoinedStr | ast.Constant)
             )
+            bad &= (str(path.relative_to(ROOT)), name) not in OWN_TEXT
             found += [f"{path.relative_to(ROOT)}:{call.lineno}: {name}"] if bad else []
     assert found == []
     assert len(SOURCES) > 80

@@ -109,6 +109,7 @@ SHOTS = (
 
 # Order of the modules in utils.py: each stands on earlier ones only.
 MODULES = (
+    "w2s_tasks.no_answer",
     "w2s_tasks.answers",
     "w2s_tasks.metrics",
     "w2s_tasks.generated",

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks import no_answer
+from w2s_tasks.no_answer import is_none
 
 Array = npt.NDArray[Any]
 Results = Sequence[tuple[float, bool]]
@@ -174,7 +174,7 @@ def _gold_pred(doc: dict[str, Any], results: Results) -> tuple[int, int]:
     if np.isnan(logliks).any():
         return int(doc["label"]), BROKEN
     # Of equal log-likelihoods the first counts, as in lm_eval; none at all is no answer.
-    return int(doc["label"]), NO_ANSWER if no_answer.is_none(logliks) else int(logliks.argmax())
+    return int(doc["label"]), NO_ANSWER if is_none(logliks) else int(logliks.argmax())
 
 
 def _right(pair: tuple[int, int]) -> float:
@@ -184,7 +184,7 @@ def _right(pair: tuple[int, int]) -> float:
 def binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     """``process_results`` of a two-choice task whose column ``label`` is the index of the right choice.
 
-    A document without an answer (see `w2s_tasks.no_answer`) is wrong. Where one is NaN the model is
+    A document without an answer (all its log-likelihoods are minus infinity) is wrong. Where one is NaN the model is
     broken, and all scores of the task are NaN.
     """
     pair = _gold_pred(doc, results)
@@ -258,7 +258,7 @@ def expected_rating(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     the other.
     """
     logliks = np.array([loglik for loglik, _ in results])
-    if no_answer.is_none(logliks):
+    if is_none(logliks):
         rating = 0.0 if int(doc["role"]) else len(logliks) + 1.0
     else:
         weights = np.exp(logliks - logliks.max())

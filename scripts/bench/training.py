@@ -57,7 +57,7 @@ class Recipe:
             system_prompt=self.system_prompt,
             objective="language_model" if self.chat else "choices",
             model_args={"dtype": "float32"},
-            trainer_args={"save_strategy": "no"},
+            trainer_args={"save_steps": 1_000_000},  # no checkpoint on either side
         )
 
 
