@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from w2s_tasks.results.coverage_answers import AnswerSetting, RankSetting, cover_answers, cover_rank
+from w2s_tasks.results.coverage_answers import AnswerSetting, cover_answers
 from w2s_tasks.results.drift import PARTS, UNPARSED, contributions, drift
 from w2s_tasks.results.read import TaskScores
 
@@ -136,14 +136,3 @@ def test_parts_of_a_change_cover_where_both_flows_are_alike():
 def test_parts_of_a_change_cover_over_groups():
     found = cover_answers(AnswerSetting(50, 4, 0.75, 0.1, 0.3, 0.2, whole=1.0), repetitions=150)
     assert min(share for share in found.parts.values() if share is not None) >= 0.91
-
-
-@pytest.mark.parametrize("setting", [RankSetting(8, 0.9), RankSetting(12, 0.5), RankSetting(15, 0.5, 3, 1.0)], ids=str)
-def test_rank_correlations_cover(setting):
-    found = cover_rank(setting, repetitions=400)
-    assert found.rho >= 0.93
-    assert (found.rejected is None) == (setting.size > 1)
-
-
-def test_a_rank_correlation_of_nothing_is_seldom_significant():
-    assert cover_rank(RankSetting(12, 0.0), repetitions=1000).rejected <= 0.07

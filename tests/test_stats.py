@@ -16,6 +16,7 @@ from w2s_tasks.results.association import rank_correlation
 from w2s_tasks.results.clusters import Clusters
 from w2s_tasks.results.components import critical, crossed, p_value
 from w2s_tasks.results.coverage import BAND, MeanSetting, PairSetting, Setting, cover, cover_mean, cover_pair, main
+from w2s_tasks.results.coverage_answers import RankSetting, cover_rank
 from w2s_tasks.results.gap import recovered
 from w2s_tasks.results.power import Design, detectable, power_of_one, power_over_seeds
 from w2s_tasks.results.safety import Change, adjusted
@@ -426,15 +427,18 @@ def test_rank_correlation_equals_scipy_and_is_undefined_with_few_points():
     assert rank_correlation(range(12), range(12)).p == pytest.approx(2 / math.factorial(12))
 
 
-@pytest.mark.parametrize(("n", "rho"), [(5, 0.0), (5, 0.9), (8, 0.8), (16, 0.95)])
-def test_rank_correlation_intervals_cover(n, rho):
-    rng = np.random.default_rng(10)
-    truth, inside, reps = 6 / np.pi * np.arcsin(rho / 2), 0, 600
-    for _ in range(reps):
-        x = rng.standard_normal(n)
-        found = rank_correlation(x, rho * x + np.sqrt(1 - rho**2) * rng.standard_normal(n))
-        inside += found.low <= truth <= found.high
-    assert inside / reps >= 0.92
+@pytest.mark.parametrize(
+    "setting",
+    [RankSetting(5, 0.0), RankSetting(5, 0.9), RankSetting(8, 0.8), RankSetting(16, 0.95), RankSetting(15, 0.5, 3, 1.0)],
+)
+def test_rank_correlation_intervals_cover(setting):
+    found = cover_rank(setting, repetitions=600)
+    assert found.rho >= 0.93
+    assert (found.rejected is None) == (setting.size > 1)
+
+
+def test_a_rank_correlation_of_nothing_is_seldom_significant():
+    assert cover_rank(RankSetting(12, 0.0), repetitions=1000).rejected <= 0.07
 
 
 def test_bootstrap_means_have_the_right_spread_and_keep_the_pairing():
