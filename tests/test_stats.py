@@ -13,7 +13,6 @@ from scipy.stats import binom, binomtest, t
 
 from w2s_tasks.metrics import clustered_stderr
 from w2s_tasks.results.association import rank_correlation
-from w2s_tasks.results.clusters import Clusters
 from w2s_tasks.results.components import critical, crossed, p_value
 from w2s_tasks.results.coverage import BAND, MeanSetting, PairSetting, Setting, cover, cover_mean, cover_pair, main
 from w2s_tasks.results.coverage_answers import RankSetting, cover_rank
@@ -24,6 +23,7 @@ from w2s_tasks.results.stats import (
     Difference,
     accuracy_interval,
     bootstrap_means,
+    difference_of,
     holm,
     mean_accuracy,
     paired_difference,
@@ -32,7 +32,7 @@ from w2s_tasks.results.stats import (
 )
 
 
-@pytest.mark.parametrize(("right", "n"), [(7, 10), (770, 872), (871, 872)])
+@pytest.mark.parametrize(("right", "n"), [(7, 10), (1, 10), (770, 872), (871, 872)])
 def test_the_interval_of_a_share_is_where_the_mid_p_is_its_level(right, n):
     low, high = share_interval(right, n)
     assert binom.sf(right, n, low) + binom.pmf(right, n, low) / 2 == pytest.approx(0.025)
@@ -138,6 +138,31 @@ def test_the_sign_flip_test_of_single_rows_is_mcnemars():
     )  # larger here than the interval's own
 
 
+def test_a_difference_stays_on_its_scale_and_gives_way_to_the_exact_test():
+    all_lost = paired_difference(np.zeros(6), np.ones(6))
+    assert (all_lost.value, all_lost.low, all_lost.n, all_lost.seeds) == (-1, -1, 6, 1)
+    assert paired_difference(np.ones(6), np.zeros(6)).high == 1
+    rng = np.random.default_rng(8)
+    values = 0.3 * rng.normal(size=(2, 1, 40)) + np.array([0.5, -3.0])[:, None, None]
+    for sign in (1, -1):
+        parts = crossed(sign * values)
+        plain = difference_of(parts, 40)
+        assert plain.value == pytest.approx(sign * values[0].mean())  # the first contrast, whatever the others are
+        assert (plain.low > 0) == (sign > 0)
+        assert plain.high < 1
+        assert plain.p < 0.05
+        for exact, holds in ((0.049, False), (0.05, True), (0.9, True)):
+            found = difference_of(parts, 40, exact=exact)
+            assert found.p == max(plain.p, exact)
+            assert (found.low <= 0 <= found.high) == holds
+            assert (found.low, found.high) == ((min(plain.low, 0), max(plain.high, 0)) if holds else (plain.low, plain.high))
+
+
+def test_no_sign_pattern_is_likelier_than_one():
+    for n in range(1, 60):
+        assert sign_flip_p(np.array([1, -1] * n)) <= 1
+
+
 # ---- seeds ----------------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +220,14 @@ def test_mean_accuracy_over_seeds_is_wider_than_over_rows_alone():
     assert acc == pytest.approx(correct.mean())
     assert high - low > 2 * (share_interval(350, 500)[1] - share_interval(350, 500)[0])
     assert mean_accuracy(correct[:1])[1:] == pytest.approx(share_interval(correct[0].sum(), 500))
+    assert mean_accuracy(np.tile(correct[0], (3, 1)))[1:] == pytest.approx(share_interval(correct[0].sum(), 500))
+    # Only the first two seeds answer alike: there is a spread over seeds.
+    alike = np.stack([correct[0], correct[0], correct[2]])
+    assert np.ptp(mean_accuracy(alike)[1:]) > 1.5 * np.ptp(accuracy_interval(alike))
+    assert np.ptp(mean_accuracy(alike[::-1])[1:]) == pytest.approx(np.ptp(mean_accuracy(alike)[1:]))
+    far_apart = np.array([[1.0] * 20, [1] * 10 + [0] * 10])
+    assert mean_accuracy(far_apart)[2] == 1
+    assert mean_accuracy(1 - far_apart)[1] == 0
 
 
 @pytest.mark.parametrize(
@@ -273,33 +306,6 @@ def test_seeds_that_collapse_to_opposite_classes_have_an_interval():
     assert found.p == 1
     same = crossed((collapsed - 0.5)[None])
     assert same.p_value(np.ones(1)) == 1  # no difference and no error at all
-
-
-def test_clusters_of_any_label_and_order_are_found():
-    labels = np.array(["b", "a", "b", "c", "a", "b"])
-    clusters = Clusters.of(labels)
-    assert clusters.sizes.tolist() == [2, 3, 1]
-    assert clusters.sums(np.arange(6.0)).tolist() == [5, 7, 3]
-    assert clusters.largest_effect == pytest.approx(14 / 6)
-    assert clusters.enlarged == pytest.approx([6 / 4, 6 / 3, 6 / 5])
-
-
-def test_degrees_of_freedom_are_the_trace_formula_and_fall_with_unequal_clusters():
-    assert Clusters.of(np.repeat(np.arange(12), 4)).degrees(np.array(4.0)) == 11
-    labels = np.repeat(np.arange(23), [30, 30, 30, *[3] * 20])
-    clusters = Clusters.of(labels)
-    for effect in (1.0, 8.0, clusters.largest_effect):
-        correlation = (effect - 1) / (clusters.largest_effect - 1)
-        n = len(labels)
-        same = labels[:, None] == labels[None]
-        covariance = np.where(same, correlation, 0.0)
-        np.fill_diagonal(covariance, 1.0)
-        residual = np.eye(n) - 1 / n
-        member = (labels[:, None] == np.arange(23)) * np.sqrt(clusters.enlarged)
-        form = member.T @ residual @ covariance @ residual @ member
-        expected = np.trace(form) ** 2 / np.trace(form @ form)
-        assert clusters.degrees(np.array(effect)) == pytest.approx(expected)
-    assert expected < 4
 
 
 def test_pgr_knows_the_groups_of_its_questions():

@@ -73,19 +73,19 @@ class Clusters:
         return np.asarray(np.clip(together / alone, 1.0, most))
 
     def degrees(self, effect: Array) -> Array:
-        """Degrees of freedom of the enlarged variance of a mean, at least 1.
+        """Degrees of freedom of the enlarged variance of a mean, from 1 to G - 1.
 
         Satterthwaite's, after Bell & McCaffrey (2002) and Imbens & Kolesár (2016, Review of Economics and Statistics 98),
         under rows with equal correlations within clusters that give this design effect; G - 1 for equal sizes.
 
         Args:
-            effect: design effects, any shape.
+            effect: design effects between 1 and `largest_effect`, any shape.
         """
         n, most = self.sizes.sum(), self.largest_effect
-        if len(self.sizes) < 3 or np.ptp(self.sizes) == 0:
+        if np.ptp(self.sizes) == 0:
             return np.full(np.shape(effect), max(1.0, len(self.sizes) - 1.0))
-        correlation = (np.asarray(effect, dtype=float)[..., None] - 1) / max(most - 1, 1e-9)
-        tau = self.sizes * (1 + (self.sizes - 1) * np.clip(correlation, 0, 1))  # variances of the sums, [..., G]
+        correlation = (np.asarray(effect, dtype=float)[..., None] - 1) / (most - 1)
+        tau = self.sizes * (1 + (self.sizes - 1) * correlation)  # variances of the sums, [..., G]
         # The squared residual sums are a quadratic form with D (diag(tau) - (s tau' + tau s') / n + s s' T / n²) D inside,
         # s the sizes, T the sum of tau, D the square roots of `enlarged`; df = trace^2 / trace of the square.
         root = np.sqrt(self.enlarged)
@@ -96,4 +96,4 @@ class Clusters:
         outer = (2 * ab**2 + 2 * aa * bb) / n**2 - 4 * ab * aa * total / n**3 + (aa * total) ** 2 / n**4
         mixed = -2 * (diagonal * a * b).sum(axis=-1) / n + (diagonal * a**2).sum(axis=-1) * total / n**2
         square = (diagonal**2).sum(axis=-1) + outer + 2 * mixed
-        return np.asarray(np.clip(trace**2 / square, 1.0, len(self.sizes) - 1.0))
+        return np.asarray(trace**2 / square)

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq
 from scipy.special import betainc
-from scipy.stats import binom, binomtest, norm
+from scipy.stats import binom, norm
 
 from w2s_tasks.results.clusters import SHARE_UNIT, Clusters
 from w2s_tasks.results.components import FEW, Components, crossed, quantile
@@ -35,9 +35,7 @@ def share_interval(right: float, n: float, level: float = 0.95) -> tuple[float, 
 
     def above(share: float) -> float:
         """Probability of more successes, and half of that of as many."""
-        more = float(betainc(right + 1, n - right, share)) if right < n else 0.0
-        as_many = float(betainc(right, n - right + 1, share)) if right > 0 else 1.0
-        return (more + as_many) / 2
+        return float(betainc(right + 1, n - right, share) + betainc(right, n - right + 1, share)) / 2
 
     if right <= 0 or right >= n:
         alone = tail ** (1 / n)
@@ -109,10 +107,7 @@ def sign_flip_p(sums: Array) -> float:
 
 
 def _exact_p(delta: Array, cluster: Array | None) -> float:
-    if cluster is None:
-        wins, losses = int((delta > 0).sum()), int((delta < 0).sum())
-        return float(binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
-    return sign_flip_p(Clusters.of(cluster).sums(delta))
+    return sign_flip_p(delta if cluster is None else Clusters.of(cluster).sums(delta))
 
 
 def difference_of(parts: Components, n: int, *, exact: float | None = None, discordance: float | None = None) -> Difference:
@@ -185,7 +180,7 @@ def mean_accuracy(correct: Array, cluster: Array | None = None) -> tuple[float, 
         cluster: each unit's group where units come in groups, shape [n].
     """
     low, high = accuracy_interval(correct, cluster)
-    if len(correct) == 1 or (correct == correct[0]).all():
+    if (correct == correct[0]).all():
         return float(correct.mean()), low, high
     found = difference_of(crossed(correct[None], cluster), correct.shape[1])
     return found.value, max(0.0, min(low, found.low)), min(1.0, max(high, found.high))
