@@ -16,6 +16,7 @@ import typer
 from w2s_tasks import __version__, machine
 from w2s_tasks import cli as tasks_cli
 from w2s_tasks.errors import UserError
+from w2s_tasks.paths import check_folder
 
 app = typer.Typer(
     name="w2s",
@@ -71,6 +72,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _prepare(folder: Path, if_exists: IfExists) -> None:
+    check_folder(folder, "--runs-dir")
     if folder.exists() and if_exists is IfExists.fail:
         raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
     if folder.exists() and if_exists is IfExists.delete:

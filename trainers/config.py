@@ -16,13 +16,12 @@ from trainers.openai_settings import OpenAIStrong
 from trainers.schema import SECRET_PLACES, Section, changed, no_secrets
 from trainers.trainer_args import check_trainer_args
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.paths import LONGEST_NAME, size
 from w2s_tasks.user_text import LONGEST, parse_yaml, read_text, shown
 
 TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
 PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
 ARMS = PLAIN_ARMS + TRAINED_ARMS
-LONGEST_NAME = 200
-"""Characters of a run folder's name."""
 SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 
 
@@ -51,6 +50,16 @@ class Split(Section):
     """Row limits of both halves."""
     seed: int = 0
     """Seed of the split; an experiment's seed is added to it."""
+
+
+SET_BY_RUNS = {
+    "pretrained": "write the model as `model`",
+    "peft": "each arm has the adapter that it trained; a model that is tuned already has to be merged and saved first",
+    "delta": "a model that is tuned already has to be merged and saved first",
+    "text": "write it as `text` of the section",
+    "untrained_head": "it is what the arm weak_untrained has",
+}
+"""Arguments of the lm_eval models that no `model_args` may change."""
 
 
 class Trainable(Section):
@@ -82,6 +91,13 @@ class Trainable(Section):
     @classmethod
     def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         return no_secrets(value)
+
+    @field_validator("model_args")
+    @classmethod
+    def _not_ours(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if taken := next((key for key in SET_BY_RUNS if key in value), None):
+            raise ValueError(f"'{taken}' is set by the run itself: {SET_BY_RUNS[taken]}")
+        return value
 
     @field_validator("trainer_args")
     @classmethod
@@ -234,7 +250,7 @@ class Experiment(Section):
     """Evaluation on the training task."""
     safety: Safety | None = None
     """Safety evaluation; null for none."""
-    name: str = Field(default="", pattern=r"^[\w.-]*$", max_length=LONGEST_NAME)
+    name: str = Field(default="", pattern=r"^[\w.-]*$")
     """The run folder's name; empty for the file's name."""
 
     @field_validator("name")
@@ -242,6 +258,8 @@ class Experiment(Section):
     def _a_folder(cls, value: str) -> str:
         if value and not value.strip("."):
             raise ValueError("write a name for the run folder; dots alone are other folders")
+        if size(value) > LONGEST_NAME:
+            raise ValueError(f"{size(value):,} bytes; a run folder's name has at most {LONGEST_NAME}")
         return value
 
     @field_validator("strong", mode="before")
@@ -445,6 +463,6 @@ def load(name: str, overrides: list[str] | None = None) -> tuple[Experiment, Pat
     config = parse(text, str(path), overrides)
     folders = [str((path.parent / p).resolve()) for p in config.include_path]
     name = config.name or path.stem
-    if not name.strip(".") or len(name) > LONGEST_NAME:
+    if not name.strip(".") or size(name) > LONGEST_NAME:
         raise UserError(f"{path}: its name can't name a run folder; put `name: my_experiment` into it.")
     return config.model_copy(update={"include_path": folders, "name": name}), path

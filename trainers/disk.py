@@ -1,4 +1,4 @@
-"""A disk that is full, read-only or over its quota, told from other errors whichever library met it."""
+"""A disk that is full, read-only or over its quota, and places where no file can be, whichever library met them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ from w2s_tasks.errors import causes
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_ALLOWED = {errno.EROFS, errno.EACCES, errno.EPERM}
+NO_PLACE = {
+    errno.ENAMETOOLONG: "a name or path is too long (255 bytes a name, 4,095 in all); choose a shorter one",
+    errno.ENOTDIR: "a part of the path is a file, where a folder has to be",
+    errno.EISDIR: "a folder stands where a file has to be",
+    errno.EEXIST: "a file stands there",
+    errno.ELOOP: "a link leads back to itself",
+}
 SIGNS = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122", "File too large", "os error 27")
 TORCH = ("PytorchStreamWriter failed writing", "unexpected pos")
 """What torch.save says when a write comes back short; it keeps no error number."""
@@ -25,4 +32,6 @@ def problem(error: BaseException) -> str | None:
             )
         if number in NOT_ALLOWED and where:
             return f"no permission to write{where}, or a read-only disk. Choose another place, e.g. with --runs-dir."
+        if number in NO_PLACE and where:
+            return f"{NO_PLACE[number]}{where}."
     return None

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from trainers import harness as hn
-from trainers import kept, lora, openai_ft, processes, splits, teachers, unsupervised, weak
+from trainers import kept, lora, openai_ft, processes, splits, teachers, training, unsupervised, weak
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
@@ -33,6 +33,7 @@ from trainers.progress import Progress
 from trainers.steps import Arm, Source, Step
 from trainers.store import Stage, Store, code_version, recipe_key
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.eval_arguments import check_arguments
 from w2s_tasks.models.ref import ModelRef, identity_of
 
 log = logging.getLogger(__name__)
@@ -512,9 +513,8 @@ class Flow:
         """
         store = store or Store(self.folder)
         self.pool.note = progress.note
-        for settings in (self.config.weak, self.config.strong):
-            if not isinstance(settings, OpenAIStrong) and settings.trainer == "lora":
-                lora.check_base(settings)
+        for name, settings in (("weak", self.config.weak), ("strong", self.config.strong)):
+            self._check_models(name, settings)
         for number, (name, step) in enumerate(self.steps.items(), start=1):
             there = store.find(step.kind, self.key(name)) if progress.new_only else None
             if there:
@@ -526,6 +526,16 @@ class Flow:
                 self.stages[name] = stage
                 self.pool.budget.book_stage(stage.path, reused=stage.reused)
                 shown.done(stage.seconds, stage.reused)
+
+    def _check_models(self, section: str, settings: AnyTrainable) -> None:
+        """Refuse what a model or its training would not take, before any is trained."""
+        classifier = settings.trainer == "classifier"
+        ref = weak.untrained(self.config.weak, self.task.choices) if classifier else base_ref(settings)
+        check_arguments(ref.model, ref.args, f"{section}.model_args")
+        if not isinstance(settings, OpenAIStrong):
+            training.check_arguments(settings, settings.lr)
+            if not classifier:
+                lora.check_base(settings)
 
     def arms(self) -> list[Arm]:
         """All arms with an evaluation, at the end of training; the weak supervisor first, then as the config lists them."""

@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.loggers import EvaluationTracker
 
 from trainers import processes
 from trainers.labels import LabelSet
@@ -33,6 +32,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.saving import Tracker
 from w2s_tasks.task_settings import differing, refuse_two
 from w2s_tasks.user_text import shown
 
@@ -151,14 +151,14 @@ def evaluate(
         style: how to prompt.
 
     Raises:
-        UserError: the files that lm_eval wrote are not whole (it swallows errors while saving).
+        UserError: a file could not be written, or the files that lm_eval wrote are not whole.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     lm = pool.load(ref)
     # lm_eval takes one limit for all tasks, or the rows of each.
     same = len(set(limits.values())) == 1
     chosen = {task.name: list(range(task.eval_rows(limit))) for task, limit in limits.items()}
-    tracker = EvaluationTracker(output_path=str(out))
+    tracker = Tracker(output_path=str(out))
     with _lm_eval_quiet(), pool.booked(lm, out):
         results = lm_eval.simple_evaluate(
             model=lm,
@@ -181,6 +181,7 @@ def evaluate(
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
+    tracker.check()
     read_evaluation(out, {name: len(rows) for name, rows in chosen.items()})
 
 

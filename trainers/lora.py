@@ -37,11 +37,11 @@ def check_base(settings: Strong | Weak) -> None:
     """Refuse, by its configuration alone, a model that is no language model, before other models are trained.
 
     Raises:
-        UserError: a classifier or an encoder; a configuration that can't be read.
+        UserError: a classifier or an encoder; a configuration that can't be read; no chat template where one is to be used.
     """
-    from transformers import AutoConfig
+    from transformers import AutoConfig, AutoTokenizer
 
-    from w2s_tasks.models.packed_hf import refuse_unfit
+    from w2s_tasks.models.packed_hf import refuse_unfit, refuse_without_template
 
     places = {key: settings.model_args[key] for key in ("revision", "subfolder") if key in settings.model_args}
     if "gguf_file" in settings.model_args:
@@ -49,6 +49,10 @@ def check_base(settings: Strong | Weak) -> None:
     with loading(settings.model):
         config = AutoConfig.from_pretrained(resolve(settings.model), **places, **NO_CODE)
     refuse_unfit(config, settings.model)
+    if settings.chat_template:
+        with loading(settings.model):
+            tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model), **places, **NO_CODE)
+        refuse_without_template(tokenizer, settings.model)
 
 
 def style_of(settings: Strong | Weak, num_fewshot: int | None = 0) -> PromptStyle:
@@ -103,12 +107,21 @@ def reply_logprobs(
 def end_of_reply(lm: Any, style: PromptStyle) -> list[int]:
     """Tokens that end a reply: what the chat template writes after it, without one the end-of-text token."""
     if not style.chat_template:
-        return [lm.eot_token_id]
+        return _end_of_text(lm)
     reply = "reply"
     messages = [{"role": "user", "content": "prompt"}, {"role": "assistant", "content": reply}]
     text = lm.tokenizer.apply_chat_template(messages, tokenize=False)
     ending: list[int] = lm.tokenizer.encode(text[text.rindex(reply) + len(reply) :], add_special_tokens=False)
-    return ending or [lm.eot_token_id]
+    return ending or _end_of_text(lm)
+
+
+def _end_of_text(lm: Any) -> list[int]:
+    if lm.eot_token_id is None:
+        raise UserError(
+            f"{lm.tokenizer.name_or_path} has no end-of-text token, which objective: language_model teaches as the end of a "
+            "reply. Use objective: choices, or a tokenizer that has one."
+        )
+    return [lm.eot_token_id]
 
 
 def _rows(
@@ -120,7 +133,7 @@ def _rows(
     if any(len(p) != choices for p in pairs):
         raise UserError(f"the task '{task.name}': a row has other than the {choices} choices of its label.")
     flat = [pair for p in pairs for pair in p]
-    requests = lm.encode(flat)
+    requests = lm.encode(flat, lambda i: f"{task.name}, training row {i // choices}, choice {i % choices}")
     if ending:
         prompts = lm.tokenize([context for context, _ in flat])
         requests = [_reply(prompt, request, ending) for prompt, request in zip(prompts, requests, strict=True)]

@@ -16,6 +16,7 @@ from jinja2 import Environment, StrictUndefined
 
 from trainers.store import write_atomic
 from trainers.tables import group_title, percent, pgr_text
+from w2s_tasks.paths import file_name
 
 Entry = Mapping[str, Any]
 
@@ -36,7 +37,7 @@ def card_name(arm: Entry) -> str:
     """File name of an arm's card: student-logconf-seed0.md."""
     parts = [str(arm["arm"]), *([str(arm["method"])] if arm["method"] not in (None, "xent") else [])]
     parts += [f"seed{arm['seed']}"] if arm["seed"] is not None else []
-    return re.sub(r"[^\w.+-]+", "-", "-".join(parts)) + ".md"
+    return file_name(re.sub(r"[^\w.+-]+", "-", "-".join(parts))) + ".md"
 
 
 def _title(arm: Entry) -> str:

@@ -20,6 +20,7 @@ from trainers.store import CHECKPOINTS, code_version, recipe_key
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.paths import ROOM, check_place
 
 TRAINERS: dict[str, tuple[type[Section], Any]] = {
     "lora": (Strong, lora.fit),
@@ -51,6 +52,7 @@ def label_rows(
     from lm_eval.api.registry import model_registry
 
     refuse(args, "--model_args")
+    check_place(out, "--out", behind=len("..tmp"))
     if out.is_dir():
         raise UserError(f"{out} is a folder; --out names the file to write, e.g. {out / 'labels.parquet'}.")
     task = _task(task_name, include_path)
@@ -133,6 +135,7 @@ def finetune_model(
     """
     if trainer not in TRAINERS:
         raise UserError(f"no trainer '{trainer}'.{nearest(trainer, TRAINERS)} Known: {', '.join(TRAINERS)}.")
+    check_place(out, "--out", behind=len(".-") + 16, below=ROOM)  # the work folder beside it has its key in its name
     if out.exists():
         raise UserError(f"{out} exists; choose a new folder for --out.")
     kind, fit = TRAINERS[trainer]

@@ -30,6 +30,7 @@ from filelock import FileLock, Timeout
 from trainers import processes
 from w2s_tasks.assets import sha256_file
 from w2s_tasks.errors import UserError
+from w2s_tasks.paths import check_folder
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,8 @@ PRESENTATION = {
     "export.py",
     "disk.py",
     "eval_arguments.py",
+    "eval_values.py",
+    "saving.py",
     "documents.py",
     "rescore.py",
     "reference.py",
@@ -201,6 +204,7 @@ class Store:
         """
         self.root = root / "stages"
         self._checked: dict[Path, Stage] | None = {} if remember else None
+        check_folder(root, "--runs-dir")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
         except OSError as error:

@@ -29,6 +29,7 @@ from trainers.store import Store, code_version, recipe_key, write_atomic
 from trainers.tables import percent, pgr_text, standard_output
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
+from w2s_tasks.paths import cut
 from w2s_tasks.user_text import parse_yaml, shown
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ SCHEMA = 1
 ONE_OF = {"method": "methods", "arm": "arms", "seed": "seeds"}
 """Grid keys for one entry of a list: method=logconf is methods=[logconf]."""
 LONGEST_NAME = 80
+"""Bytes of a cell's folder name, before its hash."""
 
 Grid = dict[str, list[Any]]
 Outcome = dict[str, Any]
@@ -107,7 +109,7 @@ def parse_grid(entries: Sequence[str]) -> Grid:
 def _cell_name(values: dict[str, Any]) -> str:
     """A folder name that tells the values; where that is not possible in plain characters, with a hash of them."""
     raw = ".".join(f"{key.split('.')[-1]}-{_text(value)}" for key, value in values.items())
-    name = re.sub(r"[^\w.-]+", "-", raw)[:LONGEST_NAME]
+    name = cut(re.sub(r"[^\w.-]+", "-", raw), LONGEST_NAME)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:6]
     return name if name == raw else f"{name}.{digest}"
 

@@ -14,11 +14,12 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from tqdm import tqdm
 from transformers import (
     PrinterCallback,
@@ -311,10 +312,40 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
             "metric_for_best_model": CHOSEN_BY[settings.checkpoint],
             "greater_is_better": settings.checkpoint == "holdout_agreement",
         }
+    hints = get_type_hints(TrainingArguments)
     try:
+        for key, value in settings.trainer_args.items():
+            TypeAdapter(hints[key]).validate_python(value)
         return TrainingArguments(**{**values, **settings.trainer_args})
-    except (TypeError, ValueError, ImportError) as error:
+    except ValidationError as error:
+        raise UserError(f"trainer_args: {key}: {error.errors()[0]['msg']} (got {shown(value)}).") from error
+    except Exception as error:  # transformers, accelerate and what they import check in ways of their own
         raise UserError(f"trainer_args: transformers refuses {shown(settings.trainer_args)}: {one_line(error)}") from error
+
+
+def check_arguments(settings: Trainable, lr: float) -> None:
+    """Refuse `trainer_args` that transformers does not take, before anything is trained.
+
+    Raises:
+        UserError: with the argument.
+    """
+    _arguments(settings, lr, Path(), settings.batch_size, has_eval=False, seed=0)
+
+
+@contextlib.contextmanager
+def _blaming(settings: Trainable) -> Iterator[None]:
+    """Name `trainer_args` where a training fails under some: optimizers and schedules look at theirs when they are made."""
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError, OSError):
+        raise
+    except Exception as error:
+        if not settings.trainer_args:
+            raise
+        log.info("what the training raised", exc_info=True)
+        raise UserError(
+            f"trainer_args {shown(settings.trainer_args)}: the training ended with {type(error).__name__}: {one_line(error)}"
+        ) from error
 
 
 def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
@@ -404,7 +435,8 @@ def fit_choices(
     if keep:
         keep.drop_uncovered()
         trainer.add_callback(keep)
-    _train(trainer, out / CHECKPOINTS, title)
+    with _blaming(settings):
+        _train(trainer, out / CHECKPOINTS, title)
     if stopping.asked():
         raise stopping.Terminated  # the signal came with the last step: trained again from the newest checkpoint
     if trainer.state.global_step < trainer.state.max_steps:

@@ -53,7 +53,7 @@ def evaluate(context: typer.Context) -> None:
     with _uncollected():
         import lm_eval.tasks
 
-        from w2s_tasks import eval_arguments, register
+        from w2s_tasks import eval_arguments, register, saving
         from w2s_tasks.manager import W2STaskManager
 
         register()
@@ -69,7 +69,8 @@ def evaluate(context: typer.Context) -> None:
         arguments = eval_arguments.checked(arguments)
     environment.use(lm_eval.evaluator)
     sys.argv = ["lm_eval", "run", *arguments]
-    cli_evaluate()
+    with saving.watched(), eval_arguments.telling():
+        cli_evaluate()
 
 
 def tasks(

@@ -3,18 +3,42 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
 import inspect
+import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from w2s_tasks import MODELS
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.eval_values import MOST, check_values
 from w2s_tasks.keys import refuse
+from w2s_tasks.paths import check_place
 from w2s_tasks.user_text import one_line, read_yaml, shown
+
+log = logging.getLogger(__name__)
+
+
+@contextlib.contextmanager
+def telling() -> Iterator[None]:
+    """Turn what lm_eval, its models and its tasks raise into one sentence; under ``w2s --verbose`` the log says where.
+
+    Raises:
+        UserError: with the reason.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # every model and task of lm_eval's has its own ways
+        log.info("what lm_eval raised", exc_info=True)
+        raise UserError(f"w2s eval: lm_eval ended with {type(error).__name__}: {one_line(error)}") from error
 
 
 def check_arguments(model: str, args: Mapping[str, Any], where: str = "model_args") -> None:
@@ -40,9 +64,23 @@ def check_arguments(model: str, args: Mapping[str, Any], where: str = "model_arg
             raise UserError(
                 f"{where}: {model} takes no argument '{name}'.{nearest(str(name), known)} Known: {', '.join(known)}."
             )
+    hints = get_type_hints(get_model(model).__init__)
+    for name, value in args.items():
+        if name in known and not (parameters[name].default is value or value == ""):
+            _check_type(name, value, hints.get(name, Any), where)
     for name in known:
         if parameters[name].default is inspect.Parameter.empty and args.get(name) in (None, ""):
             raise UserError(f"{where}: {model} needs the argument {name}, e.g. --model_args {name}=...")
+
+
+def _check_type(name: str, value: Any, hint: Any, where: str) -> None:
+    """Refuse a value of another type than a model's parameter has, and a number that counts nothing."""
+    try:
+        TypeAdapter(hint, config=ConfigDict(coerce_numbers_to_str=True)).validate_python(value)
+    except ValidationError as error:
+        raise UserError(f"{where}: {name}: {error.errors()[0]['msg']}, got {shown(value)}.") from error
+    if isinstance(value, int | float) and not 0 <= value <= MOST:
+        raise UserError(f"{where}: {name}: a number from 0 to {MOST:,} is expected, got {shown(value)}.")
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
@@ -71,34 +109,7 @@ def _config(path: Path) -> dict[str, Any]:
             raise UserError(f"{path}: unknown key {shown(key)}.{nearest(str(key), known)} Known: {', '.join(known)}.")
         if key in DICT_KEYS and not isinstance(value, dict | str | None):
             raise UserError(f"{path}: {key}: a mapping or k=v,k=v is expected, got {shown(value)}.")
-    _check_types(data, path)
     return data
-
-
-def _check_types(data: Mapping[str, Any], path: Path) -> None:
-    """The values that lm_eval takes as they are, and fails on later with another message."""
-    tasks = data.get("tasks")
-    names = tasks if isinstance(tasks, list) else [] if tasks is None else [tasks]
-    if not all(isinstance(name, str) and name for name in names):
-        raise UserError(f"{path}: tasks: a name or a list of names is expected, got {shown(tasks)}.")
-    for key in ("num_fewshot", "max_batch_size"):
-        value = data.get(key)
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 0):
-            raise UserError(f"{path}: {key}: a whole number from 0 is expected, got {shown(value)}.")
-    limit = data.get("limit")
-    if limit is not None and (not isinstance(limit, int | float) or isinstance(limit, bool) or not 0 < limit < float("inf")):
-        raise UserError(f"{path}: limit: a number above 0 is expected, got {shown(limit)}.")
-    for key in ("model", "output_path", "include_path", "use_cache", "device", "system_instruction", "samples"):
-        value = data.get(key)
-        if (
-            value is not None
-            and not isinstance(value, str)
-            and not (key in ("samples", "include_path") and isinstance(value, dict | list))
-        ):
-            raise UserError(f"{path}: {key}: text is expected, got {shown(value)}.")
-    for key in ("log_samples", "predict_only", "write_out", "trust_remote_code", "confirm_run_unsafe_code"):
-        if not isinstance(data.get(key, False), bool):
-            raise UserError(f"{path}: {key}: true or false is expected, got {shown(data[key])}.")
 
 
 def _mapping(given: Any, where: str) -> dict[str, Any]:
@@ -132,11 +143,14 @@ def checked(arguments: Sequence[str]) -> list[str]:
     from lm_eval.api.registry import model_registry
     from lm_eval.config.evaluate_config import DICT_KEYS
 
+    from w2s_tasks.saving import check_output
+
     parsed = vars(_parsed(arguments))
     path = parsed.get("config")
     values = _config(Path(path)) if path else {}
     values |= {k: v for k, v in parsed.items() if v or v == 0}
     where = f"{path}" if path else "w2s eval"
+    check_values(values, where)
     given = {key: _mapping(value, f"{where}: {key}") for key, value in values.items() if key in DICT_KEYS}
     for key, value in given.items():
         refuse(value, f"{where}: {key}")
@@ -150,5 +164,9 @@ def checked(arguments: Sequence[str]) -> list[str]:
     check_arguments(model, args, where)
     if (values.get("log_samples") or values.get("predict_only")) and not values.get("output_path"):
         raise UserError(f"{where}: --log_samples and --predict_only need --output_path, the folder to write to.")
+    if values.get("output_path"):
+        check_output(values["output_path"], f"{where}: output_path")
     cache = values.get("use_cache")
+    if cache:
+        check_place(Path(cache), f"{where}: use_cache", behind=len("-0123456789ab_rank0.db-journal"))
     return [*arguments, "--use_cache", _cache_of(cache, model, args)] if cache else list(arguments)

@@ -14,8 +14,10 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lm_eval.api.samplers import ContextSampler
+from lm_eval.api.task import ConfigurableTask
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.user_text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +37,30 @@ def pool(docs: Iterable[Doc]) -> list[Doc]:
     rng = random.Random(0)  # noqa: S311 - a fixed choice, not a secret
     chosen = [i for rows in by_class.values() for i in rng.sample(rows, min(POOL_PER_CLASS, len(rows)))]
     return list(docs.select(sorted(chosen)))  # type: ignore[attr-defined]
+
+
+def tell_small_pool(task: ConfigurableTask) -> None:
+    """Let a task say how many few-shot examples it has where lm_eval's own samplers are asked for more.
+
+    Raises:
+        UserError: later, from the task's sampler.
+    """
+    sampler = getattr(task, "sampler", None)
+    if sampler is None:
+        return
+    draw = sampler.sample
+
+    def sample(n: int, *args: Any, **kwargs: Any) -> Sequence[Doc]:
+        try:
+            drawn: Sequence[Doc] = draw(n, *args, **kwargs)
+        except (ValueError, AssertionError, NotImplementedError) as error:
+            raise UserError(
+                f"the task '{task.task_name}': {n} few-shot examples can't be drawn from the {len(sampler.df)} rows that it "
+                f"takes them from ({one_line(error)}); the document that is asked about is never one of them. Ask for fewer."
+            ) from error
+        return drawn
+
+    sampler.sample = sample
 
 
 class BalancedSampler(ContextSampler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,8 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks.manager import TaskDict
 
 from w2s_tasks import TASK_PATH
-from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.errors import UserError
+from w2s_tasks.fewshot import tell_small_pool
 from w2s_tasks.readable import whole_labels
 from w2s_tasks.task_settings import refuse_two
 from w2s_tasks.user_text import shown
@@ -40,6 +42,14 @@ def refuse_odd_choices(name: str, choices: Any) -> None:
             f"the task '{name}': doc_to_choice: choices must be a list of texts, found {odd[0]!r} in {shown(listed)}. "
             'YAML reads yes, no, on, off, null and digits as other things than text; put quotes around them: ["no", "yes"].'
         )
+
+
+def _on_disk(name: str) -> bool:
+    """Whether a task's name is that of a YAML or of a folder of them, which lm_eval takes too."""
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than a file's name can be
+        return False
 
 
 class _Factory(TaskFactory):
@@ -93,7 +103,15 @@ class W2STaskManager(TaskManager):
         if self._can_widen and any(not super(W2STaskManager, self).match_tasks([t]) for t in task_list):
             self._widen()
             found = super().match_tasks(task_list)
+        missing = next((t for t in task_list if not super(W2STaskManager, self).match_tasks([t])), None)
+        if missing is not None and not _on_disk(missing):
+            raise self._unknown(missing)
         return found
+
+    def _unknown(self, name: str) -> UserError:
+        near = difflib.get_close_matches(name, self.all_tasks, n=3, cutoff=0.6)
+        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        return UserError(f"no task {shown(name)}.{hint} `w2s tasks` lists ours, `lm_eval ls tasks` all.")
 
     def load(self, task_list: Any) -> TaskDict:
         """Load tasks and groups as lm_eval does.
@@ -111,14 +129,13 @@ class W2STaskManager(TaskManager):
         for task in loaded["tasks"].values():
             if isinstance(task, ConfigurableTask):
                 whole_labels(task)
+                tell_small_pool(task)
         return loaded
 
     def _load_spec(self, spec: Any) -> Any:
-        if isinstance(spec, str) and self._entry(spec) is None and not Path(spec).is_file():
+        if isinstance(spec, str) and self._entry(spec) is None and not _on_disk(spec):
             if self._can_widen:
                 self._widen()
             if self._entry(spec) is None:
-                raise UserError(
-                    f"no task '{spec}'.{nearest(spec, self.all_tasks)} `w2s tasks` lists ours, `lm_eval ls tasks` all."
-                )
+                raise self._unknown(spec)
         return super()._load_spec(spec)

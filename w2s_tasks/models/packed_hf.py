@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,19 @@ def refuse_unfit(config: Any, name: str) -> None:
         raise UserError(
             f"{name} is an encoder ({kind}, not is_decoder); as a language model it would see the words that it has to "
             "predict. Train it as a classifier (trainer: classifier) and use w2s-classifier."
+        )
+
+
+def refuse_without_template(tokenizer: Any, name: str) -> None:
+    """Refuse a chat where the tokenizer has no template for one.
+
+    Raises:
+        UserError: says how to prompt the model otherwise.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        raise UserError(
+            f"{name} has no chat template: it is no chat model, or its tokenizer was saved without. Leave the template out "
+            "(chat_template: false; no --apply_chat_template), or use a model that has one."
         )
 
 
@@ -169,8 +182,24 @@ class W2SHF(HFLM):
             )
         return folds
 
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template that `apply_chat_template` fills, as lm_eval records it.
+
+        Raises:
+            UserError: as there.
+        """
+        if chat_template:
+            refuse_without_template(self.tokenizer, self._name)
+        text: str | None = super().chat_template(chat_template)
+        return text
+
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Messages as text; a system message that the template would drop stands at the beginning of the first user turn."""
+        """Messages as text; a system message that the template would drop stands at the beginning of the first user turn.
+
+        Raises:
+            UserError: the tokenizer has no template.
+        """
+        refuse_without_template(self.tokenizer, self._name)
         if chat_history[0]["role"] == "system" and self.folds_system:
             system, first, *rest = chat_history
             content = maybe_delimit(system["content"], first["content"], "\n\n")
@@ -202,7 +231,8 @@ class W2SHF(HFLM):
 
     def tokenize(self, strings: Sequence[str]) -> list[list[int]]:
         """Encode strings as `tok_encode` does, all at once; what they have in common is encoded once."""
-        prefix = self.tokenizer.decode(self.prefix_token_id)
+        # Without a beginning or end of text there is no prefix that a string could bring.
+        prefix = None if self.prefix_token_id is None else self.tokenizer.decode(self.prefix_token_id)
         special = {} if self.add_bos_token is None else {"add_special_tokens": self.add_bos_token}
         known: dict[str, list[int]] = {}
         # A string that brings its own beginning-of-sequence token gets no second one.
@@ -216,26 +246,57 @@ class W2SHF(HFLM):
             _refuse_unembedded(known, embedded, self.tokenizer, self._name)
         return [known[s] for s in strings]
 
-    def encode(self, pairs: Sequence[tuple[str, str]]) -> list[packing.Request]:
+    def encode(
+        self, pairs: Sequence[tuple[str, str]], place: Callable[[int], str] = "request {}".format
+    ) -> list[packing.Request]:
         """Encode (context, continuation) strings exactly as `loglikelihood` of lm_eval does.
 
         The tokens of a continuation are those that follow the context's in the encoding of both together; spaces at a
-        context's end belong to the continuation.
+        context's end belong to the continuation. A context of white space alone is none.
+
+        Args:
+            pairs: the strings.
+            place: says where the i-th of them comes from.
+
+        Raises:
+            UserError: a continuation of no token of its own, or no context where the tokenizer has nothing to begin with.
         """
+        encoded = self._encoded(pairs, place)
+        for i, (_, continuation) in enumerate(encoded):
+            if not continuation:
+                context, text = pairs[i]
+                raise UserError(
+                    f"{place(i)}: the choice {shown(text)} has no token of its own after the prompt, which ends "
+                    f"{context[-40:]!r}, so it has no likelihood: it is empty, or {self._name}'s tokenizer joins it to the "
+                    "prompt's last word. Change the choice, or put a space or line end between the two (target_delimiter)."
+                )
+        return encoded
+
+    def _encoded(self, pairs: Sequence[tuple[str, str]], place: Callable[[int], str]) -> list[packing.Request]:
         if self.backend != "causal":
-            return [self._encode_pair(*pair) if pair[0] else self._without_context(pair[1]) for pair in pairs]
+            return [
+                self._encode_pair(*pair) if pair[0] else self._without_context(pair[1], place(i))
+                for i, pair in enumerate(pairs)
+            ]
         contexts = [context.rstrip() for context, _ in pairs]
         wholes = [context + continuation for context, continuation in pairs]
         filled = [i for i, (context, _) in enumerate(pairs) if context]
         encoded = self.tokenize([contexts[i] for i in filled] + [wholes[i] for i in filled])
         start, whole = dict(zip(filled, encoded, strict=False)), dict(zip(filled, encoded[len(filled) :], strict=True))
         return [
-            (start[i], whole[i][len(start[i]) :]) if i in start else self._without_context(pairs[i][1])
+            (start[i], whole[i][len(start[i]) :]) if start.get(i) else self._without_context("".join(pairs[i]), place(i))
             for i in range(len(pairs))
         ]
 
-    def _without_context(self, continuation: str) -> packing.Request:
+    def _without_context(self, continuation: str, place: str) -> packing.Request:
+        if self.prefix_token_id is None:
+            raise UserError(
+                f"{place}: the prompt is empty, and {self._name}'s tokenizer has neither a beginning nor an end of text to "
+                "stand before the first token. Give the prompt a word, or the model prefix_token_id=N."
+            )
         encoded: list[int] = self.tok_encode(continuation, add_special_tokens=False)
+        if not encoded:
+            return [self.prefix_token_id], []
         # As in lm_eval: a continuation that starts with the prefix token brings its own context.
         if self.prefix_token_id != encoded[0]:
             return [self.prefix_token_id], encoded
@@ -244,7 +305,7 @@ class W2SHF(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether greedy decoding would give it."""
         pairs: list[tuple[str, str]] = [request.args for request in requests]
-        encoded = self.encode(pairs)
+        encoded = self.encode(pairs, lambda i: f"{requests[i].task_name}, document {requests[i].doc_id}")
         keyed: list[Encoded] = [(pair, c, t) for pair, (c, t) in zip(pairs, encoded, strict=True)]
         return self._loglikelihood_tokens(keyed, disable_tqdm)
 

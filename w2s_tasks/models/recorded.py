@@ -25,6 +25,7 @@ from lm_eval.api.model import LM
 
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.generated import NoReply
+from w2s_tasks.paths import file_name
 from w2s_tasks.user_text import parse_json, read_text, shown
 
 log = logging.getLogger(__name__)
@@ -224,7 +225,7 @@ class Recorded(LM):
 
     def _row_match(self, request: Instance) -> Reply | None:
         only = next(iter(self._by_row)) if len(self._by_row) == 1 else None
-        rows = self._by_row.get(request.task_name, self._by_row.get(only, {}))
+        rows = self._by_row.get(file_name(request.task_name), self._by_row.get(only, {}))
         return rows.get(request.doc_id)
 
     def _answer(self, request: Instance) -> str:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from w2s_tasks import generated, no_answer
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import NO_ANSWER, pair_margins, ranked
+from w2s_tasks.paths import file_name
 from w2s_tasks.results.gold import gold_of
 from w2s_tasks.user_text import one_line, parse_json
 
@@ -203,7 +204,7 @@ def _newest(folder: Path) -> Path:
 
 
 def _samples(result: Path, task: str) -> Path:
-    return result.parent / f"samples_{task}_{result.stem.removeprefix('results_')}.jsonl"
+    return result.parent / f"samples_{file_name(task)}_{result.stem.removeprefix('results_')}.jsonl"
 
 
 def read_documents(folder: Path, task: str) -> list[dict[str, Any]]:
