@@ -47,7 +47,7 @@ def test_places_where_nothing_can_be_written_are_refused(tmp_path: Path):
         "is too long: 400 bytes": tmp_path / ("é" * 200) / "below",
         "at most 4,095": tmp_path.joinpath(*["a" * 200] * 18),
         "is a file. Choose": tmp_path / "file" / "below",
-        "a folder to write into": tmp_path / "file",
+        "a folder is expected": tmp_path / "file",
         "NUL": tmp_path / "a\0b",
     }
     for message, place in places.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import math
 import shutil
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,13 @@ class IfExists(StrEnum):
     resume = "resume"
     delete = "delete"
     fail = "fail"
+
+
+def _amount(value: float | None) -> float | None:
+    """A sum that can be compared with: NaN passes every range."""
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no amount of money.")
+    return value
 
 
 def _version(value: bool) -> None:
@@ -121,7 +129,10 @@ def run(
     assignments: Set = None,
     if_exists: Annotated[IfExists, typer.Option("--if-exists", help="What to do about finished work.")] = IfExists.resume,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="USD that services may cost in all; local runs cost nothing.")
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
+        ),
     ] = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
@@ -165,7 +176,10 @@ def sweep(
     runs_dir: RunsDir = Path("runs"),
     shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th cell: i/n, i from 1 to n.")] = None,
     max_cost: Annotated[
-        float | None, typer.Option("--max-cost", help="USD that services may cost in all cells; local runs cost nothing.")
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all cells; local runs cost nothing."
+        ),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
@@ -290,8 +304,8 @@ def label(
     model: Annotated[
         str, typer.Option(help="w2s-classifier, w2s-hf, or any lm_eval model that scores choices.")
     ] = "w2s-classifier",
-    limit: Annotated[int | None, typer.Option(help="The first n rows of the training split.")] = None,
-    num_fewshot: Annotated[int, typer.Option("--num_fewshot", help="Shots.")] = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first n rows of the training split.")] = None,
+    num_fewshot: Annotated[int, typer.Option("--num_fewshot", min=0, help="Shots.")] = 0,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
 ) -> None:
     """Let one model label rows of a task's training split.
@@ -315,9 +329,9 @@ def finetune(
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")],
     trainer: Annotated[str, typer.Option(help="lora, classifier or openai.")] = "lora",
     labels: Annotated[Path | None, typer.Option(help="A label set; without it the gold labels.")] = None,
-    limit: Annotated[int | None, typer.Option(help="The first n rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="The first n rows.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set lr=1e-3 (repeatable).")] = None,
-    seed: Annotated[int, typer.Option(help="Initialisation and row order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Initialisation and row order.")] = 0,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
 ) -> None:
     """Fine-tune one model on a label set, or on gold labels.
@@ -337,21 +351,25 @@ def finetune(
         typer.echo(command)
 
 
+def told(error: Exception) -> str | None:
+    """The sentence for a user's mistake or a disk's fault; None for any other error."""
+    if isinstance(error, UserError):
+        return str(error)
+    from trainers import disk
+
+    return disk.problem(error)
+
+
 def main() -> None:
     """Run `w2s`; a user's mistake is one line on standard error and exit code 2."""
     machine.share()
     try:
         app()
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
     except Exception as error:
-        from trainers import disk
-
-        told = disk.problem(error)
-        if told is None:
+        sentence = told(error)
+        if sentence is None:
             raise
-        typer.echo(f"error: {told}", err=True)
+        typer.echo(f"error: {sentence}", err=True)
         sys.exit(2)
     finally:
         # The interpreter's last collection would look at each of a million objects of torch, lm_eval and pandas: 0.8 s.

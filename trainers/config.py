@@ -16,12 +16,14 @@ from trainers.openai_settings import OpenAIStrong
 from trainers.schema import SECRET_PLACES, Section, changed, no_secrets
 from trainers.trainer_args import check_trainer_args
 from w2s_tasks.errors import UserError, nearest
-from w2s_tasks.paths import LONGEST_NAME, size
-from w2s_tasks.user_text import LONGEST, parse_yaml, read_text, shown
+from w2s_tasks.paths import LONGEST_NAME, cut, size
+from w2s_tasks.user_text import LONGEST, SHOWN, parse_yaml, read_text, shown
 
 TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
 PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
 ARMS = PLAIN_ARMS + TRAINED_ARMS
+MOST_ERRORS = 20
+"""Lines of an error about an experiment file."""
 SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 
 
@@ -267,7 +269,7 @@ class Experiment(Section):
     def _known_trainer(cls, value: Any) -> Any:
         name = value.get("trainer", "lora") if isinstance(value, dict) else "lora"
         if str(name) not in STRONG:
-            raise ValueError(f"no trainer '{name}'.{nearest(str(name), STRONG)} Known: {', '.join(STRONG)}.")
+            raise ValueError(f"no trainer {shown(name)}.{nearest(str(name), STRONG)} Known: {', '.join(STRONG)}.")
         return value
 
     @field_validator("split", mode="before")
@@ -378,7 +380,7 @@ def _explain(error: ValidationError, where: str, text: str) -> str:
     for item in error.errors():
         loc = tuple(item["loc"])
         path = tuple(p for i, p in enumerate(loc) if not (i == 1 and loc[0] == "strong" and p in STRONG))
-        key = ".".join(map(str, path)) or "(file)"
+        key = cut(".".join(map(str, path)), SHOWN) or "(file)"
         line = _line_of(text, path)
         place = f"{where}:{line}" if line else where
         if item["type"] == "extra_forbidden":
@@ -392,7 +394,8 @@ def _explain(error: ValidationError, where: str, text: str) -> str:
             simple = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
             message += f" (got {shown(value)})" if simple else ""
         lines.append(f"{place}: {key}: {message}")
-    return "\n".join(lines)
+    more = [f"{where}: and {len(lines) - MOST_ERRORS:,} more errors"] if len(lines) > MOST_ERRORS else []
+    return "\n".join([*lines[:MOST_ERRORS], *more])
 
 
 def set_value(data: dict[str, Any], assignment: str) -> None:
@@ -402,17 +405,17 @@ def set_value(data: dict[str, Any], assignment: str) -> None:
         UserError: no ``=``, or a path through something that is no section.
     """
     path, equals, raw = assignment.partition("=")
-    if not equals or not path:
-        raise UserError(f"--set {assignment}: write key=value, e.g. --set strong.lr=1e-3.")
     *parents, last = path.strip().split(".")
+    if not equals or not all((*parents, last)):
+        raise UserError(f"--set {cut(assignment, SHOWN)}: write key=value, e.g. --set strong.lr=1e-3.")
     node: Any = data
     for parent in parents:
         if isinstance(node.get(parent), str) and parent == "split":
             node[parent] = {"by": node[parent]}
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise UserError(f"--set {assignment}: '{parent}' is no section of the config.")
-    node[last] = parse_yaml(raw, f"--set {path}")
+            raise UserError(f"--set {cut(assignment, SHOWN)}: '{cut(parent, SHOWN)}' is no section of the config.")
+    node[last] = parse_yaml(raw, f"--set {cut(path, SHOWN)}")
 
 
 def parse(text: str, where: str, overrides: list[str] | None = None) -> Experiment:

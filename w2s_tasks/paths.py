@@ -90,7 +90,7 @@ def check_place(path: Path, where: str, *, behind: int = 0, below: int = 0) -> N
                 "are possible (a letter that is not English has two or more). Choose a shorter one."
             )
     if there != whole and not there.is_dir():
-        raise UserError(f"{where}: {shown(str(path))} can't be made: {there} is a file. Choose another place.")
+        raise UserError(f"{where}: {shown(str(path))} can't be written: {there} is a file. Choose another place.")
     if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
         raise UserError(
             f"{where}: no permission to write {shown(str(path))}, or a read-only disk ({there}). Choose another place."
@@ -112,4 +112,4 @@ def check_folder(path: Path, where: str, *, below: int = ROOM) -> None:
     """
     check_place(path, where, below=below)
     if path.exists() and not path.is_dir():
-        raise UserError(f"{where}: {path} is a file; a folder to write into is expected. Choose another name.")
+        raise UserError(f"{where}: {path} can't be written: it is a file, and a folder is expected. Choose another name.")

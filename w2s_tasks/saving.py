@@ -72,12 +72,12 @@ class Tracker(evaluation_tracker.EvaluationTracker):
         if model.model_name is not None:
             model.model_name_sanitized = file_name(sanitize_model_name(model.model_name), model.model_name)
         with self._told():
-            super().save_results_aggregated(results, samples)
+            super().save_results_aggregated(results=results, samples=samples)
 
     def save_results_samples(self, task_name: str, samples: Any) -> None:
         """Write a task's samples, to a file whose name is short enough."""
         with self._told():
-            super().save_results_samples(file_name(task_name), samples)
+            super().save_results_samples(task_name=file_name(task_name), samples=samples)
 
     def check(self) -> None:
         """Tell what was lost.

@@ -53,6 +53,14 @@ def read_text(path: Path, *, most: int | None = None) -> str:
         raise UserError(f"{path}:{line}: not readable as UTF-8 text ({error.reason}); save it as UTF-8.") from error
 
 
+def _whole_characters(text: str, where: str) -> str:
+    r"""A text of whole characters: JSON writes one beyond \uffff as two escapes, which YAML leaves as two halves."""
+    try:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: {shown(text)} holds half a character, which no file can; write the whole one.") from error
+
+
 def _size(node: yaml.Node, known: dict[int, int], under: set[int], where: str) -> int:
     """Values below a node, aliases counted as often as they occur; a mapping's keys are checked on the way."""
     if id(node) in known:
@@ -62,7 +70,9 @@ def _size(node: yaml.Node, known: dict[int, int], under: set[int], where: str) -
         raise UserError(f"{where}:{line}: an anchor that contains itself (&name ... *name); write the value out.")
     under.add(id(node))
     size = 1
-    if isinstance(node, yaml.MappingNode):
+    if isinstance(node, yaml.ScalarNode):
+        node.value = _whole_characters(node.value, f"{where}:{line}")
+    elif isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value != "<<":
