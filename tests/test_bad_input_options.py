@@ -408,6 +408,12 @@ def test_too_few_rows_for_the_shots_of_eval(own_task: Path, causal_model: Callab
     )
 
 
+@pytest.mark.parametrize("value", [-1, 0.5, 257, 10**30, "x", None, True])
+def test_a_training_starts_no_more_processes_than_a_machine_has(value: Any):
+    data = GOOD | {"strong": {"model": "s", "trainer_args": {"dataloader_num_workers": value}}}
+    one_clear_error(lambda: config.parse(json.dumps(data), "x.yaml"), "'dataloader_num_workers' must be .* 0 to 256")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("key", HONOURED)
 def test_odd_trainer_args_train_or_are_one_sentence(key: str, experiment_file: Path, tmp_path: Path):

@@ -62,6 +62,8 @@ INSTEAD = {
     "greater_is_better": "checkpoint",
 }
 """Fields of TrainingArguments that a field of the experiment decides."""
+MOST_WORKERS = 256
+"""Processes that load rows: torch starts as many as it is told, until the machine has no memory left."""
 COUNTS = ("gradient_accumulation_steps", "save_steps", "max_steps")
 
 
@@ -79,4 +81,6 @@ def check_trainer_args(chosen: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"'{key}' would be ignored. {hint or 'What counts: ' + ', '.join(HONOURED)}")
         if key in COUNTS and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise ValueError(f"'{key}' must be a whole number from 1 on, found {shown(value)}")
+        if key == "dataloader_num_workers" and not (type(value) is int and 0 <= value <= MOST_WORKERS):
+            raise ValueError(f"'{key}' must be a whole number of processes, 0 to {MOST_WORKERS}, found {shown(value)}")
     return chosen
