@@ -20,8 +20,9 @@ from trainers.labels import LabelSet
 from trainers.lora_layers import fewer_passes
 from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle, rendering
+from trainers.told import Told
 from trainers.training import Row, fit_choices
-from w2s_tasks import packing
+from w2s_tasks import packing, system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.loading import NO_CODE, loading
 from w2s_tasks.models.ref import ModelRef, resolve
@@ -163,6 +164,15 @@ def _reply_tokens(rows: Sequence[Row]) -> float:
     return sum(lengths) / len(lengths)
 
 
+def _system_place(task: HarnessTask, style: PromptStyle, lm: Any) -> str | None:
+    """Where system prompt and description stand in the rows' prompts."""
+    if not task.has_system(style):
+        return None
+    if not style.chat_template:
+        return system_place.PLAIN
+    return system_place.FOLDED if lm.folds_system else system_place.MESSAGE
+
+
 def _with_adapter(base: torch.nn.Module, settings: Strong | Weak) -> Any:
     from peft import LoraConfig, get_peft_model
 
@@ -214,7 +224,8 @@ def fit(
         docs: the documents of the label set, in its order.
         labels: what to learn, soft or hard.
         settings: model and hyperparameters.
-        out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors), ``curves.json``, ``at/SHARE/adapter/``.
+        out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors), ``curves.json``,
+            ``training.json``, ``at/SHARE/adapter/``.
         pool: where the base model is loaded.
         method: a loss of `trainers.losses`.
         loss_args: its settings.
@@ -257,7 +268,7 @@ def fit(
     try:
         _check_runs(model, settings.model, rows[0]["requests"], lm.max_length)
         with fewer_passes(model):
-            fit_choices(
+            warnings = fit_choices(
                 model,
                 rows,
                 collate=collate,
@@ -273,6 +284,7 @@ def fit(
                 keep=Keep(keep, out, lambda folder: model.save_pretrained(str(folder))) if keep else None,
             )
         model.save_pretrained(str(out / "adapter"))
+        Told(_system_place(task, style, lm), tuple(warnings)).save(out)
     finally:
         model.unload()
     return ModelRef("w2s-hf", {**base.args, "peft": str(out / "adapter")})

@@ -23,6 +23,8 @@ from trainers.model_pool import ModelPool
 from trainers.openai_settings import OpenAIStrong
 from trainers.store import CHECKPOINTS, write_atomic
 from trainers.task_view import HarnessTask, PromptStyle
+from trainers.told import Told
+from w2s_tasks import system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.states import standing
 from w2s_tasks.models.ref import ModelRef
@@ -85,7 +87,8 @@ def fit(
         docs: the documents of the label set, in its order.
         labels: what to learn; of a soft label the most probable choice.
         settings: service, model and hyperparameters.
-        out: the folder to fill: ``train.jsonl``, ``job.json``, ``events.jsonl``, ``curves.json``, ``cost.json``.
+        out: the folder to fill: ``train.jsonl``, ``job.json``, ``events.jsonl``, ``curves.json``, ``cost.json``,
+            ``training.json``.
         pool: holds the experiment's budget and takes lines for the user.
         method: only ``xent``.
         loss_args: unused; ``xent`` has none.
@@ -122,6 +125,7 @@ def fit(
     write_atomic(out / "job.json", json.dumps(outcome.job | {"checkpoints": outcome.checkpoints}, indent=2, default=str))
     write_atomic(out / "events.jsonl", as_lines(outcome.events))
     write_atomic(out / "curves.json", json.dumps(outcome.curve))
+    Told(system_place.MESSAGE if task.has_system(style_of(settings)) else None).save(out)
     usd = estimate.cost(job.trained_tokens) if job.trained_tokens else estimate.usd
     write_cost(out, usd, job.trained_tokens)
     billed = f"{job.trained_tokens:,} trained tokens" if job.trained_tokens else "trained tokens not told"

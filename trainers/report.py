@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from trainers import commands
+from trainers import report_notes as notes
 from trainers import report_safety as safe
 from trainers import report_training as trained
 from trainers.collected import collect
@@ -116,6 +117,7 @@ def build_report(flow: Flow) -> dict[str, Any]:
     gaps = trained.gap_entries(found)
     safety_gaps, family = safe.gap_entries(found)
     mean_gaps = safe.mean_gap_entries(found)
+    prompts = notes.system_prompts(found)
     return {
         "schema": SCHEMA,
         "experiment": config.name,
@@ -125,6 +127,8 @@ def build_report(flow: Flow) -> dict[str, Any]:
         "arm_means": trained.mean_entries(found),
         "gaps": gaps,
         "gap": gaps[0] if gaps else None,
+        "notes": [*notes.training_warnings(flow), *notes.unlike(prompts)],
+        "system_prompts": prompts,
         "weak_labels": trained.label_entries(flow),
         "diagnostics": trained.diagnostic_entries(found),
         "disagreements": trained.disagreements(found),

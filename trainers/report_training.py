@@ -12,6 +12,7 @@ import numpy as np
 from trainers.collected import Collected, Group
 from trainers.experiment import Arm, Flow
 from trainers.labels import LabelSet
+from trainers.told import Told
 from w2s_tasks.results.diagnostics import confusion, diagnose, probabilities
 from w2s_tasks.results.gap import Gap, recovered
 from w2s_tasks.results.read import TaskScores, read_documents
@@ -42,7 +43,7 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
     """One model on the training task."""
     flow = found.flow
     scores = found.training[arm][flow.task.name]
-    table = confusion(scores)
+    table, fitted = confusion(scores), flow.stages.get(f"fit/{arm.title}")
     return {
         "arm": arm.name,
         "method": arm.method,
@@ -52,6 +53,8 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
         "objective": found.objective(arm),
         "asked": scores.task,
         "num_fewshot": flow.steps[f"evaluate/{arm.title}"].settings["style"]["num_fewshot"],
+        "system_prompt": scores.system_prompt,
+        "training": asdict(Told.load(fitted.path)) if fitted else None,
         **score_entry(scores),
         "unparsed": scores.unparsed,
         "ties": scores.ties,

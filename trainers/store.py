@@ -61,6 +61,7 @@ PRESENTATION = {
     "collected.py",
     "exports.py",
     "model_card.py",
+    "report_notes.py",
     "report_safety.py",
     "report_training.py",
     "figures_safety.py",

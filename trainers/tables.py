@@ -212,6 +212,8 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print()
     console.print(means_table(report) if several_seeds(report) else arms_table(report))
     console.print(verdict(report), soft_wrap=True)
+    for note in report.get("notes", []):
+        console.print(f"Note: {note}", soft_wrap=True, markup=False)
     labels = report["weak_labels"][0]
     console.print(f"Weak labels: {percent(labels['acc'])} % right on the {labels['n']} rows that students learn from.")
     table = safety_table(report)

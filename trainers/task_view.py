@@ -196,6 +196,10 @@ class HarnessTask:
             self._check_labels(docs, "evaluation")
         self._evaluable = True
 
+    def has_system(self, style: PromptStyle) -> bool:
+        """Whether prompts of this style begin with a system prompt or with the task's description."""
+        return bool(style.system_prompt or self.task.config.description)
+
     def shots(self, style: PromptStyle) -> int:
         """How many shots a prompt of this style has; a task that says `num_fewshot: 0` gets none, whatever is asked for."""
         own = self.task.config.num_fewshot

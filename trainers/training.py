@@ -14,7 +14,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -34,6 +34,7 @@ from transformers import (
 from trainers import processes, stopping
 from trainers.checkpoints import Checkpoints, newest_checkpoint, order_checkpoints
 from trainers.config import Trainable
+from trainers.diverged import Finite, Probe, all_finite
 from trainers.kept import Keep
 from trainers.losses import LOSSES, WHOLE_STEP, Loss, State
 from trainers.store import CHECKPOINTS, write_atomic
@@ -92,40 +93,6 @@ class Bar(TrainerCallback):
         self.bar.close()
 
 
-class Finite(TrainerCallback):
-    """Stops before the first optimizer step whose loss or gradient is not finite, in all processes together."""
-
-    def __init__(self, trainer: ChoiceTrainer, title: str, lr: float) -> None:
-        self.trainer, self.title, self.lr = trainer, title, lr
-
-    def on_pre_optimizer_step(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Look at the losses of the step's micro-batches, then at its gradients.
-
-        Raises:
-            UserError: one of them is infinite or NaN.
-        """
-        bad = [] if self.trainer.losses_finite else ["loss"]
-        # A gradient scaler (fp16) leaves steps with infinite gradients out by itself, and looks for a smaller scale.
-        if not bad and self.trainer.accelerator.scaler is None:
-            grads = (p.grad for p in self.trainer.model.parameters() if p.grad is not None)
-            bad = [] if all_finite(grads) else ["gradient"]
-        found = processes.gather(bad)
-        if found:
-            raise UserError(diverged(self.title, f"the {found[0]} of step {state.global_step + 1}", self.lr))
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether no entry is infinite or NaN."""
-    return all(bool(torch.isfinite(t).all()) for t in tensors)
-
-
-def diverged(title: str, what: str, lr: float) -> str:
-    """The sentence for a training that ran away."""
-    return (
-        f"{title}: {what} is infinite or NaN, and the model is not used. Lower the learning rate ({lr:g}) or raise warmup."
-    )
-
-
 class ChoiceTrainer(Trainer):
     """transformers' Trainer with a loss over a task's choices."""
 
@@ -143,7 +110,7 @@ class ChoiceTrainer(Trainer):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._choice_logprobs, self._loss, self._cut = choice_logprobs, loss, cut
-        self._prior, self._whole_step = prior, whole_step
+        self.prior, self._whole_step = prior, whole_step
         self._step_probs: torch.Tensor | None = None
         self.losses_finite = True
         """Whether every loss so far was: a step's micro-batches are judged before its optimizer step."""
@@ -216,12 +183,26 @@ class ChoiceTrainer(Trainer):
         targets = inputs["targets"]
         logprobs = self._score(model, inputs)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        losses = self._loss(logprobs, targets.to(logprobs), State(progress, self._prior.to(logprobs), self._step_probs))
+        losses = self._loss(logprobs, targets.to(logprobs), State(progress, self.prior.to(logprobs), self._step_probs))
         if "real" in inputs:
             losses = losses * inputs["real"].to(losses)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
         self.losses_finite = self.losses_finite and all_finite([loss.detach()])
         return (loss, {"logprobs": logprobs}) if return_outputs else loss
+
+    def scores(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Log-probabilities that the model as it is gives the rows' choices, shape [rows, choices], on the CPU."""
+        training = self.model.training
+        self.model.eval()
+        with torch.no_grad():
+            logprobs = self._score(self.model, self._prepare_inputs(self.data_collator(rows)))
+        self.model.train(training)
+        return logprobs.float().cpu()
+
+    def mean_loss(self, rows: Sequence[Row], logprobs: torch.Tensor) -> float:
+        """The training's own loss at its end, a row, of such log-probabilities of rows."""
+        targets = torch.tensor([row["targets"] for row in rows])
+        return float(self._loss(logprobs, targets, State(1.0, self.prior, None)).mean())
 
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
         """On the rows that were held back: cross-entropy to and agreement with the labels, and accuracy against gold.
@@ -389,7 +370,7 @@ def fit_choices(
     title: str,
     cut: Cut | None = None,
     keep: Keep | None = None,
-) -> None:
+) -> list[str]:
     """Train `model` in place and write curves.json; goes on from the newest whole checkpoint in `out`.
 
     Args:
@@ -406,6 +387,12 @@ def fit_choices(
         title: of the progress bar.
         cut: model and batch to the row numbers of the parts that a step may be run in; None for one part.
         keep: writes the model at certain steps too.
+
+    Returns:
+        What the user has to know of the trained model, a sentence each.
+
+    Raises:
+        UserError: no rows, settings that can't be used, a training that ran away or ended early.
     """
     train, held = hold_out(rows, settings.holdout, seed)
     if not train:
@@ -435,6 +422,7 @@ def fit_choices(
     if keep:
         keep.drop_uncovered()
         trainer.add_callback(keep)
+    probe = Probe(trainer, train)
     with _blaming(settings):
         _train(trainer, out / CHECKPOINTS, title)
     if stopping.asked():
@@ -444,10 +432,12 @@ def fit_choices(
             f"{title}: training ended at step {trainer.state.global_step} of {trainer.state.max_steps}; a model that is "
             "half trained is not used. Take what stops it out of trainer_args (e.g. enable_jit_checkpoint) and run again."
         )
-    if not all_finite(p.detach() for p in model.parameters() if p.requires_grad):
-        raise UserError(diverged(title, f"a weight after step {trainer.state.global_step}", lr))
+    warnings = probe.told(title, lr)
+    for warning in warnings if processes.is_main() else ():
+        log.warning(warning)
     if keep:
         keep.finish()
     shown = ("step", "epoch", "loss", "learning_rate", "eval_loss", "eval_accuracy", "eval_agreement", "eval_rows")
     curve = [{k: entry[k] for k in shown if k in entry} for entry in trainer.state.log_history]
     write_atomic(out / "curves.json", json.dumps([c for c in curve if "loss" in c or "eval_loss" in c]))
+    return warnings

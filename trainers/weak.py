@@ -12,7 +12,9 @@ from trainers.config import Weak
 from trainers.labels import LabelSet
 from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle
+from trainers.told import Told
 from trainers.training import Row, fit_choices
+from w2s_tasks import system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import CONFIG_KEY, document_text
 from w2s_tasks.models.linear import quicken
@@ -87,7 +89,7 @@ def fit(
         docs: the documents of the label set, in its order.
         labels: what to learn, soft or hard.
         settings: model and hyperparameters.
-        out: the folder to fill: ``model/`` (safetensors, with tokenizer) and ``curves.json``.
+        out: the folder to fill: ``model/`` (safetensors, with tokenizer) ``curves.json`` and ``training.json``.
         pool: unused.
         method: a loss of `trainers.losses`.
         loss_args: its settings.
@@ -131,7 +133,7 @@ def fit(
         together = min(rows, ROWS_TOGETHER) if batch["input_ids"].device.type == "cpu" else rows
         return logits_by_length(model, batch, together, padded=padded).float().log_softmax(-1)
 
-    fit_choices(
+    warnings = fit_choices(
         model,
         rows,
         collate=collate,
@@ -144,6 +146,8 @@ def fit(
         seed=seed,
         title=title,
     )
+    in_prompt = system_place.PLAIN if settings.text in (None, "prompt") and task.has_system(PromptStyle()) else None
+    Told(in_prompt, tuple(warnings)).save(out)
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
     return ModelRef("w2s-classifier", {"pretrained": str(out / "model"), **settings.model_args})

@@ -23,7 +23,7 @@ from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from w2s_tasks import packing
+from w2s_tasks import packing, system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
 from w2s_tasks.models import generation, tokens
@@ -210,7 +210,7 @@ class W2SHF(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its result file; with `system_prompt` where it had to be folded."""
         info: dict[str, Any] = super().get_model_info()
-        folded = {"system_prompt": "in the first user turn"} if self.__dict__.get("folds_system") else {}
+        folded = {system_place.KEY: system_place.FOLDED} if self.__dict__.get("folds_system") else {}
         return {**info, **folded}
 
     def use_adapter(self, folder: Path | None) -> None:

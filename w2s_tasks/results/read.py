@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks import generated, no_answer
+from w2s_tasks import generated, no_answer, system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.metrics import NO_ANSWER, pair_margins, ranked
 from w2s_tasks.paths import file_name
@@ -54,6 +54,8 @@ class TaskScores:
     """Share of the documents whose likeliest choices are equally likely, or of the pairs rated alike."""
     mode: str | None = None
     """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
+    system_prompt: str | None = None
+    """Where system prompt and description stand in its prompts (`w2s_tasks.system_place`); None where there is neither."""
 
     @property
     def choices(self) -> int:
@@ -280,6 +282,7 @@ def _read_tasks(result: Path, data: dict[str, Any], asked: Mapping[str, int] | N
             )
         values, errors = _metric_values(data["results"][task])
         mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
-        scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode)
+        place = system_place.of_results(data, task)
+        scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode, system_prompt=place)
         _check_mean(path, rows, scores[task])
     return scores

@@ -18,7 +18,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from w2s_tasks import no_answer
+from w2s_tasks import no_answer, system_place
 from w2s_tasks.answers import lenient
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models import prices as price_tables
@@ -554,6 +554,7 @@ class W2SChat(LM):
         modes = sorted({report.mode for report in self._reports.values()})
         return {
             "scoring_mode": "+".join(modes) or "generated",
+            system_place.KEY: system_place.MESSAGE,
             "model_endpoint": self.endpoint.base_url,
             "model_name_asked": self.endpoint.model,
             "model_name_served": sorted(filter(None, self._served)),
