@@ -13,14 +13,19 @@ from typing import Any
 import pytest
 
 
-def launch(processes: int, port: int, *arguments: str) -> str:
-    """Run `w2s ARGUMENTS` in several CPU processes."""
+def launched(processes: int, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`w2s ARGUMENTS` in several CPU processes, once it has ended."""
     command = [sys.executable, "-m", "trainers.cli", *arguments]
     if processes > 1:
         many = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
         many += ["--dynamo_backend", "no", "--main_process_port", str(port), "--num_cpu_threads_per_process", "1"]
         command = [sys.executable, "-m", "accelerate.commands.launch", *many, "-m", "trainers.cli", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ))
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ))
+
+
+def launch(processes: int, port: int, *arguments: str) -> str:
+    """Run `w2s ARGUMENTS` in several CPU processes to its end; its standard output."""
+    done = launched(processes, port, *arguments)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -80,3 +85,24 @@ def test_two_processes_evaluate_to_the_log_likelihoods_of_one(own_task: Path, ca
         logliks.append([float(answer[0]) for row in rows for answer in row["filtered_resps"]])
     assert len(logliks[0]) == 42
     assert logliks[1] == pytest.approx(logliks[0], abs=1e-4)
+
+
+@pytest.mark.parametrize(("lr", "what"), [("1e30", "of step 2 is infinite or NaN"), ("1e8", "the same scores")])
+def test_a_training_that_runs_away_ends_both_processes_with_one_message(
+    experiment_file: Path, tmp_path: Path, lr: str, what: str
+):
+    runs = ["--runs-dir", str(tmp_path / "runs"), "--quiet", "--set", "arms=[student]", "--set", f"strong.lr={lr}"]
+    done = launched(2, free_port(), "run", str(experiment_file), *runs)
+    assert done.returncode != 0
+    (error,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert error.startswith("error: train student, seed 0: ")
+    assert what in error
+    assert not list(tmp_path.rglob("report.json"))
+    again = launch(2, free_port(), "run", str(experiment_file), *runs, "--set", "strong.lr=1e-2")
+    assert "report: " in again
+
+
+def test_a_mistake_in_the_experiment_is_told_once(experiment_file: Path, tmp_path: Path):
+    done = launched(2, free_port(), "run", str(experiment_file), "--runs-dir", str(tmp_path / "runs"), "--set", "seeds=x")
+    assert done.returncode != 0
+    assert sum(line.startswith("error: ") for line in done.stderr.splitlines()) == 1

@@ -7,10 +7,11 @@ import gc
 import math
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -31,6 +32,8 @@ tasks_cli.mount(app)
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are kept.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set strong.lr=1e-3 (repeatable).")]
+ALONE = 5.0
+"""Seconds that a process which is not the main one waits before it tells an error: by then it has met it alone."""
 Config = Annotated[str, typer.Argument(help="An experiment YAML, or the name of one that ships (e.g. quickstart).")]
 
 
@@ -360,6 +363,16 @@ def told(error: Exception) -> str | None:
     return disk.problem(error)
 
 
+def _fail(error: str) -> NoReturn:
+    """Tell an error and end; one that all processes of a launch meet is told by the main one, whose end ends the others."""
+    from trainers import processes
+
+    if not processes.is_main():
+        time.sleep(ALONE)
+    typer.echo(f"error: {error}", err=True)
+    sys.exit(2)
+
+
 def main() -> None:
     """Run `w2s`; a user's mistake is one line on standard error and exit code 2."""
     machine.share()
@@ -369,8 +382,7 @@ def main() -> None:
         sentence = told(error)
         if sentence is None:
             raise
-        typer.echo(f"error: {sentence}", err=True)
-        sys.exit(2)
+        _fail(sentence)
     finally:
         # The interpreter's last collection would look at each of a million objects of torch, lm_eval and pandas: 0.8 s.
         gc.freeze()
