@@ -95,9 +95,9 @@ def test_a_model_that_tells_no_row_from_another_is_refused(
     """Every loss is finite and exactly ln 2: nothing but the scores themselves tells."""
     model = causal_model("llama") if trainer == "lora" else encoder_folder
     sets = ["lr=1e8", "batch_size=8", *(["text=text"] if trainer == "classifier" else [])]
-    with pytest.raises(
-        UserError, match=r"after step \d+ the model gives 16 different rows the same scores, and the model is"
-    ):
+    alike = r"after step \d+ the model gives 16 different rows the same scores, and the model is"
+    # Whether a classifier's own weights are dead or infinite first depends on the processor's rounding.
+    with pytest.raises(UserError, match=alike if trainer == "lora" else f"{alike}|is infinite or NaN"):
         finetune_model("own_reviews", str(model), trainer, None, tmp_path / "out", 48, sets, 0, [str(own_task)])
     assert not (tmp_path / "out").exists()
 
