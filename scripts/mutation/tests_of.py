@@ -23,6 +23,8 @@ TESTS: dict[str, tuple[str, ...]] = {
     "w2s_tasks/answers.py": ("tests/test_answers.py",),
     "w2s_tasks/results/stats.py": STATISTICS,
     "w2s_tasks/results/components.py": STATISTICS,
+    "w2s_tasks/results/clusters.py": ("tests/test_clusters.py",),
+    "w2s_tasks/results/over_tasks.py": ("tests/test_stats.py", "-k", "over_tasks"),
     "w2s_tasks/results/gap.py": ("tests/test_gap.py",),
     "w2s_tasks/results/power.py": STATISTICS,
     "w2s_tasks/results/safety.py": STATISTICS,
