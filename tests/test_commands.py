@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import write_own_task
+from transformers import AutoTokenizer
 
 from trainers import commands
 from trainers.cli import _model_arguments
@@ -121,6 +122,20 @@ def test_finetune_ends_with_a_command_that_finds_model_and_task(odd: dict[str, A
     assert measured == pytest.approx(
         evaluated(ref, odd["include_path"], PromptStyle(0, True, CHAT["system_prompt"]), tmp_path)
     )
+
+
+@pytest.mark.parametrize(("more", "begins"), [(0, "lm_eval run --model hf"), (40, "w2s eval --model w2s-hf")])
+def test_stock_lm_eval_is_not_named_where_it_would_change_the_embeddings(
+    more: int, begins: str, causal_model: Callable[[str], Path], tmp_path: Path
+):
+    """With an adapter lm_eval's `hf` cuts a padded vocabulary to the tokenizer's, and the scores are others."""
+    base = shutil.copytree(causal_model("llama"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    config["vocab_size"] = len(AutoTokenizer.from_pretrained(base)) + more
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    ref = ModelRef("w2s-hf", {"pretrained": str(base), "peft": "adapter"})
+    command = commands.evaluation(ref, Harness(), "w2s_ethics_probe_justice", PromptStyle(0, False))
+    assert command.split(" --model_args")[0] == begins
 
 
 def evaluated(ref: ModelRef, include_path: list[str], style: PromptStyle, folder: Path, limit: int | None = None) -> float:

@@ -20,7 +20,7 @@ OWN_ARGUMENTS = ("token_budget",)
 
 
 def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, limit: int | None = None) -> str:
-    """The command that asks a model the same questions again: the stock lm_eval's where that has the model.
+    """The command that asks a model the same questions again: the stock lm_eval's where that has the model, whole.
 
     Args:
         ref: the model.
@@ -30,7 +30,7 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
         limit: its first documents; None for all.
     """
     words: list[str] = []
-    if ref.model == "w2s-hf":
+    if ref.model == "w2s-hf" and not _resized(ref):
         args = {name: value for name, value in ref.args.items() if name not in OWN_ARGUMENTS}
         device = usable_device(str(args.pop("device", None) or ""))
         ref = ModelRef("hf", {**args, "dtype": args.get("dtype") or ("float32" if device == "cpu" else "auto")})
@@ -44,6 +44,18 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
     stock = ref.model == "hf"
     where = _include(harness.folder_of(task), stock)
     return f"{'lm_eval run' if stock else 'w2s eval'} {first}{where} {shlex.join(words)}".rstrip()
+
+
+def _resized(ref: ModelRef) -> bool:
+    """Whether lm_eval's `hf` would give the base under an adapter other embeddings: as many as its tokenizer has tokens."""
+    if "peft" not in ref.args:
+        return False
+    from transformers import AutoConfig, AutoTokenizer
+
+    base, revision = str(ref.args["pretrained"]), str(ref.args.get("revision", "main"))
+    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+    tokenizer = AutoTokenizer.from_pretrained(ref.args.get("tokenizer") or base, revision=revision, trust_remote_code=False)
+    return bool(config.get_text_config().vocab_size != len(tokenizer))
 
 
 def _include(folder: Path | None, stock: bool) -> str:
