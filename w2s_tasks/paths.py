@@ -15,7 +15,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import shown
 
 LONGEST_NAME = 200
-"""Bytes of a name that is made here: what is put before and behind it (samples_, a time) has room in 255."""
+"""Bytes of a name that is made here: what is put before and behind it (``samples_``, a time) has room in 255."""
 LONGEST_PATH = 4095
 """Bytes of a whole path, without the byte that ends it."""
 ROOM = 1024
