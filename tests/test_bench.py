@@ -138,7 +138,8 @@ def test_chat_training_has_the_losses_and_predictions_of_trl(own_task: Path, cau
     assert found["steps"] == 2
     assert abs(found["last_loss"] - found["first_loss"]) > 1e-2
     assert set(found["peer_batch_search"]) == {"8", "8 padding_free"}
-    assert found["ours_tokens"] < found["peer_tokens"]
+    # Sixteen rows are asked before and after, to see whether the training killed the model: here as many as are trained on.
+    assert found["ours_tokens"] < 1.5 * found["peer_tokens"]
     assert found["over_floor"] == pytest.approx(found["ours_s"] / found["floor_s"], rel=1e-3)
 
 
