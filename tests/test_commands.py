@@ -138,6 +138,13 @@ def test_stock_lm_eval_is_not_named_where_it_would_change_the_embeddings(
     assert command.split(" --model_args")[0] == begins
 
 
+@pytest.mark.usefixtures("smollm2")
+def test_a_base_from_the_package_index_is_found_for_its_command():
+    ref = ModelRef("w2s-hf", {"pretrained": "pypi:smollm2-135m-instruct", "peft": "adapter"})
+    command = commands.evaluation(ref, Harness(), "w2s_ethics_probe_justice", PromptStyle(0, False))
+    assert command.startswith("lm_eval run --model hf")
+
+
 def evaluated(ref: ModelRef, include_path: list[str], style: PromptStyle, folder: Path, limit: int | None = None) -> float:
     """The accuracy of a model on the task, as a run measures it."""
     harness = Harness(include_path)

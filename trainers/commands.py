@@ -6,11 +6,13 @@ of a task's own) is found where the run was started.
 
 from __future__ import annotations
 
+import functools
 import shlex
 from pathlib import Path
 
 from trainers.harness import Harness, PromptStyle
 from w2s_tasks import TASK_PATH
+from w2s_tasks.models.loading import base_config, base_tokenizer
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import ModelRef
 
@@ -48,14 +50,16 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
 
 def _resized(ref: ModelRef) -> bool:
     """Whether lm_eval's `hf` would give the base under an adapter other embeddings: as many as its tokenizer has tokens."""
-    if "peft" not in ref.args:
+    if "peft" not in ref.args or "gguf_file" in ref.args:
         return False
-    from transformers import AutoConfig, AutoTokenizer
+    return _padded(*(ref.args.get(name) for name in ("pretrained", "tokenizer", "revision", "subfolder")))
 
-    base, revision = str(ref.args["pretrained"]), str(ref.args.get("revision", "main"))
-    config = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
-    tokenizer = AutoTokenizer.from_pretrained(ref.args.get("tokenizer") or base, revision=revision, trust_remote_code=False)
-    return bool(config.get_text_config().vocab_size != len(tokenizer))
+
+@functools.cache  # all arms of an experiment have one base
+def _padded(pretrained: str, tokenizer: str | None, revision: str | None, subfolder: str | None) -> bool:
+    places = {name: value for name, value in (("revision", revision), ("subfolder", subfolder)) if value is not None}
+    tokens = len(base_tokenizer({"pretrained": tokenizer or pretrained, **places}))
+    return bool(base_config({"pretrained": pretrained, **places}).get_text_config().vocab_size != tokens)
 
 
 def _include(folder: Path | None, stock: bool) -> str:

@@ -24,8 +24,8 @@ from trainers.told import Told
 from trainers.training import Row, fit_choices
 from w2s_tasks import packing, system_place
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.loading import NO_CODE, loading
-from w2s_tasks.models.ref import ModelRef, resolve
+from w2s_tasks.models.loading import base_config, base_tokenizer
+from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.user_text import one_line
 
 
@@ -40,20 +40,14 @@ def check_base(settings: Strong | Weak) -> None:
     Raises:
         UserError: a classifier or an encoder; a configuration that can't be read; no chat template where one is to be used.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
     from w2s_tasks.models.packed_hf import refuse_unfit, refuse_without_template
 
-    places = {key: settings.model_args[key] for key in ("revision", "subfolder") if key in settings.model_args}
     if "gguf_file" in settings.model_args:
         return  # decoder-only all of them, and read slowly
-    with loading(settings.model):
-        config = AutoConfig.from_pretrained(resolve(settings.model), **places, **NO_CODE)
-    refuse_unfit(config, settings.model)
+    args = base_ref(settings).args
+    refuse_unfit(base_config(args), settings.model)
     if settings.chat_template:
-        with loading(settings.model):
-            tokenizer = AutoTokenizer.from_pretrained(resolve(settings.model), **places, **NO_CODE)
-        refuse_without_template(tokenizer, settings.model)
+        refuse_without_template(base_tokenizer(args), settings.model)
 
 
 def style_of(settings: Strong | Weak, num_fewshot: int | None = 0) -> PromptStyle:

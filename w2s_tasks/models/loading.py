@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.ref import resolve
 from w2s_tasks.user_text import one_line
 
 NO_CODE = {"trust_remote_code": False}
@@ -57,3 +59,31 @@ def check_tokenizer(path: str) -> None:
     folder = Path(path)
     if folder.is_dir() and not any(next(folder.glob(name), None) for name in TOKENIZER_FILES):
         raise UserError(f"could not load '{folder}': it holds no tokenizer; copy the one of its base model into it.")
+
+
+def base_config(args: Mapping[str, Any]) -> Any:
+    """The configuration of a base model, from its model arguments; no weights are read.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    from transformers import AutoConfig
+
+    with loading(args["pretrained"]):
+        return AutoConfig.from_pretrained(resolve(args["pretrained"]), **_places(args), **NO_CODE)
+
+
+def base_tokenizer(args: Mapping[str, Any]) -> Any:
+    """The tokenizer of a base model, from its model arguments.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    from transformers import AutoTokenizer
+
+    with loading(args["pretrained"]):
+        return AutoTokenizer.from_pretrained(resolve(args["pretrained"]), **_places(args), **NO_CODE)
+
+
+def _places(args: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: args[key] for key in ("revision", "subfolder") if key in args}
