@@ -22,8 +22,8 @@ from tqdm import tqdm
 from trainers import processes
 from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks.errors import UserError, causes
-from w2s_tasks.readable import unreadable
-from w2s_tasks.rows import label_remedy, place_of, row_problem, targets
+from w2s_tasks.readable import place_of, unreadable
+from w2s_tasks.rows import label_remedy, row_problem, targets
 from w2s_tasks.task_settings import ROWS, settings
 from w2s_tasks.user_text import shown
 

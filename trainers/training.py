@@ -310,7 +310,7 @@ def check_arguments(settings: Trainable, lr: float) -> None:
     Raises:
         UserError: with the argument.
     """
-    _arguments(settings, lr, Path(), settings.batch_size, has_eval=False, seed=0)
+    _arguments(settings, lr, Path(), settings.batch_size, settings.holdout > 0, seed=0)
 
 
 @contextlib.contextmanager

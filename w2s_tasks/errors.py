@@ -20,7 +20,7 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         cause = cause.__cause__ or cause.__context__
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``' Did you mean X?'`` for the closest known word, or an empty string where none is close."""
-    match = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" Did you mean '{match[0]}'?" if match else ""
+def nearest(word: str, known: Iterable[str], most: int = 1) -> str:
+    """Return ``' Did you mean X?'`` for the closest known words, at most so many, or an empty string where none is close."""
+    matches = difflib.get_close_matches(word, list(known), n=most, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, matches))}?" if matches else ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from lm_eval.tasks._factory import TaskFactory
 from lm_eval.tasks.manager import TaskDict
 
 from w2s_tasks import TASK_PATH
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.fewshot import tell_small_pool
 from w2s_tasks.readable import whole_labels
 from w2s_tasks.task_settings import refuse_two
@@ -99,18 +98,20 @@ class W2STaskManager(TaskManager):
 
     def match_tasks(self, task_list: list[str]) -> list[str]:
         """Match names and patterns; a plain name that is not ours makes the built-in index be read."""
-        found: list[str] = super().match_tasks(task_list)
-        if self._can_widen and any(not super(W2STaskManager, self).match_tasks([t]) for t in task_list):
+        missing = self._unmatched(task_list)
+        if missing is not None and self._can_widen:
             self._widen()
-            found = super().match_tasks(task_list)
-        missing = next((t for t in task_list if not super(W2STaskManager, self).match_tasks([t])), None)
+            missing = self._unmatched(task_list)
         if missing is not None and not _on_disk(missing):
             raise self._unknown(missing)
+        found: list[str] = super().match_tasks(task_list)
         return found
 
+    def _unmatched(self, task_list: list[str]) -> str | None:
+        return next((t for t in task_list if not super(W2STaskManager, self).match_tasks([t])), None)
+
     def _unknown(self, name: str) -> UserError:
-        near = difflib.get_close_matches(name, self.all_tasks, n=3, cutoff=0.6)
-        hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+        hint = nearest(name, self.all_tasks, most=3)
         return UserError(f"no task {shown(name)}.{hint} `w2s tasks` lists ours, `lm_eval ls tasks` all.")
 
     def load(self, task_list: Any) -> TaskDict:

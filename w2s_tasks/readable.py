@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,17 @@ GENERATED = (
     "row; use multiple_choice"
 )
 WHOLE = "{{{{ '%d' % {column} }}}}"
+NONE = -1
+"""The place of a label that is none of the choices."""
+
+
+def place_of(target: Any, choices: Callable[[], Sequence[str]]) -> int | None:
+    """Index of the choice that a target means to lm_eval; -1 where its text is none of them, None where it is no label."""
+    if isinstance(target, str):
+        texts = list(choices())
+        return texts.index(target) if target in texts else NONE
+    whole = isinstance(target, int) or (isinstance(target, float) and target.is_integer())
+    return int(target) if whole else None
 
 
 def unreadable(task: ConfigurableTask) -> str | None:
@@ -65,7 +77,7 @@ def misscored(task: ConfigurableTask) -> str | None:
     if None in told:
         return "its process_results gives no `acc` that is 0 or 1 a row, which every comparison is made of"
     target, choices = task.doc_to_target(doc), task.doc_to_choice(doc)
-    gold = choices.index(target) if target in choices else target
+    gold = place_of(target, lambda: choices)
     if not any(map(math.isnan, filter(None, told))) and told != [float(best == gold) for best in range(n)]:
         said = dict(zip(choices, told, strict=True))
         return (

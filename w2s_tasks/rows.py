@@ -14,22 +14,12 @@ import jinja2.meta
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.utils import env
 
-from w2s_tasks.readable import WHOLE
+from w2s_tasks.readable import NONE, WHOLE
 from w2s_tasks.user_text import shown
 
 Doc = Mapping[str, Any]
-NONE = -1
-"""The place of a label that is none of the choices."""
 PLAIN = re.compile(r"\{\{-?\s*(\w+)\s*-?\}\}")
 """A template that renders one column as it is."""
-
-
-def place_of(target: Any, choices: Callable[[], Sequence[str]]) -> int | None:
-    """Index of the choice that a target means to lm_eval; -1 where its text is none of them, None where it is no label."""
-    if isinstance(target, str):
-        return list(choices()).index(target) if target in choices() else NONE
-    whole = isinstance(target, int) or (isinstance(target, float) and target.is_integer())
-    return int(target) if whole else None
 
 
 def targets(task: ConfigurableTask, docs: Iterable[Doc]) -> Iterator[Any]:
