@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from w2s_tasks.results.clusters import SHARE_UNIT, Clusters
-from w2s_tasks.results.components import FEW, quantile
+from w2s_tasks.results.clusters import Clusters
+from w2s_tasks.results.components import quantile
 from w2s_tasks.results.stats import accuracy_interval, share_interval
 
 UNEQUAL = {
@@ -90,15 +90,25 @@ def test_the_interval_of_an_accuracy_stands_on_the_effective_number_of_rows():
     table = (0.5 * difficulty + 0.5 * rng.random((3, 24)) < 0.6).astype(float)
     share, n = table.mean(), 24
     away = table.mean(axis=0) - share
-    alike = ((away**2).sum() + FEW * SHARE_UNIT) / (n * share * (1 - share) + FEW * SHARE_UNIT)
+    alike = ((away**2).sum() + 4 / 4) / (n * share * (1 - share) + 4 / 4)  # four rows of variance 1/4 count as alike
     assert 1 / 3 < alike < 1
     assert accuracy_interval(table) == pytest.approx(share_interval(share * n / alike, n / alike))
     clusters = Clusters.of(labels)
-    effect = clusters.effect(away[None], SHARE_UNIT)
+    effect = clusters.effect(away[None], 0.25)
     few = quantile(0.975, 5) / quantile(0.975, clusters.degrees(effect))
     worth = float(n / alike / effect * few**2)
     assert few < 0.95
     assert accuracy_interval(table, labels) == pytest.approx(share_interval(share * worth, worth))
+
+
+@pytest.mark.parametrize("sizes", [[24], [20, 4]], ids=["one", "two"])
+def test_an_accuracy_over_one_or_two_clusters_stands_on_one_degree_of_freedom(sizes):
+    correct = (np.arange(24) % 3 > 0).astype(float)
+    labels = np.repeat(np.arange(len(sizes)), sizes)
+    clusters = Clusters.of(labels)
+    effect = clusters.effect((correct - correct.mean())[None], 0.25)
+    worth = float(24 / effect * (quantile(0.975, 1) / quantile(0.975, clusters.degrees(effect))) ** 2)
+    assert accuracy_interval(correct, labels) == pytest.approx(share_interval(worth * 2 / 3, worth))
 
 
 def test_seeds_add_rows_only_so_far_as_they_differ():

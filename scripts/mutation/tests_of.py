@@ -8,10 +8,6 @@ PACKING = (
     "row_holds or plan_runs or common_is or share_one or token_budget or own_trunk or "
     "outputs_and or every_token or chains or long_branches",
 )
-STATISTICS = (
-    *("tests/test_stats.py", "tests/test_gap.py", "tests/test_drift.py"),
-    *("-k", "not change_cover and not correlation"),
-)
 
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
@@ -21,16 +17,18 @@ TESTS: dict[str, tuple[str, ...]] = {
     "trainers/store.py": ("tests/test_store.py", "-k", "not hashes_of_tasks and not two_processes"),
     "w2s_tasks/metrics.py": ("tests/test_metrics.py",),
     "w2s_tasks/answers.py": ("tests/test_answers.py",),
-    "w2s_tasks/results/stats.py": STATISTICS,
-    "w2s_tasks/results/components.py": STATISTICS,
+    "w2s_tasks/results/stats.py": ("tests/test_stats.py", "tests/test_clusters.py", "tests/test_association.py"),
+    "w2s_tasks/results/components.py": ("tests/test_components.py",),
     "w2s_tasks/results/clusters.py": ("tests/test_clusters.py",),
-    "w2s_tasks/results/over_tasks.py": ("tests/test_stats.py", "-k", "over_tasks"),
+    "w2s_tasks/results/over_tasks.py": ("tests/test_over_tasks.py",),
     "w2s_tasks/results/gap.py": ("tests/test_gap.py",),
-    "w2s_tasks/results/power.py": STATISTICS,
-    "w2s_tasks/results/safety.py": STATISTICS,
+    "w2s_tasks/results/power.py": ("tests/test_power.py", "-k", "not by_the_test_in_use and not as_wholes and not spread"),
+    "w2s_tasks/results/safety.py": ("tests/test_safety.py",),
     "w2s_tasks/results/drift.py": ("tests/test_drift.py", "-k", "not cover and not seldom"),
-    "w2s_tasks/results/association.py": STATISTICS,
+    "w2s_tasks/results/association.py": ("tests/test_association.py",),
     "w2s_tasks/results/diagnostics.py": ("tests/test_diagnostics.py",),
+    "w2s_tasks/results/read.py": ("tests/test_read.py",),
+    "w2s_tasks/results/gold.py": ("tests/test_read.py",),
     "w2s_tasks/packing/tree.py": PACKING,
     "w2s_tasks/packing/plan.py": PACKING,
     "w2s_tasks/packing/cuts.py": PACKING,

@@ -140,9 +140,7 @@ def crossed(contrasts: Array, cluster: Array | None = None, pseudo: Array | None
         squares = squares + _pseudo_squares(z, mean, effect, pseudo)
     rest = _rest(z, over_rows, over_seeds, plain, clusters) / size[..., None] ** 2
     deviations = (over_rows - plain[..., None]) * (n / size)[..., None]
-    between = np.zeros_like(rest)
-    if seeds > 1:
-        between = np.einsum("...is,...js->...ij", deviations, deviations) / (seeds - 1) / seeds
+    between = np.einsum("...is,...js->...ij", deviations, deviations) / max(1, seeds - 1) / seeds
     return Components(mean, between, squares / size[..., None] ** 2 - rest, rest, over_rows, seeds - 1, degrees, effect)
 
 
@@ -228,10 +226,10 @@ def p_value(statistic: float, seeds: float, rows: float, seed_df: int, row_df: f
     from scipy.optimize import brentq
 
     size = abs(statistic)
-    if not math.isfinite(size):
-        return 0.0 if size > 0 else float("nan")
-    if size == 0:
-        return 1.0
+    if math.isnan(size):
+        return math.nan
+    if math.isinf(size):
+        return 0.0
 
     def beyond(log_p: float) -> float:
         level = 1 - math.exp(log_p)
@@ -239,7 +237,7 @@ def p_value(statistic: float, seeds: float, rows: float, seed_df: int, row_df: f
 
     smallest, largest = -30.0, -1e-12
     if beyond(largest) >= 0:
-        return 1.0  # a difference of rounding errors
+        return 1.0  # no difference, or one of rounding errors
     return math.exp(brentq(beyond, smallest, largest)) if beyond(smallest) > 0 else math.exp(smallest)
 
 
@@ -254,11 +252,11 @@ def average(parts: Sequence[Components]) -> Components:
     seed_means = np.mean([p.seed_means for p in parts], axis=0)  # [k, S]
     seeds = seed_means.shape[-1]
     deviations = seed_means - seed_means.mean(axis=-1, keepdims=True)
-    between = deviations @ deviations.T / (seeds - 1) / seeds if seeds > 1 else np.zeros_like(parts[0].seeds)
+    between = deviations @ deviations.T / max(1, seeds - 1) / seeds
     rows, rest = (np.sum(each, axis=0) / len(parts) ** 2 for each in ([p.rows for p in parts], [p.rest for p in parts]))
     mean = np.mean([p.mean for p in parts], axis=0)
     of_task = np.array([max(0.0, float(np.trace(p.rows + p.rest))) for p in parts])
     degrees = np.array([float(p.row_df) for p in parts])
     whole = float((of_task**2 / degrees).sum())
     row_df = of_task.sum() ** 2 / whole if whole > 0 else degrees.sum()
-    return Components(mean, between, rows, rest, seed_means, parts[0].seed_df, np.asarray(row_df), np.ones(()))
+    return Components(mean, between, rows, rest, seed_means, seeds - 1, np.asarray(row_df), np.ones(()))

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from w2s_tasks.results.clusters import Clusters
 from w2s_tasks.results.components import crossed
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import PAIR, Z95, Difference, difference_of, paired_difference
@@ -75,13 +76,14 @@ def contributions(before: Array, after: Array, gold: Array, alike: Callable[[Arr
     parts = np.zeros((3, len(gold)))
     lost = (before == UNPARSED) | (after == UNPARSED)
     parts[0] = np.where(lost, change, 0.0)
-    flows = {(j, k) for j, k in zip(before[~lost].tolist(), after[~lost].tolist(), strict=True) if j != k}
-    for j, k in flows:
+    # Rows that kept their class are a flow without a change, of which every part is 0.
+    for j, k in {(min(jk), max(jk)) for jk in zip(before[~lost].tolist(), after[~lost].tolist(), strict=True)}:
         there, back = ~lost & (before == j) & (after == k), ~lost & (before == k) & (after == j)
+        if back.sum() > there.sum():
+            there, back = back, there
+        if back.any() and alike(there.astype(float) - back):
+            there, back = back, there
         size, returned = int(there.sum()), int(back.sum())
-        larger = size > returned or (size == returned and j < k)
-        if larger == bool(returned and alike(there.astype(float) - back)):
-            continue  # the other direction is the one to take for the larger
         total = float(change[there].sum())
         parts[1, there] = change[there] * (1 - returned / size) + returned * total / size**2
         parts[1, back] = -total / size
@@ -97,18 +99,17 @@ def _balanced(predicted: Array, gold: Array) -> float:
 def _side(scores: Sequence[TaskScores]) -> Side:
     acc = float(np.mean([s.correct.mean() for s in scores]))
     unparsed = float(np.mean([s.unparsed for s in scores]))
-    if any(s.predicted is None or s.gold is None for s in scores):
+    like, answers = scores[0], [s.predicted for s in scores if s.predicted is not None]
+    if like.gold is None:
         return Side(acc, None, unparsed, None)
-    predicted, gold = np.stack([s.predicted for s in scores if s.predicted is not None]), scores[0].gold
-    assert gold is not None  # noqa: S101 - for the type checker
-    choices = scores[0].choices
-    shares = tuple(float((predicted == c).mean()) for c in range(choices))
+    gold, predicted = like.gold, np.stack(answers)
+    shares = tuple(float((predicted == c).mean()) for c in range(like.choices))
     return Side(acc, float(np.mean([_balanced(row, gold) for row in predicted])), unparsed, shares)
 
 
 def _alike(net: Array, cluster: Array | None) -> bool:
     """Whether two flows, 1 and -1 in `net`, differ by no more than chance: a sign test over rows or clusters."""
-    sums = net if cluster is None else np.bincount(cluster, weights=net)
+    sums = net if cluster is None else Clusters.of(cluster).sums(net)
     return bool(abs(sums.sum()) <= Z95 * math.sqrt(float(sums @ sums)))
 
 
@@ -138,12 +139,11 @@ def drift(before: Sequence[TaskScores], after: Sequence[TaskScores]) -> Drift:
         after: the trained model, one entry a seed, the same questions.
     """
     first = list(before) * len(after) if len(before) == 1 else list(before)
-    cluster = after[0].cluster
-    found = []
+    like, found = after[0], []
     for turned in (False, True):
         rows = np.stack([_rows(b, a, turned) for b, a in zip(first, after, strict=True)], axis=1)  # [3, S, n]
-        found.append([difference_of(crossed(part[None], cluster, PAIR), rows.shape[-1]) for part in rows])
+        found.append([difference_of(crossed(part[None], like.cluster, PAIR), rows.shape[-1]) for part in rows])
     unparsed, prior, errors = (_hull(*pair) for pair in zip(*found, strict=True))
-    total = paired_difference(np.stack([s.correct for s in after]), np.stack([s.correct for s in first]), cluster)
-    classes = after[0].predicted is not None
-    return Drift(after[0].task, total, unparsed, prior if classes else None, errors, _side(before), _side(after))
+    total = paired_difference(np.stack([s.correct for s in after]), np.stack([s.correct for s in first]), like.cluster)
+    classes = like.predicted is not None
+    return Drift(like.task, total, unparsed, prior if classes else None, errors, _side(before), _side(after))

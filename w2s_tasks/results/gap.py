@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.optimize import brentq
 
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.stats import bootstrap_means
@@ -59,16 +60,14 @@ def in_fieller_set(parts: Components, ratio: Array, level: float = 0.95) -> Arra
     Returns:
         Shape [..., m].
     """
-    ratio = np.asarray(ratio, dtype=float)
-    infinite = np.isinf(ratio)
-    directions = np.stack([np.where(infinite, 0.0, 1.0), np.where(infinite, 1.0, -np.where(infinite, 0, ratio))], axis=-1)
-    return _inside(parts, directions, level)
+    return _margin(parts, np.arctan(np.asarray(ratio, dtype=float)), level) >= 0
 
 
-def _inside(parts: Components, directions: Array, level: float) -> Array:
-    """The same for directions (x, y) of the contrast x (student - weak) + y (ceiling - weak), shape [m, 2]."""
-    inside: Array = np.abs(parts.mean @ directions.T) <= parts.broadcast().half_width(directions, level)
-    return inside
+def _margin(parts: Components, angle: Array, level: float) -> Array:
+    """By how much the interval of the contrast N - r D, of direction (cos, -sin) for r = tan(angle), holds 0; shape [..., m]."""
+    directions = np.stack([np.cos(angle), -np.sin(angle)], axis=-1)
+    margin: Array = parts.broadcast().half_width(directions, level) - np.abs(parts.mean @ directions.T)
+    return margin
 
 
 def fieller(parts: Components, level: float = 0.95) -> tuple[float, float]:
@@ -79,30 +78,17 @@ def fieller(parts: Components, level: float = 0.95) -> tuple[float, float]:
         level: of the set.
     """
     numerator, gap = (float(x) for x in parts.mean)
-    if bool(in_fieller_set(parts, np.array([math.inf]), level)[0]):
+    if in_fieller_set(parts, np.array([math.inf]), level).all():
         return -math.inf, math.inf
-    # A ratio is the tangent of an angle; the vertical (an infinite ratio) is outside, so the set lies within a half turn.
-    centre = math.atan2(numerator, gap) if gap > 0 else math.atan2(-numerator, -gap)
+    centre = math.atan(numerator / gap)  # the vertical, an infinite ratio, is outside: the set lies within a half turn
     return _edge(parts, centre, -math.pi / 2, level), _edge(parts, centre, math.pi / 2, level)
 
 
 def _edge(parts: Components, start: float, end: float, level: float) -> float:
-    """The ratio at which the set ends between two angles: the last point of a grid that is inside, then halving."""
-
-    def inside(angles: Array) -> Array:
-        return _inside(parts, np.stack([np.cos(angles), -np.sin(angles)], axis=-1), level)
-
-    # The contrast N - r D with r = tan(angle) has the direction (cos, -sin).
-    grid = np.linspace(start, end, 513)
-    last = int(np.flatnonzero(inside(grid))[-1]) if inside(grid).any() else 0
-    low, high = grid[last], grid[min(last + 1, len(grid) - 1)]
-    for _ in range(60):
-        middle = (low + high) / 2
-        if bool(inside(np.array([middle]))[0]):
-            low = middle
-        else:
-            high = middle
-    return math.tan(low)
+    """The ratio at which the set ends between two angles: behind the last point of a grid that is inside."""
+    grid = np.linspace(start, end, 513)  # begins inside, at the ratio itself, and ends outside
+    last = int(np.flatnonzero(_margin(parts, grid[:-1], level) >= 0)[-1])
+    return math.tan(brentq(lambda angle: _margin(parts, np.array([angle]), level).item(), grid[last], grid[last + 1]))
 
 
 def _finite(value: float) -> float | None:
@@ -114,7 +100,7 @@ def _rows_interval(scores: Array, draws: int, seed: int, cluster: Array | None) 
     samples = bootstrap_means(scores, draws, np.random.default_rng(seed), cluster)
     above, below = samples[:, 1] - samples[:, 0], samples[:, 2] - samples[:, 0]
     # The few resamples without a gap count as unbounded on the numerator's side.
-    ratio = np.where(below > 0, above / np.where(below > 0, below, 1), np.where(above < 0, -np.inf, np.inf))
+    ratio = np.divide(above, below, out=np.where(above < 0, -np.inf, np.inf), where=below > 0)
     low, high = np.quantile(ratio, [0.025, 0.975], method="inverted_cdf")
     return _finite(float(low)), _finite(float(high))
 
@@ -162,7 +148,7 @@ def recovered(
         float(means[1] - means[0]) / gap,
         (_finite(ends[0]), _finite(ends[1])),
         True,
-        _given(seeds, bool(parts.seeds.any())),
+        _given(seeds, bool(np.ptp(scores, axis=1).any())),
         gap,
         gap_ci95,
         _rows_interval(scores.mean(axis=1), draws, seed, cluster),

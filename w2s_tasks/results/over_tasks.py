@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2s_tasks.results.components import average, crossed
-from w2s_tasks.results.stats import Difference, accuracy_interval, difference_of, paired_components
+from w2s_tasks.results.stats import Difference, accuracy_interval, difference_of, paired_components, stretched
 
 Array = npt.NDArray[Any]
 FEWEST_SUBTASKS = 3
@@ -36,7 +36,7 @@ def mean_difference(pairs: Sequence[tuple[Array, Array, Array | None]], subtasks
     of_these = difference_of(average(parts), n)
     if len(set(subtasks)) < FEWEST_SUBTASKS:
         return of_these
-    by_task = np.stack([p.seed_means[0] for p in parts], axis=-1)  # [S, tasks]
+    by_task = np.vstack([p.seed_means for p in parts]).T  # [S, tasks]
     of_such = difference_of(crossed(by_task[None], np.asarray(subtasks)), n)
     low, high = min(of_these.low, of_such.low), max(of_these.high, of_such.high)
     return Difference(
@@ -55,7 +55,5 @@ def mean_level(tables: Sequence[tuple[Array, Array | None]]) -> tuple[float, flo
     mean = float(levels.mean())
     below, above = np.sqrt(np.square(ends.T - levels).sum(axis=1)) / len(levels)
     low, high = mean - float(below), mean + float(above)
-    if len(tables[0][0]) > 1:
-        found = difference_of(average([crossed(correct[None], cluster) for correct, cluster in tables]), 1)
-        low, high = min(low, found.low), max(high, found.high)
-    return mean, max(0.0, low), min(1.0, high)
+    over_seeds = average([crossed(correct[None], cluster) for correct, cluster in tables])
+    return mean, *(stretched((low, high), over_seeds) if over_seeds.seed_df else (low, high))

@@ -46,7 +46,7 @@ def power_of_one(design: Design, difference: float, level: float) -> float:
         difference: accuracy of one model minus the other's, above 0.
         level: two-sided.
     """
-    n, discordance = max(1, int(design.rows)), min(1.0, max(design.discordance, difference))
+    n, discordance = int(design.rows), min(1.0, max(design.discordance, difference))
     differing = np.arange(n + 1)
     t = float(student_t.isf(level / 2, design.degrees))
     # Of N rows that differ b favour one model: exact if P(B >= b) <= level / 2, Wald if 2 b - N passes t standard errors.

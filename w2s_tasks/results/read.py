@@ -199,10 +199,10 @@ def _reader(config: dict[str, Any], rows: list[dict[str, Any]]) -> Callable[...,
 
 
 def _newest(folder: Path) -> Path:
-    results = sorted(folder.rglob("results_*.json"))
+    results = list(folder.rglob("results_*.json"))
     if not results:
         raise UserError(f"{folder}: no results_*.json of lm_eval in it.")
-    return results[-1]
+    return max(results, key=lambda path: (path.name, path))  # its date, whatever folder lm_eval named after the model
 
 
 def _samples(result: Path, task: str) -> Path:

@@ -58,7 +58,7 @@ def accuracy_interval(correct: Array, cluster: Array | None = None) -> tuple[flo
     share = float(table.mean())
     away = table.mean(axis=0) - share
     alike = float(((away**2).sum() + FEW * SHARE_UNIT) / (n * share * (1 - share) + FEW * SHARE_UNIT))
-    worth = n / min(1.0, max(1 / seeds, alike))
+    worth = n / max(1 / seeds, alike)
     if cluster is not None:
         clusters = Clusters.of(cluster)
         effect = clusters.effect(away[None], SHARE_UNIT)
@@ -165,8 +165,14 @@ def paired_difference(first: Array, second: Array, cluster: Array | None = None)
     """
     parts = paired_components(first, second, cluster)
     delta = np.atleast_2d(first - second)
-    exact = _exact_p(delta[0], cluster) if len(delta) == 1 else None
+    exact = _exact_p(delta.ravel(), cluster) if len(delta) == 1 else None
     return difference_of(parts, delta.shape[1], exact=exact, discordance=float((delta != 0).mean()))
+
+
+def stretched(ends: tuple[float, float], parts: Components) -> tuple[float, float]:
+    """The interval of an accuracy, made to hold that of its components too, between 0 and 1."""
+    centre, half = parts.mean.item(), float(parts.half_width(np.ones(1)))
+    return max(0.0, min(ends[0], centre - half)), min(1.0, max(ends[1], centre + half))
 
 
 def mean_accuracy(correct: Array, cluster: Array | None = None) -> tuple[float, float, float]:
@@ -179,11 +185,10 @@ def mean_accuracy(correct: Array, cluster: Array | None = None) -> tuple[float, 
         correct: 0/1 a unit, shape [seeds, n].
         cluster: each unit's group where units come in groups, shape [n].
     """
-    low, high = accuracy_interval(correct, cluster)
-    if (correct == correct[0]).all():
-        return float(correct.mean()), low, high
-    found = difference_of(crossed(correct[None], cluster), correct.shape[1])
-    return found.value, max(0.0, min(low, found.low)), min(1.0, max(high, found.high))
+    ends = accuracy_interval(correct, cluster)
+    if np.ptp(correct, axis=0).any():  # seeds differ
+        ends = stretched(ends, crossed(correct[None], cluster))
+    return float(correct.mean()), *ends
 
 
 def holm(p: Sequence[float]) -> list[float]:
