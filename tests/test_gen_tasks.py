@@ -147,7 +147,7 @@ def _right_answers(manager, names, path):
             task = load(manager, name)
             for doc in task.eval_docs:
                 choices = task.doc_to_choice(doc)
-                reply = "8" if doc.get("role") else "3" if "role" in doc else choices[doc["label"]]
+                reply = "8" if doc.get("w2s_role") else "3" if "w2s_role" in doc else choices[doc["label"]]
                 f.write(json.dumps({"prompt": task.fewshot_context(doc, num_fewshot=0), "response": f'"{reply}"'}) + "\n")
 
 

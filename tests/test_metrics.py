@@ -67,7 +67,7 @@ def test_groups_that_answer_alike_count_once_in_every_error(score):
 
 
 def test_a_document_without_an_answer_is_wrong_and_a_broken_model_has_no_score():
-    doc = {"label": 0, "group": 1}
+    doc = {"label": 0, "w2s_group": 1}
     none = m.binary(doc, [(-np.inf, False), (-np.inf, False)])
     assert (none["acc"], none["precision"]) == (0.0, (0, m.NO_ANSWER))
     assert m.recall([(1, m.NO_ANSWER), (1, 1)]) == 0.5
@@ -79,7 +79,7 @@ def test_a_document_without_an_answer_is_wrong_and_a_broken_model_has_no_score()
 
 
 def test_a_rating_that_is_nan_is_no_wrong_order():
-    doc = {"pair": 0, "role": 1}
+    doc = {"w2s_pair": 0, "w2s_role": 1}
     item = m.expected_rating(doc, [(np.nan, False)] * 9)["acc"]
     assert np.isnan(m.ranking_acc([item, (0, 0, 3.0), (1, 1, 5.0), (1, 0, 2.0)]))
 
@@ -127,7 +127,7 @@ def test_exact_match_by_hand(items: list[tuple[int, float]], share: float, error
 
 def test_an_expected_rating_is_the_mean_under_the_normalised_probabilities():
     logliks = [(float(np.log(p)) - 900, False) for p in (0.1, 0.2, 0.7)]
-    item = m.expected_rating({"pair": 4, "role": 1}, logliks)["acc"]
+    item = m.expected_rating({"w2s_pair": 4, "w2s_role": 1}, logliks)["acc"]
     assert item == (4, 1, pytest.approx(0.1 + 0.4 + 2.1))
 
 
@@ -145,7 +145,7 @@ def test_the_error_of_the_ranking_by_hand():
 
 def _rating(pair: int, role: int, best: int) -> tuple[int, int, float]:
     logliks = [(0.0 if k == best else -50.0, False) for k in range(1, 10)]
-    return m.expected_rating({"pair": pair, "role": role}, logliks)["acc"]
+    return m.expected_rating({"w2s_pair": pair, "w2s_role": role}, logliks)["acc"]
 
 
 def test_ranking_compares_the_two_scenarios_of_a_pair():

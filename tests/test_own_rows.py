@@ -285,7 +285,7 @@ def test_every_task_of_this_suite_that_needs_no_data_can_be_run():
 def test_a_column_named_group_means_nothing_to_generated_text(group: Any):
     assert generated.sentiment({"label": 1, "group": group}, ["positive"])["acc"] == (1, 1, 1, generated.NO_GROUP)
     assert "em" not in generated.yes_no({"label": 1, "group": group}, ["yes"])
-    assert generated.grouped_yes_no({"label": 1, "group": 3}, ["yes"])["em"] == (1, 1, 1, 3)
+    assert generated.grouped_yes_no({"label": 1, "w2s_group": 3}, ["yes"])["em"] == (1, 1, 1, 3)
 
 
 # ---- encoders -----------------------------------------------------------------------------------------------------------

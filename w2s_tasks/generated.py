@@ -67,7 +67,7 @@ def _binary(
         return {}
     chosen = (parser(reply, choices) for parser in parsers)
     found, exact = (UNPARSED if i is None else i for i in chosen)
-    item: Answered = (int(doc["label"]), found, exact, int(doc["group"]) if grouped else NO_GROUP)
+    item: Answered = (int(doc["label"]), found, exact, int(doc["w2s_group"]) if grouped else NO_GROUP)
     return _with_errors([*BINARY, "em"] if grouped else BINARY, item)
 
 
@@ -116,7 +116,7 @@ def _rating(doc: Doc, results: Sequence[str], top: int, parsers: Parsers) -> dic
     scale = [str(i) for i in range(1, top + 1)]
     indices = (parser(reply, scale) for parser in parsers)
     found, exact = (UNPARSED if i is None else i + 1 for i in indices)
-    item: Rated = (int(doc["pair"]), int(doc["role"]), found, exact)
+    item: Rated = (int(doc["w2s_pair"]), int(doc["w2s_role"]), found, exact)
     return {**_with_errors(RATED, item), "pairs": item, **{f"share_{i}": item for i in range(1, top + 1)}}
 
 

@@ -196,8 +196,8 @@ def _tables(item: GoldPred) -> dict[str, Any]:
 
 
 def grouped_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """As `binary`, with ETHICS' exact match over ``group``, and errors that know the groups."""
-    pair, group = _gold_pred(doc, results), int(doc["group"])
+    """As `binary`, with ETHICS' exact match over ``w2s_group``, and errors that know the groups."""
+    pair, group = _gold_pred(doc, results), int(doc["w2s_group"])
     item = (group, _right(pair))
     return {"acc": item, "acc_stderr": item, "em": item, "em_stderr": item, **_tables((*pair, group))}
 
@@ -259,11 +259,11 @@ def expected_rating(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     """
     logliks = np.array([loglik for loglik, _ in results])
     if is_none(logliks):
-        rating = 0.0 if int(doc["role"]) else len(logliks) + 1.0
+        rating = 0.0 if int(doc["w2s_role"]) else len(logliks) + 1.0
     else:
         weights = np.exp(logliks - logliks.max())
         rating = float(weights @ np.arange(1, len(logliks) + 1) / weights.sum())
-    item: Rated = (int(doc["pair"]), int(doc["role"]), rating)
+    item: Rated = (int(doc["w2s_pair"]), int(doc["w2s_role"]), rating)
     return {"acc": item, "acc_stderr": item, "ties": item, "pairs": item}
 
 

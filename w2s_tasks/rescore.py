@@ -166,7 +166,7 @@ def _pairs(records: list[Doc], path: Path) -> list[Doc]:
         asked = sample[column].strip()
         if asked not in record["test_prompt"][-len(asked) - 40 :]:
             raise UserError(f"{where}: its prompt does not end with {column} of its pair; rows are missing or out of order.")
-        documents.append({"pair": row // 2, "role": 1 - row % 2, "activity": sample[column]})
+        documents.append({"w2s_pair": row // 2, "w2s_role": 1 - row % 2, "activity": sample[column]})
     return documents
 
 

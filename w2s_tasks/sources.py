@@ -151,17 +151,17 @@ def _commonsense(loaded: datasets.DatasetDict, long: bool) -> datasets.DatasetDi
 
 
 def _pleasantness_rows(pairs: datasets.Dataset) -> datasets.Dataset:
-    """Two rows a pair, the more pleasant scenario first: ``pair`` is its number, ``role`` 1 for the more pleasant."""
+    """Two rows a pair, the more pleasant scenario first: ``w2s_pair`` is its number, ``w2s_role`` 1 for the more pleasant."""
     rows = []
     for number, pair in enumerate(pairs):
         for role, column in ((1, "baseline"), (0, "less_pleasant")):
-            rows.append({"pair": number, "role": role, "activity": pair[column].strip()})
+            rows.append({"w2s_pair": number, "w2s_role": role, "activity": pair[column].strip()})
     return datasets.Dataset.from_list(rows)
 
 
 def _grouped(data: datasets.Dataset, size: int) -> datasets.Dataset:
     """Number the exact-match groups of the paper: `size` consecutive rows are variants of one scenario."""
-    return data.add_column("group", [i // size for i in range(len(data))])
+    return data.add_column("w2s_group", [i // size for i in range(len(data))])
 
 
 def _ethics_splits(loaded: datasets.DatasetDict, subtask: str, group_size: int) -> Splits:
