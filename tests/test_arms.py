@@ -165,13 +165,14 @@ def test_a_checkpoint_is_chosen_by_held_back_labels(
 
     def fitted(model, rows, **kwargs):
         states.clear()
-        fit_choices(model, rows, **kwargs)
+        warnings = fit_choices(model, rows, **kwargs)
         if kwargs["settings"].checkpoint == rule:
             final = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
             value = best(v for v, _ in states)
             chosen = next(w for v, w in states if v == value)
             assert all((chosen[n] == final[n]).all() for n in chosen)
             seen.append({"same_as_last": all((states[-1][1][n] == final[n]).all() for n in final)})
+        return warnings
 
     monkeypatch.setattr("trainers.lora.fit_choices", fitted)
     monkeypatch.setattr("trainers.weak.fit_choices", fitted)
@@ -180,15 +181,21 @@ def test_a_checkpoint_is_chosen_by_held_back_labels(
     assert len(seen) == 1
 
 
-def test_a_checkpoint_choice_without_held_back_rows_is_refused(experiment_file: Path, tmp_path: Path):
-    with pytest.raises(UserError, match=r"checkpoint: holdout_loss needs held-back rows.*Raise holdout"):
+@pytest.mark.parametrize(
+    ("holdout", "message"),
+    [(0, "is chosen by held-back rows; set holdout above 0"), (0.005, "needs held-back rows.*Raise holdout")],
+)
+def test_a_checkpoint_choice_without_held_back_rows_is_refused(
+    holdout: float, message: str, experiment_file: Path, tmp_path: Path
+):
+    with pytest.raises(UserError, match=f"checkpoint: holdout_loss {message}"):
         _run(
             experiment_file,
             tmp_path / "runs",
             *SMALL,
             "arms=[ceiling]",
             "strong.checkpoint=holdout_loss",
-            "strong.holdout=0",
+            f"strong.holdout={holdout}",
         )
 
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -155,9 +156,16 @@ def test_safety_is_measured_for_the_arms_that_can_answer(experiment_file: Path, 
 
 
 def test_the_exported_adapter_gives_the_reports_number_under_stock_lm_eval(
-    experiment_file: Path, own_task: Path, tmp_path: Path
+    experiment_file: Path, own_task: Path, causal_model: Callable[[str], Path], tmp_path: Path
 ):
-    flow, report = _run(experiment_file, tmp_path / "runs")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(causal_model("llama"))
+    base = AutoModelForCausalLM.from_pretrained(causal_model("llama"))
+    base.resize_token_embeddings(len(tokenizer))  # what stock hf would do to a base under an adapter
+    for part in (tokenizer, base):
+        part.save_pretrained(tmp_path / "base")
+    flow, report = _run(experiment_file, tmp_path / "runs", f"strong.model={tmp_path / 'base'}")
     assert "--model hf" in next(c["command"] for c in report["commands"] if c["arm"].startswith("student"))
     arguments = flow.model_of(next(a for a in flow.arms() if a.name == "student")).model_args()
     lm_eval = str(Path(sys.executable).with_name("lm_eval"))

@@ -182,7 +182,7 @@ def test_a_read_only_run_folder_is_one_clear_error(experiment_file: Path, tmp_pa
         subprocess.run(["mount", "-o", "remount,rw", str(folder)], check=True)
         in_process(experiment_file, folder / "runs")
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        one_error(w2s(arguments(experiment_file, folder / "runs")), r"read-only disk.*--runs-dir")
+        one_error(w2s(arguments(experiment_file, folder / "runs")), r"--runs-dir.*read-only disk")
 
 
 def test_what_is_a_problem_of_the_disk_and_what_is_not():

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -19,6 +19,9 @@ from w2s_tasks import __version__, machine
 from w2s_tasks import cli as tasks_cli
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import check_folder
+
+if TYPE_CHECKING:
+    from trainers.config import Experiment
 
 app = typer.Typer(
     name="w2s",
@@ -80,6 +83,13 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
         raise SystemExit(130) from None
+
+
+def _tell_unused(experiment: Experiment) -> None:
+    from trainers.unused import unused
+
+    for line in unused(experiment):
+        typer.echo(f"note: {line}.", err=True)
 
 
 def _prepare(folder: Path, if_exists: IfExists) -> None:
@@ -151,6 +161,7 @@ def run(
 
     experiment, _ = load(config, assignments)
     if processes.is_main():
+        _tell_unused(experiment)
         _prepare(runs_dir / experiment.name, if_exists)
     _quiet_libraries()
     from trainers.experiment import open_flow
@@ -234,6 +245,7 @@ def plan(config: Config, assignments: Set = None) -> None:
     from trainers.plan import show_plan
 
     experiment, _ = load(config, assignments)
+    _tell_unused(experiment)
     show_plan(experiment, Console(highlight=False))
 
 

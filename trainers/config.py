@@ -53,6 +53,12 @@ class Split(Section):
     seed: int = 0
     """Seed of the split; an experiment's seed is added to it."""
 
+    @model_validator(mode="after")
+    def _study_is_fixed(self) -> Self:
+        if self.by == "study" and (self.weak != 0.5 or self.seed):
+            raise ValueError("by: study is train[:50%] and train[50%:]; it would ignore `weak` and `seed`")
+        return self
+
 
 SET_BY_RUNS = {
     "pretrained": "write the model as `model`",
@@ -100,6 +106,14 @@ class Trainable(Section):
         if taken := next((key for key in SET_BY_RUNS if key in value), None):
             raise ValueError(f"'{taken}' is set by the run itself: {SET_BY_RUNS[taken]}")
         return value
+
+    @model_validator(mode="after")
+    def _has_what_it_needs(self) -> Self:
+        if self.schedule == "constant" and self.warmup not in (0, type(self).model_fields["warmup"].default):
+            raise ValueError("schedule: constant would ignore `warmup`; constant_with_warmup has one")
+        if self.checkpoint != "last" and not self.holdout:
+            raise ValueError(f"checkpoint: {self.checkpoint} is chosen by held-back rows; set holdout above 0")
+        return self
 
     @field_validator("trainer_args")
     @classmethod
