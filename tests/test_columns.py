@@ -9,14 +9,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 from conftest import rows
 from test_own_rows import EXPERIMENT, Rows, w2s, write
 
 import trainers
 import w2s_tasks
 from trainers import harness as hn
-from w2s_tasks.results.read import read_evaluation
 from w2s_tasks.sources import _probe
 
 ADDED = re.compile(r"w2s_\w+")

@@ -79,7 +79,7 @@ def test_the_interval_is_fiellers_closed_form_with_one_seed(n, shares, seed, low
 
 @pytest.mark.parametrize("student", [0.03, -0.03])
 def test_a_gap_that_is_barely_significant_has_an_interval_that_is_all_but_unbounded(student):
-    """Independent errors of .04 and t / 1.00001 of the gap: the ends are the roots of the same equation, one in the thousands."""
+    """Independent errors of .04 and t / 1.00001 of the gap: the ends are roots of one equation, one in the thousands."""
     quantile, gap = t.ppf(0.975, 99), 0.1
     errors = np.diag([0.04, gap / quantile / 1.00001]) ** 2
     parts = Components(

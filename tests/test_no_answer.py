@@ -130,7 +130,8 @@ def test_a_pair_with_one_silent_side_is_wrong_from_either_side() -> None:
     none = [(no_answer.LOGLIK, False)] * 9
     for first, second in ((none, likely), (likely, none), (none, none)):
         items = [
-            metrics.expected_rating({"w2s_pair": 1, "w2s_role": role}, results)["acc"] for role, results in ((1, first), (0, second))
+            metrics.expected_rating({"w2s_pair": 1, "w2s_role": role}, results)["acc"]
+            for role, results in ((1, first), (0, second))
         ]
         assert metrics.ranking_acc(items) == metrics.ranking_ties(items) == 0.0
 

@@ -16,6 +16,7 @@ from openai_service import Service
 from openai_service.chat import Chat
 from openai_service.files import Files
 from openai_service.jobs import Jobs
+from settings_reads import reads
 from typer.testing import CliRunner
 
 from trainers import chat_rows as cr
@@ -98,7 +99,9 @@ def _cost_of(stage: Stage) -> dict | None:
 
 
 def test_the_whole_study_runs_as_an_ordinary_experiment(study: Path, service: Service, tmp_path: Path):
-    flow, report = run(study, tmp_path / "runs", "safety={tasks: [w2s_ethics_probe_justice], limit: 8}")
+    with reads() as found:
+        flow, report = run(study, tmp_path / "runs", "safety={tasks: [w2s_ethics_probe_justice], limit: 8}")
+    assert {f for section, f in found if section == "OpenAIStrong"} == set(OpenAIStrong.model_fields)  # none is ignored
     assert [a["arm"] for a in report["arms"]] == ["weak", "zero_shot", "student", "ceiling", "random_labels"]
     acc = {a["arm"]: a["metrics"]["acc"] for a in report["arms"]}
     assert acc["ceiling"] > 0.8 > acc["zero_shot"]  # the service really trained

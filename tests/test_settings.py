@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
+import inspect
 import json
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import write_own_task
 from safetensors.torch import load_file
 from settings_reads import reads
 from typer.testing import CliRunner
 
 from trainers import cli, config, experiment, lora, weak
 from trainers import harness as hn
+from trainers.label_ops import METHOD_OPS
 from trainers.labels import gold_labels
+from trainers.losses import LOSSES
 from trainers.method_args import MethodArgs
 from trainers.progress import Progress
 from trainers.schema import Section
 from trainers.unused import unused
 from w2s_tasks.errors import UserError
 
+GOOD: dict[str, Any] = {"task": "t", "weak": {"model": "m"}, "strong": {"model": "s"}}
+
 # ---- every field is read ------------------------------------------------------------------------------------------------
 
-METHODS = (
-    *("xent", "relabel+logconf", "filter+product", "ensemble+entropy", "bootstrap+window", "adaptive_confidence"),
-)
+METHODS = ("xent", "relabel+logconf", "filter+product", "ensemble+entropy", "bootstrap+window", "adaptive_confidence")
 BY_CLASSIFIER = (
     "arms=[zero_shot, few_shot, few_shot(1), student, ceiling, self_labels, unsupervised, random_labels]",
     f"methods={json.dumps(METHODS)}",
@@ -43,11 +45,6 @@ BY_LORA = (
     "strong.objective=language_model",
     "evaluate.limit=8",
 )
-ELSEWHERE = {
-    ("Experiment", "include_path"): "made absolute when the file is read",
-    ("Experiment", "name"): "names the run folder when it is opened",
-    ("Split", "weak"): "",
-}
 
 
 def sections(model: type[Section]) -> set[type[Section]]:
@@ -66,7 +63,222 @@ def test_every_field_is_read_by_a_run(experiment_file: Path, causal_model: Calla
         run(experiment_file, tmp_path / "classifier", *BY_CLASSIFIER)
         run(experiment_file, tmp_path / "lora", by_lora, *BY_LORA)
     known = sections(config.Experiment) | {config.Strong, config.Safety}
-    every = {(s.__name__, f) for s in known - {config.Weak} for f in s.model_fields}
+    every = {(s.__name__, f) for s in known - {config.Weak} - set(PASSED_WHOLE) for f in s.model_fields}
     every |= {(f"Weak.{t}", f) for t in ("classifier", "lora") for f in config.Weak.model_fields}
     every -= {("Weak.lora", f) for f in config.OF_CLASSIFIER} | {("Weak.classifier", f) for f in config.OF_LORA}
     assert sorted(every - found) == []
+
+
+FUNCTIONS = {name: f for name, f in (LOSSES | METHOD_OPS).items() if name in MethodArgs.model_fields}
+PASSED_WHOLE = {type(getattr(MethodArgs(), name)): name for name in FUNCTIONS}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_the_settings_of_a_method_are_what_its_function_takes(name: str):
+    """They are passed as keyword arguments, so that one that it does not have would be an error."""
+    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
+    taken = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+    assert taken == set(type(getattr(MethodArgs(), name)).model_fields)
+
+
+# ---- every setting of a training changes it -----------------------------------------------------------------------------
+
+TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "classifier": (
+        {"text": "text", "epochs": 2, "lr": 0.01},
+        {
+            "epochs": 1,
+            "batch_size": 8,
+            "lr": 0.02,
+            "warmup": 0.9,
+            "weight_decay": 0.9,
+            "schedule": "cosine",
+            "holdout": 0.4,
+            "checkpoint": "holdout_loss",
+            "trainer_args": {"max_grad_norm": 1e-3},
+            "text": "{{text}} {{text}}",
+            "max_length": 8,
+            "model": "other",
+        },
+    ),
+    "weak lora": (
+        {"trainer": "lora", "r": 2, "epochs": 2, "lr": 0.01},
+        {
+            "epochs": 1,
+            "batch_size": 8,
+            "lr": 0.02,
+            "warmup": 0.9,
+            "weight_decay": 0.9,
+            "schedule": "cosine",
+            "holdout": 0.4,
+            "checkpoint": "holdout_loss",
+            "trainer_args": {"max_grad_norm": 1e-3},
+            "r": 3,
+            "alpha": 1.0,
+            "chat_template": True,
+            "model": "other",
+        },
+    ),
+    "strong lora": (
+        {"r": 2, "epochs": 2, "lr": 0.01},
+        {
+            "epochs": 1,
+            "batch_size": 8,
+            "lr": 0.02,
+            "warmup": 0.9,
+            "weight_decay": 0.9,
+            "schedule": "cosine",
+            "holdout": 0.4,
+            "checkpoint": "holdout_loss",
+            "trainer_args": {"max_grad_norm": 1e-3},
+            "r": 3,
+            "alpha": 1.0,
+            "chat_template": True,
+            "model": "other",
+            "dropout": 0.5,
+            "target_modules": ["q_proj"],
+            "objective": "language_model",
+            "system_prompt": "Be brief.",
+        },
+    ),
+}
+BESIDE: dict[str, dict[str, Any]] = {
+    "system_prompt": {"chat_template": True},
+    "checkpoint": {"holdout": 0.4, "epochs": 8, "lr": 0.05},  # the last is not the best
+}
+"""With which other settings a setting is tried."""
+NOT_OF_TRAINING = {"trainer", "model_args", "labels"}
+"""Which trainer there is; arguments of the evaluated model; what students learn (tests/test_arms.py)."""
+
+
+def trainer(kind: str, models: dict[str, Path], own_task: Path, out: Path) -> Callable[[dict[str, Any]], str]:
+    """Train on 32 rows with some settings; the hash of the weights that come out."""
+    task, pool = hn.Harness([str(own_task)]).task("own_reviews"), hn.ModelPool()
+    docs = task.train_docs[:32]
+    labels = gold_labels(task.train_ids[:32], [task.gold(d) for d in docs], 2)
+    section = config.Strong if kind == "strong lora" else config.Weak
+    fit, name = (weak.fit, "model/model") if kind == "classifier" else (lora.fit, "adapter/adapter_model")
+
+    def train(settings: dict[str, Any]) -> str:
+        folder = Path(tempfile.mkdtemp(dir=out))
+        fit(task, docs, labels, section(**settings | {"model": str(models[settings["model"]])}), folder, pool=pool, seed=1)
+        whole = hashlib.sha256()
+        for key, weights in sorted(load_file(folder / f"{name}.safetensors").items()):
+            whole.update(key.encode() + weights.numpy().tobytes())
+        return whole.hexdigest()
+
+    return train
+
+
+@pytest.mark.parametrize("kind", TRAININGS)
+def test_every_setting_of_a_training_changes_the_trained_model(
+    kind: str, own_task: Path, encoder_folder: Path, causal_model: Callable[[str], Path], tmp_path: Path
+):
+    base, changes = TRAININGS[kind]
+    encoder = kind == "classifier"
+    models = {"model": encoder_folder if encoder else causal_model("llama")}
+    models["other"] = shifted(models["model"], tmp_path / "other", encoder=encoder)
+    base = {"model": "model", "batch_size": 16} | base
+    section = config.Strong if kind == "strong lora" else config.Weak
+    ignored = {"classifier": config.OF_LORA, "weak lora": config.OF_CLASSIFIER}.get(kind, ())
+    assert set(changes) == set(section.model_fields) - NOT_OF_TRAINING - set(ignored)
+    train = trainer(kind, models, own_task, tmp_path)
+    plain = train(base)
+    assert train(base) == plain
+    for key, value in changes.items():
+        beside = base | BESIDE.get(key, {})
+        assert train({**beside, key: value}) != (train(beside) if key in BESIDE else plain), key
+
+
+OF_OTHER = {"classifier": {"r": 3, "alpha": 1.0, "chat_template": True}, "lora": {"text": "text", "max_length": 8}}
+
+
+@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in OF_OTHER.items() for key in keys])
+def test_a_setting_of_the_other_trainer_is_refused(name: str, key: str):
+    assert set(OF_OTHER[name]) == set(config.OF_LORA if name == "classifier" else config.OF_CLASSIFIER)
+    with pytest.raises(UserError, match=f"'{key}' is for trainer"):
+        config.parse(json.dumps(GOOD | {"weak": {"model": "m", "trainer": name, key: OF_OTHER[name][key]}}), "x.yaml")
+
+
+def shifted(folder: Path, out: Path, *, encoder: bool) -> Path:
+    """The same model with other weights."""
+    import torch
+    from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+    model = (AutoModel if encoder else AutoModelForCausalLM).from_pretrained(folder)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(0.9)
+    model.save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return out
+
+
+# ---- settings that nothing would use ------------------------------------------------------------------------------------
+
+REFUSED = {
+    "a warm-up of a constant rate": ("strong", {"schedule": "constant", "warmup": 0.3}, "would ignore `warmup`"),
+    "a choice without rows": ("weak", {"checkpoint": "holdout_loss", "holdout": 0}, "set holdout above 0"),
+    "the study's halves": ("split", {"by": "study", "weak": 0.3}, "would ignore `weak` and `seed`"),
+    "the study's order": ("split", {"by": "study", "seed": 1}, "would ignore `weak` and `seed`"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_setting_that_another_one_makes_ignored_is_refused(case: str):
+    section, values, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        config.parse(json.dumps(GOOD | {section: GOOD.get(section, {}) | values}), "x.yaml")
+
+
+TOLD: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "nothing": ({}, []),
+    "all in use": (
+        {"methods": ["filter+logconf"], "method_args": {"filter": {"keep": 0.3}, "logconf": {}}},
+        [],
+    ),
+    "a method that is not there": (
+        {"methods": ["xent"], "method_args": {"logconf": {"alpha": 0.1}}},
+        ["method_args.logconf changes nothing here: it is for the arm student with a method logconf"],
+    ),
+    "a method of nobody": (
+        {"arms": ["ceiling"], "methods": ["logconf"], "method_args": {"logconf": {}}},
+        ["method_args.logconf changes nothing here: it is for the arm student with a method logconf"],
+    ),
+    "arms that are not there": (
+        {
+            "arms": ["zero_shot", "few_shot(4)"],
+            "unsupervised": {"rows": 8},
+            "evaluate": {"few_shot_k": 4, "checkpoints": [0.5]},
+        },
+        [
+            "unsupervised changes nothing here: it is for the arm unsupervised",
+            "evaluate.few_shot_k changes nothing here: it is for the arm few_shot",
+            "evaluate.checkpoints changes nothing here: it is for an arm that is trained",
+        ],
+    ),
+    "turns without a chat": (
+        {"safety": {"tasks": ["t"], "fewshot_as_multiturn": False}},
+        ["safety.fewshot_as_multiturn changes nothing here: it is for strong.chat_template: true"],
+    ),
+    "turns without shots": (
+        {"safety": {"tasks": ["t"], "fewshot_as_multiturn": False}, "strong": {"model": "s", "chat_template": True}},
+        ["safety.fewshot_as_multiturn changes nothing here: it is for safety.num_fewshot above 0"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_settings_that_nothing_uses_are_told(case: str):
+    settings, told = TOLD[case]
+    assert unused(config.parse(json.dumps(GOOD | settings), "x.yaml")) == told
+
+
+def test_no_experiment_that_ships_has_such_settings():
+    assert not any(unused(config.load(name)[0]) for name in config.shipped())
+
+
+def test_plan_tells_them(experiment_file: Path):
+    done = CliRunner().invoke(cli.app, ["plan", str(experiment_file), "--set", "method_args={logconf: {alpha: 0.1}}"])
+    assert done.exit_code == 0
+    assert "note: method_args.logconf changes nothing here" in done.stderr
