@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import inspect
 import json
+import shutil
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from safetensors.torch import load_file
 from settings_reads import reads
 from typer.testing import CliRunner
@@ -282,3 +286,44 @@ def test_plan_tells_them(experiment_file: Path):
     done = CliRunner().invoke(cli.app, ["plan", str(experiment_file), "--set", "method_args={logconf: {alpha: 0.1}}"])
     assert done.exit_code == 0
     assert "note: method_args.logconf changes nothing here" in done.stderr
+
+
+# ---- options of the commands --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(typer.main.get_command(cli.app).commands))  # type: ignore[attr-defined]
+def test_every_option_of_a_command_is_used(name: str):
+    """Its name is read in the body of the function; what it does there has tests of its own."""
+    command = typer.main.get_command(cli.app).commands[name].callback  # type: ignore[attr-defined]
+    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(command)))).body[0]
+    read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
+    assert set(inspect.signature(inspect.unwrap(command)).parameters) <= read
+
+
+def test_the_options_of_report_and_validate_have_effect(run_folder: Path, tmp_path: Path):
+    def w2s(*arguments: str) -> str:
+        done = CliRunner().invoke(cli.app, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    shutil.copytree(run_folder, tmp_path / "run")
+    report = (tmp_path / "run" / "report.json").read_text(encoding="utf-8")
+    for option, there in (("--no-html", False), ("--html", True)):
+        (tmp_path / "run" / "report.html").unlink(missing_ok=True)
+        w2s("report", str(tmp_path / "run"), option)
+        assert (tmp_path / "run" / "report.html").is_file() is there
+    (tmp_path / "run" / "report.json").write_text(report.replace('"n": 60', '"n": 61'), encoding="utf-8")
+    w2s("report", str(tmp_path / "run"), "--recompute")
+    again = (tmp_path / "run" / "report.json").read_text(encoding="utf-8")
+    assert '"n": 61' not in again
+    assert again.count('"n": 60') == report.count('"n": 60') > 0
+    task = "w2s_ethics_probe_justice"
+    assert len(w2s("validate", task, "--no-examples")) < len(w2s("validate", task)) - 100
+
+
+def test_shots_for_a_classifier_that_reads_a_column_are_refused(run_folder: Path, own_task: Path, tmp_path: Path):
+    weak = next(p.parent for p in (run_folder / "stages").rglob("model/config.json"))
+    arguments = ("--include_path", str(own_task), "--model_args", f"pretrained={weak}", "--out", str(tmp_path / "l.parquet"))
+    done = CliRunner().invoke(cli.app, ["label", "--task", "own_reviews", *arguments, "--num_fewshot", "2"])
+    assert "--num_fewshot: this classifier reads 'text' of each row" in str(done.exception)
+    assert not (tmp_path / "l.parquet").exists()

@@ -60,6 +60,8 @@ def label_rows(
         raise UserError(f"no model '{model}' in lm_eval.{nearest(model, list(model_registry))}")
     docs, ids = task.train_docs[:limit], task.train_ids[:limit]
     lm = hn.ModelPool().load(ModelRef(model, args))
+    if num_fewshot and (read := getattr(lm, "text", None)) not in (None, "prompt"):
+        raise UserError(f"--num_fewshot: this classifier reads {read!r} of each row, not the prompt; leave it out.")
     labels = hn.label(lm, task, docs, ids, hn.PromptStyle(num_fewshot))
     temporary = out.with_name(f".{out.name}.tmp")
     try:
