@@ -8,17 +8,15 @@ model whose loss is higher than before the training, or than that of one answer 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers import processes
+from trainers.choice_trainer import ChoiceTrainer, Row, all_finite
 from w2s_tasks.errors import UserError
-
-if TYPE_CHECKING:
-    from trainers.training import ChoiceTrainer, Row
 
 PROBED = 16
 """Rows that are scored before and after a training."""
@@ -27,11 +25,6 @@ SAME = 1e-6
 RISEN, ABOVE_FIXED = 0.25, 0.5
 """Nats a row by which a loss has to be higher to be told, than before the training or than that of one answer to everything:
 so few rows and steps leave about .2 of noise where all is well."""
-
-
-def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
-    """Whether no entry is infinite or NaN."""
-    return all(bool(torch.isfinite(t).all()) for t in tensors)
 
 
 def diverged(title: str, what: str, lr: float) -> str:

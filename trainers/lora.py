@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from trainers.choice_trainer import Row
 from trainers.config import Strong, Weak
 from trainers.kept import Keep
 from trainers.labels import LabelSet
@@ -21,7 +22,7 @@ from trainers.lora_layers import fewer_passes
 from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle, rendering
 from trainers.told import Told
-from trainers.training import Row, fit_choices
+from trainers.training import fit_choices
 from w2s_tasks import packing, system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.loading import base_config, base_tokenizer

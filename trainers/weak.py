@@ -8,12 +8,13 @@ from typing import Any
 
 import torch
 
+from trainers.choice_trainer import Row
 from trainers.config import Weak
 from trainers.labels import LabelSet
 from trainers.model_pool import ModelPool
 from trainers.task_view import HarnessTask, PromptStyle
 from trainers.told import Told
-from trainers.training import Row, fit_choices
+from trainers.training import fit_choices
 from w2s_tasks import system_place
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import CONFIG_KEY, document_text
