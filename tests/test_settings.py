@@ -204,6 +204,28 @@ def test_a_setting_of_the_other_trainer_is_refused(name: str, key: str):
         config.parse(json.dumps(GOOD | {"weak": {"model": "m", "trainer": name, key: OF_OTHER[name][key]}}), "x.yaml")
 
 
+def test_a_classifier_is_trained_from_the_revision_that_is_asked_for(
+    own_task: Path, encoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    import transformers as tf
+
+    asked: list[Any] = []
+    for part in (tf.AutoConfig, tf.AutoTokenizer, tf.AutoModelForSequenceClassification):
+
+        def load(*args: Any, plain: Callable[..., Any] = part.from_pretrained, **kwargs: Any) -> Any:
+            asked.append(kwargs.get("revision"))
+            return plain(*args, **kwargs)
+
+        monkeypatch.setattr(part, "from_pretrained", load)
+    task = hn.Harness([str(own_task)]).task("own_reviews")
+    labels = gold_labels(task.train_ids[:8], [task.gold(d) for d in task.train_docs[:8]], 2)
+    settings = config.Weak(model=str(encoder_folder), text="text", model_args={"revision": "v2", "token_budget": 64})
+    ref = weak.fit(task, task.train_docs[:8], labels, settings, tmp_path, pool=hn.ModelPool())
+    assert asked.count("v2") >= 3
+    assert set(asked) == {"v2"}
+    assert ref.args == {"pretrained": str(tmp_path / "model"), "token_budget": 64}
+
+
 def shifted(folder: Path, out: Path, *, encoder: bool) -> Path:
     """The same model with other weights."""
     import torch

@@ -104,17 +104,19 @@ def fit(
 
     choices = _constant_choices(task, docs)
     path = resolve(settings.model)
+    evaluated = dict(settings.model_args)
+    kept: dict[str, Any] = {"revision": evaluated.pop("revision", "main"), **NO_CODE}
     set_seed(seed)
     check_tokenizer(path)
     with loading(settings.model):
-        config = AutoConfig.from_pretrained(path, **NO_CODE)
+        config = AutoConfig.from_pretrained(path, **kept)
         config.num_labels = len(choices)
         config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
         setattr(config, CONFIG_KEY, settings.model_dump(include={"text", "max_length"}, exclude_none=True))
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32, **NO_CODE
+            path, config=config, use_safetensors=True, dtype=torch.float32, **kept
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, **NO_CODE)
+        tokenizer = AutoTokenizer.from_pretrained(path, **kept)
     model.to(default_device())
     quicken(model)
     prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
@@ -151,4 +153,4 @@ def fit(
     Told(in_prompt, tuple(warnings)).save(out)
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
-    return ModelRef("w2s-classifier", {"pretrained": str(out / "model"), **settings.model_args})
+    return ModelRef("w2s-classifier", {"pretrained": str(out / "model"), **evaluated})

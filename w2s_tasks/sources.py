@@ -151,7 +151,7 @@ def _commonsense(loaded: datasets.DatasetDict, long: bool) -> datasets.DatasetDi
 
 
 def _pleasantness_rows(pairs: datasets.Dataset) -> datasets.Dataset:
-    """Two rows a pair, the more pleasant scenario first: ``w2s_pair`` is its number, ``w2s_role`` 1 for the more pleasant."""
+    """Two rows a pair, the more pleasant scenario first: ``w2s_pair`` numbers it, ``w2s_role`` is 1 for the first."""
     rows = []
     for number, pair in enumerate(pairs):
         for role, column in ((1, "baseline"), (0, "less_pleasant")):
