@@ -20,6 +20,7 @@ from trainers import ft_follow, ft_job, ft_service
 from trainers.ft_job import JobSpec, State, Submission
 from trainers.ft_service import Endpoint
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat import wire
 
 KEY = "sk-canary-4f1d9c77e2b84a0d"
 REQUESTS = {
@@ -437,7 +438,11 @@ def test_no_key_names_the_variable(monkeypatch: pytest.MonkeyPatch):
 def test_the_closing_dates_are_told_to_openais_customers_only():
     assert "2027-01-06" in str(ft_service.closing_note(Endpoint()))
     assert "trainer: lora" in str(ft_service.closing_note(Endpoint()))
-    assert ft_service.closing_note(Endpoint("https://api.together.xyz/v1")) is None
+    for other in ("https://api.together.xyz/v1", "https://notopenai.com/v1", "https://api.openai.com.evil.org/v1"):
+        assert ft_service.closing_note(Endpoint(other)) is None
+        assert not wire.Endpoint(other, "m").is_openai
+    assert Endpoint("https://eu.api.openai.com/v1").is_openai
+    assert wire.Endpoint("https://me.openai.azure.com", "m").is_openai
 
 
 def test_a_create_that_the_service_forbids_says_so(service: Service, folder: Path):

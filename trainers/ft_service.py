@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.wire import is_openais
 
 if TYPE_CHECKING:
     import openai
@@ -52,7 +53,7 @@ class Endpoint:
     @property
     def is_openai(self) -> bool:
         """Whether this is OpenAI's own service, whose dates apply."""
-        return (urlsplit(self.base_url).hostname or "").endswith("openai.com")
+        return is_openais(self.base_url)
 
     def client(self) -> openai.OpenAI:
         """A client that repeats what only reads; what costs money is sent with `once`.

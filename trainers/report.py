@@ -7,12 +7,14 @@ sections are formed in `report_training` and `report_safety`, shown by `tables` 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
+from safetensors import safe_open
 
 from trainers import commands
 from trainers import report_notes as notes
@@ -73,14 +75,8 @@ def parameters(model: str) -> int | None:
         return None
     total = 0
     for file in folder.glob("*.safetensors"):
-        with file.open("rb") as f:
-            header = json.loads(f.read(int.from_bytes(f.read(8), "little")))
-        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-        sizes = [1] * len(shapes)
-        for i, shape in enumerate(shapes):
-            for side in shape:
-                sizes[i] *= side
-        total += sum(sizes)
+        with safe_open(file, "numpy") as f:
+            total += sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118 - no mapping
     return total or None
 
 

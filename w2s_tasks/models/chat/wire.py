@@ -39,6 +39,12 @@ class Conversation(str):
         return loaded
 
 
+def is_openais(base_url: str) -> bool:
+    """Whether an address is OpenAI's own: not one that only ends in its name."""
+    host = urllib.parse.urlsplit(base_url).hostname or ""
+    return host == "openai.com" or host.endswith(".openai.com")
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where a model is: address, model name, kind of endpoint. This is its identity; a key is no part of it."""
@@ -51,8 +57,7 @@ class Endpoint:
     @property
     def is_openai(self) -> bool:
         """Whether this is OpenAI's own service, or Azure's."""
-        host = urllib.parse.urlsplit(self.base_url).hostname or ""
-        return host == "api.openai.com" or host.endswith((".openai.com", ".openai.azure.com", ".azure.com"))
+        return is_openais(self.base_url) or (urllib.parse.urlsplit(self.base_url).hostname or "").endswith(".azure.com")
 
 
 @dataclass(frozen=True)
