@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2s_tasks.answers import lenient, published, strict
+from w2s_tasks.answers import is_scale, lenient, published, strict
 
 REASONABLE = ("unreasonable", "reasonable")
 VIRTUE = ("no", "yes")
@@ -271,3 +271,31 @@ def test_a_range_of_numbers_is_no_number(low, high, joined):
     for dress in ("{}", "Rating: {}", "I would give it a {}."):
         assert lenient(dress.format(f"{low}{joined}{high}"), TEN[:9]) is None
         assert lenient(dress.format(f"{low}{joined}{high}"), ("0", "1")) is None
+
+
+# ---- one rule each ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reply", "found"),
+    [
+        ("It may depend. Verdict: wrong", 1),  # what leaves another sentence open leaves the answer alone
+        ("The wrong bus is wrong.", 1),  # an attribute is passed over, the statement behind it is read
+        ("If she knew that, this is wrong.", None),
+        ("I would call all of this wrong.", 1),  # the verb stands at most three words before its object
+        ("I would call all parts of this wrong.", None),
+        ("This can be wrong.", None),
+        ("It is no wrong.", 0),
+        ("I do not claim it is not wrong.", None),  # a word between two negations that is no filler
+        ("I do not say it is not wrong.", 1),
+        ("It is not not not wrong.", 0),
+        ("It is wrong.\nQuestion: and this?\nVerdict: not wrong", 1),  # a question of the reply's own
+    ],
+)
+def test_a_reply_about_wrong_is_read_by_one_rule(reply: str, found: int | None):
+    assert lenient(reply, ("not wrong", "wrong")) == found
+
+
+def test_a_scale_counts_from_one_and_has_three_steps_at_least():
+    scales = {choices: is_scale(choices) for choices in (("1", "2"), ("1", "2", "3"), ("a", "b", "c"), ("2", "3", "4"))}
+    assert [choices for choices, is_one in scales.items() if is_one] == [("1", "2", "3")]

@@ -162,3 +162,24 @@ def test_ranking_compares_the_two_scenarios_of_a_pair():
     assert m.ranking_pairs(items) == 3
     assert m.ranking_acc(items) == pytest.approx(1 / 3)
     assert m.ranking_ties(items) == pytest.approx(1 / 3)
+
+
+def test_bootstrap_errors_of_few_rows_and_groups_are_those_of_a_sample():
+    """The recall of rows that are all of one class is a share: its error is the root of p (1 - p) / (n - 1)."""
+    for n, share in ((2, 1 / 2), (3, 2 / 3)):
+        gold, chosen = np.ones(n, int), np.array([1, 0, 1][:n])
+        expected = np.sqrt(share * (1 - share) / (n - 1))
+        alone = m.table_stderr("recall", gold, chosen)
+        assert alone == pytest.approx(expected, rel=0.08)
+        twice = m.table_stderr("recall", gold.repeat(2), chosen.repeat(2), np.arange(n).repeat(2))
+        assert twice == pytest.approx(alone)
+    assert m.table_stderr("recall", np.ones(1, int), np.ones(1, int)) == 0
+
+
+def test_two_groups_have_an_error():
+    assert m.clustered_stderr(np.array([1.0, 1, 0, 0]), np.array([0, 0, 1, 1])) == pytest.approx(0.5)
+
+
+def test_a_scenario_without_an_answer_is_rated_off_the_scale_so_that_its_pair_is_wrong():
+    none = [(-np.inf, False)] * 9
+    assert [m.expected_rating({"w2s_pair": 4, "w2s_role": role}, none)["acc"] for role in (1, 0)] == [(4, 1, 0), (4, 0, 10)]

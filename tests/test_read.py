@@ -72,6 +72,12 @@ def test_where_all_is_answered_nothing_is_told_of_parsing(tmp_path: Path):
     assert (found.mode, found.system_prompt) == ("first_token", "in the first user turn")
 
 
+def test_a_broken_model_is_told_with_its_document(tmp_path: Path):
+    rows = [*CHOICES[:2], row(2, [-1.0, float("nan"), -2.0], "1", 0.0), CHOICES[3]]
+    message = "t, document 2: a log-likelihood is NaN"
+    one_clear_error(lambda: read_evaluation(written(tmp_path, rows, {"acc,none": 0.5})), message)
+
+
 def test_groups_are_what_the_score_says(tmp_path: Path):
     """A grouped task's score is (group, right); where the group is named in the document is nobody's business."""
     rows = [row(i, [-1.0, -2.0], "0", [group, 1]) for i, group in enumerate((7, 7, 3))]
@@ -86,7 +92,7 @@ def rated(number: int, pair: int, role: int, rating: float, loglik: float = -1.0
 
 
 RATED = [rated(0, 4, 1, 0.9), rated(1, 4, 0, 0.2), rated(2, 5, 0, 0.5), rated(3, 5, 1, 0.5), rated(4, 6, 1, 0.1),
-         rated(5, 6, 0, 0.4), rated(6, 7, 1, 1.8), rated(7, 7, 0, 0.8), rated(8, 9, 1, 0.3)]  # fmt: skip
+         rated(5, 6, 0, 0.4), rated(6, 7, 1, 1.9), rated(7, 7, 0, 0.8), rated(8, 9, 1, 0.3)]  # fmt: skip
 
 
 def test_what_is_counted_in_a_ranking_are_whole_pairs(tmp_path: Path):
