@@ -282,6 +282,7 @@ def test_a_range_of_numbers_is_no_number(low, high, joined):
         ("It may depend. Verdict: wrong", 1),  # what leaves another sentence open leaves the answer alone
         ("The wrong bus is wrong.", 1),  # an attribute is passed over, the statement behind it is read
         ("If she knew that, this is wrong.", None),
+        ("Assuming she knew that, this is wrong.", None),
         ("I would call all of this wrong.", 1),  # the verb stands at most three words before its object
         ("I would call all parts of this wrong.", None),
         ("This can be wrong.", None),

@@ -105,18 +105,18 @@ def fit(
     choices = _constant_choices(task, docs)
     path = resolve(settings.model)
     evaluated = dict(settings.model_args)
-    kept: dict[str, Any] = {"revision": evaluated.pop("revision", "main"), **NO_CODE}
+    revision = str(evaluated.pop("revision", "main"))
     set_seed(seed)
     check_tokenizer(path)
     with loading(settings.model):
-        config = AutoConfig.from_pretrained(path, **kept)
+        config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
         config.num_labels = len(choices)
         config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
         setattr(config, CONFIG_KEY, settings.model_dump(include={"text", "max_length"}, exclude_none=True))
         model = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32, **kept
+            path, config=config, use_safetensors=True, dtype=torch.float32, revision=revision, **NO_CODE
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, **kept)
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
     model.to(default_device())
     quicken(model)
     prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
