@@ -29,7 +29,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "w2s_tasks/results/diagnostics.py": ("tests/test_diagnostics.py",),
     "w2s_tasks/results/read.py": ("tests/test_read.py",),
     "w2s_tasks/results/gold.py": ("tests/test_read.py",),
-    "w2s_tasks/packing/tree.py": PACKING,
+    "w2s_tasks/packing/tree.py": ("tests/test_tree.py", *PACKING),
     "w2s_tasks/packing/plan.py": PACKING,
     "w2s_tasks/packing/cuts.py": PACKING,
 }
