@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from conftest import rows
-from test_own_rows import EXPERIMENT, Rows, w2s, write
+from conftest import EXPERIMENT, rows
+from test_own_rows import Rows, w2s, write
 
 import trainers
 import w2s_tasks

@@ -87,65 +87,32 @@ def test_the_settings_of_a_method_are_what_its_function_takes(name: str):
 
 # ---- every setting of a training changes it -----------------------------------------------------------------------------
 
-TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "classifier": (
-        {"text": "text", "epochs": 2, "lr": 0.01},
-        {
-            "epochs": 1,
-            "batch_size": 8,
-            "lr": 0.02,
-            "warmup": 0.9,
-            "weight_decay": 0.9,
-            "schedule": "cosine",
-            "holdout": 0.4,
-            "checkpoint": "holdout_loss",
-            "trainer_args": {"max_grad_norm": 1e-3},
-            "text": "{{text}} {{text}}",
-            "max_length": 8,
-            "model": "other",
-        },
-    ),
-    "weak lora": (
-        {"trainer": "lora", "r": 2, "epochs": 2, "lr": 0.01},
-        {
-            "epochs": 1,
-            "batch_size": 8,
-            "lr": 0.02,
-            "warmup": 0.9,
-            "weight_decay": 0.9,
-            "schedule": "cosine",
-            "holdout": 0.4,
-            "checkpoint": "holdout_loss",
-            "trainer_args": {"max_grad_norm": 1e-3},
-            "r": 3,
-            "alpha": 1.0,
-            "chat_template": True,
-            "model": "other",
-        },
-    ),
-    "strong lora": (
-        {"r": 2, "epochs": 2, "lr": 0.01},
-        {
-            "epochs": 1,
-            "batch_size": 8,
-            "lr": 0.02,
-            "warmup": 0.9,
-            "weight_decay": 0.9,
-            "schedule": "cosine",
-            "holdout": 0.4,
-            "checkpoint": "holdout_loss",
-            "trainer_args": {"max_grad_norm": 1e-3},
-            "r": 3,
-            "alpha": 1.0,
-            "chat_template": True,
-            "model": "other",
-            "dropout": 0.5,
-            "target_modules": ["q_proj"],
-            "objective": "language_model",
-            "system_prompt": "Be brief.",
-        },
-    ),
+OF_ALL: dict[str, Any] = {
+    "model": "other",
+    "epochs": 1,
+    "batch_size": 8,
+    "lr": 0.02,
+    "warmup": 0.9,
+    "weight_decay": 0.9,
+    "schedule": "cosine",
+    "holdout": 0.4,
+    "checkpoint": "holdout_loss",
+    "trainer_args": {"max_grad_norm": 1e-3},
 }
+OF_CLASSIFIER: dict[str, Any] = {"text": "{{text}} {{text}}", "max_length": 8}
+OF_LORA: dict[str, Any] = {"r": 3, "alpha": 1.0, "chat_template": True}
+OF_STRONG: dict[str, Any] = {
+    "dropout": 0.5,
+    "target_modules": ["q_proj"],
+    "objective": "language_model",
+    "system_prompt": "Be brief.",
+}
+TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "classifier": ({"text": "text"}, OF_ALL | OF_CLASSIFIER),
+    "weak lora": ({"trainer": "lora", "r": 2}, OF_ALL | OF_LORA),
+    "strong lora": ({"r": 2}, OF_ALL | OF_LORA | OF_STRONG),
+}
+"""Settings to begin with, and a changed value for every setting."""
 BESIDE: dict[str, dict[str, Any]] = {
     "system_prompt": {"chat_template": True},
     "checkpoint": {"holdout": 0.4, "epochs": 8, "lr": 0.05},  # the last is not the best
@@ -182,7 +149,7 @@ def test_every_setting_of_a_training_changes_the_trained_model(
     encoder = kind == "classifier"
     models = {"model": encoder_folder if encoder else causal_model("llama")}
     models["other"] = shifted(models["model"], tmp_path / "other", encoder=encoder)
-    base = {"model": "model", "batch_size": 16} | base
+    base = {"model": "model", "batch_size": 16, "epochs": 2, "lr": 0.01} | base
     section = config.Strong if kind == "strong lora" else config.Weak
     ignored = {"classifier": config.OF_LORA, "weak lora": config.OF_CLASSIFIER}.get(kind, ())
     assert set(changes) == set(section.model_fields) - NOT_OF_TRAINING - set(ignored)
@@ -194,14 +161,14 @@ def test_every_setting_of_a_training_changes_the_trained_model(
         assert train({**beside, key: value}) != (train(beside) if key in BESIDE else plain), key
 
 
-OF_OTHER = {"classifier": {"r": 3, "alpha": 1.0, "chat_template": True}, "lora": {"text": "text", "max_length": 8}}
-
-
-@pytest.mark.parametrize(("name", "key"), [(name, key) for name, keys in OF_OTHER.items() for key in keys])
+@pytest.mark.parametrize(
+    ("name", "key"), [*(("lora", key) for key in OF_CLASSIFIER), *(("classifier", key) for key in OF_LORA)]
+)
 def test_a_setting_of_the_other_trainer_is_refused(name: str, key: str):
-    assert set(OF_OTHER[name]) == set(config.OF_LORA if name == "classifier" else config.OF_CLASSIFIER)
+    assert (set(OF_CLASSIFIER), set(OF_LORA)) == (set(config.OF_CLASSIFIER), set(config.OF_LORA))
+    section = {"model": "m", "trainer": name, key: (OF_CLASSIFIER | OF_LORA)[key]}
     with pytest.raises(UserError, match=f"'{key}' is for trainer"):
-        config.parse(json.dumps(GOOD | {"weak": {"model": "m", "trainer": name, key: OF_OTHER[name][key]}}), "x.yaml")
+        config.parse(json.dumps(GOOD | {"weak": section}), "x.yaml")
 
 
 def test_a_classifier_is_trained_from_the_revision_that_is_asked_for(
@@ -313,13 +280,16 @@ def test_plan_tells_them(experiment_file: Path):
 # ---- options of the commands --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", sorted(typer.main.get_command(cli.app).commands))  # type: ignore[attr-defined]
+COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined] # typer's own group
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_option_of_a_command_is_used(name: str):
     """Its name is read in the body of the function; what it does there has tests of its own."""
-    command = typer.main.get_command(cli.app).commands[name].callback  # type: ignore[attr-defined]
-    tree = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(command)))).body[0]
+    function = inspect.unwrap(COMMANDS[name].callback)
+    tree = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
     read = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)}
-    assert set(inspect.signature(inspect.unwrap(command)).parameters) <= read
+    assert set(inspect.signature(function).parameters) <= read
 
 
 def test_the_options_of_report_and_validate_have_effect(run_folder: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.chat.wire import is_openais
+from w2s_tasks.models.chat.wire import is_below
 
 if TYPE_CHECKING:
     import openai
@@ -53,7 +53,7 @@ class Endpoint:
     @property
     def is_openai(self) -> bool:
         """Whether this is OpenAI's own service, whose dates apply."""
-        return is_openais(self.base_url)
+        return is_below(self.base_url, "openai.com")
 
     def client(self) -> openai.OpenAI:
         """A client that repeats what only reads; what costs money is sent with `once`.

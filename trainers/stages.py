@@ -19,6 +19,7 @@ from trainers.schema import Section
 from trainers.store import CHECKPOINTS, code_version, recipe_key
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
+from w2s_tasks.models.classifier import reads_prompt
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.paths import ROOM, check_place
 
@@ -60,7 +61,7 @@ def label_rows(
         raise UserError(f"no model '{model}' in lm_eval.{nearest(model, list(model_registry))}")
     docs, ids = task.train_docs[:limit], task.train_ids[:limit]
     lm = hn.ModelPool().load(ModelRef(model, args))
-    if num_fewshot and (read := getattr(lm, "text", None)) not in (None, "prompt"):
+    if num_fewshot and not reads_prompt(read := getattr(lm, "text", None)):
         raise UserError(f"--num_fewshot: this classifier reads {read!r} of each row, not the prompt; leave it out.")
     labels = hn.label(lm, task, docs, ids, hn.PromptStyle(num_fewshot))
     temporary = out.with_name(f".{out.name}.tmp")

@@ -17,9 +17,9 @@ from trainers.told import Told
 from trainers.training import fit_choices
 from w2s_tasks import system_place
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.classifier import CONFIG_KEY, document_text
+from w2s_tasks.models.classifier import CONFIG_KEY, document_text, reads_prompt
 from w2s_tasks.models.linear import quicken
-from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
+from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import default_device
 from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import ModelRef, resolve
@@ -100,26 +100,24 @@ def fit(
     Raises:
         UserError: choices that differ between rows, a column that is not there, a model that can't be loaded.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+    from transformers import AutoModelForSequenceClassification, set_seed
 
     choices = _constant_choices(task, docs)
-    path = resolve(settings.model)
-    evaluated = dict(settings.model_args)
-    revision = str(evaluated.pop("revision", "main"))
+    path, args = resolve(settings.model), untrained(settings, choices).args
     set_seed(seed)
     check_tokenizer(path)
+    config, tokenizer = base_config(args), base_tokenizer(args)
+    config.num_labels = len(choices)
+    config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
+    setattr(config, CONFIG_KEY, settings.model_dump(include={"text", "max_length"}, exclude_none=True))
+    revision = args.get("revision", "main")
     with loading(settings.model):
-        config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
-        config.num_labels = len(choices)
-        config.id2label, config.label2id = dict(enumerate(choices)), {c: i for i, c in enumerate(choices)}
-        setattr(config, CONFIG_KEY, settings.model_dump(include={"text", "max_length"}, exclude_none=True))
         model = AutoModelForSequenceClassification.from_pretrained(
             path, config=config, use_safetensors=True, dtype=torch.float32, revision=revision, **NO_CODE
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
     model.to(default_device())
     quicken(model)
-    prompts = task.prompts(docs, PromptStyle()) if settings.text in (None, "prompt") else [""] * len(docs)
+    prompts = task.prompts(docs, PromptStyle()) if reads_prompt(settings.text) else [""] * len(docs)
     texts = [document_text(settings.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
     reader = Reader(model, tokenizer, settings.model, settings.max_length)
     encoded = reader.encode(texts)
@@ -149,8 +147,9 @@ def fit(
         seed=seed,
         title=title,
     )
-    in_prompt = system_place.PLAIN if settings.text in (None, "prompt") and task.has_system(PromptStyle()) else None
+    in_prompt = system_place.PLAIN if reads_prompt(settings.text) and task.has_system(PromptStyle()) else None
     Told(in_prompt, tuple(warnings)).save(out)
     model.save_pretrained(out / "model")
     tokenizer.save_pretrained(out / "model")
+    evaluated = {key: value for key, value in settings.model_args.items() if key != "revision"}
     return ModelRef("w2s-classifier", {"pretrained": str(out / "model"), **evaluated})

@@ -57,6 +57,11 @@ def _rendered(template: str, doc: Mapping[str, Any]) -> str:
         ) from error
 
 
+def reads_prompt(spec: TextSpec) -> bool:
+    """Whether an encoder with this setting reads the task's prompt, and not what it names of a document."""
+    return spec is None or spec == "prompt"
+
+
 def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[str, ...]:
     """What the encoder reads of a document: one text, or a pair of texts.
 
@@ -68,11 +73,11 @@ def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[
     Raises:
         UserError: a column that the documents don't have.
     """
-    if spec is None or spec == "prompt":
+    if reads_prompt(spec):
         return (prompt,)
     if isinstance(spec, str) and "{{" in spec:
         return (_rendered(spec, doc),)
-    columns = [spec] if isinstance(spec, str) else list(spec)
+    columns = [spec] if isinstance(spec, str) else list(spec or ())
     for column in columns:
         if column not in doc:
             raise UserError(

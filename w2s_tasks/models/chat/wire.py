@@ -39,10 +39,9 @@ class Conversation(str):
         return loaded
 
 
-def is_openais(base_url: str) -> bool:
-    """Whether an address is OpenAI's own: not one that only ends in its name."""
-    host = urllib.parse.urlsplit(base_url).hostname or ""
-    return host == "openai.com" or host.endswith(".openai.com")
+def is_below(base_url: str, domain: str) -> bool:
+    """Whether an address is of a domain or below it: not one whose name only ends in the same letters."""
+    return f".{urllib.parse.urlsplit(base_url).hostname or ''}".endswith(f".{domain}")
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,7 @@ class Endpoint:
     @property
     def is_openai(self) -> bool:
         """Whether this is OpenAI's own service, or Azure's."""
-        return is_openais(self.base_url) or (urllib.parse.urlsplit(self.base_url).hostname or "").endswith(".azure.com")
+        return is_below(self.base_url, "openai.com") or is_below(self.base_url, "azure.com")
 
 
 @dataclass(frozen=True)
