@@ -30,6 +30,6 @@ TESTS: dict[str, tuple[str, ...]] = {
     "w2s_tasks/results/read.py": ("tests/test_read.py",),
     "w2s_tasks/results/gold.py": ("tests/test_read.py",),
     "w2s_tasks/packing/tree.py": ("tests/test_tree.py", *PACKING),
-    "w2s_tasks/packing/plan.py": PACKING,
-    "w2s_tasks/packing/cuts.py": PACKING,
+    "w2s_tasks/packing/plan.py": ("tests/test_plan.py",),
+    "w2s_tasks/packing/cuts.py": ("tests/test_cuts.py",),
 }
