@@ -96,7 +96,7 @@ def test_a_sampled_peer_is_scaled_to_all_documents_of_each_task():
         def call(self, method: str, documents: list[int], batch: int):
             from bench.side import Reply
 
-            return Reply([[(0.0, False)]] * len(documents), float(sum(documents)), sum(documents), 1.0)
+            return Reply([[(0.0, False)]] * len(documents), float(sum(documents)), sum(documents), 1.0, "cpu")
 
     tasks = ["a"] * 4 + ["b"] * 8
     sample = eval.stratified(tasks, 6, seed=0)

@@ -103,6 +103,7 @@ def test_a_trunk_ends_before_the_tokens_that_predict():
     assert find_trunks(passes_of(texts, own=3), 4) == [(0, 1, 0), (1, 4, 2)]
     assert find_trunks(passes_of([*texts[1:], (1, 2, 3, 9, 9)]), 4) == [(0, 4, 3)]
     assert find_trunks(passes_of([(1, 2, 3, 4, 4), (1, 2, 3, 4, 4, 4), (1, 2, 3, 5, 5)], own=3), 2) == [(0, 3, 2)]
+    assert find_trunks([*passes_of([(1, 2, 3, 3, 3)]), *passes_of([(1, 2, 4)], own=2)], 2) == [(0, 2, 1)]
 
 
 def shortest_way(passes: Sequence[Pass], budget: int) -> int:
@@ -114,7 +115,7 @@ def shortest_way(passes: Sequence[Pass], budget: int) -> int:
             part = passes[start:end]
             room = min(len(p.tokens) - p.own for p in part)
             shared = min([len(part[0].tokens)] + [planning.common(a.tokens, b.tokens) for a, b in itertools.pairwise(part)])
-            for trunk in {0, max(0, min(room, shared))}:
+            for trunk in {0, min(room, shared)}:
                 packs = cut_packs(part, trunk, budget)
                 ways.append(best[start] + Plan([Group(part[0].tokens[:trunk], tuple(packs))]).tokens)
         best[end] = min(ways)
@@ -122,8 +123,8 @@ def shortest_way(passes: Sequence[Pass], budget: int) -> int:
 
 
 def test_trunks_run_hardly_more_than_the_best_of_all_ways():
-    """The search looks at cuts where the least is shared; of 60 random trees it finds the fewest tokens or up to 10 % more."""
-    rng, more = random.Random(0), []  # noqa: S311 - a test's trees
+    """It cuts where the least is shared only; on 60 random trees that runs 10 % more than the best way at most on the mean."""
+    rng, more = random.Random(0), []
     for _ in range(60):
         texts = {tuple(rng.choices([0, 1], weights=[3, 1], k=rng.randint(3, 12))) for _ in range(8)}
         passes = sorted(passes_of(sorted(texts)), key=lambda p: p.tokens)
@@ -139,7 +140,7 @@ def test_trunks_run_hardly_more_than_the_best_of_all_ways():
 
 
 def test_the_tokens_of_the_search_are_those_of_the_plan():
-    rng = random.Random(1)  # noqa: S311
+    rng = random.Random(1)
     for _ in range(40):
         passes = passes_of(sorted({tuple(rng.choices([0, 1], k=rng.randint(2, 8))) for _ in range(9)}))
         budget = rng.randint(2, 12)
@@ -198,6 +199,10 @@ def test_what_is_not_worth_a_trunk_goes_into_packs_with_the_rest_where_that_pays
     plan = make_plan(passes_of([*good, *poor, (3, 3, 3)]), in_pack=2, in_batch=12)
     assert [g.trunk for g in plan.groups] == [(1,) * 6]
     assert tokens_of(plan.batches) == [poor[:2], poor[2:], [(3, 3, 3)]]
+    # A stretch behind one that has no trunk keeps its own.
+    alone = [(0, 5)]
+    plan = make_plan(passes_of([*alone, *good]), in_pack=2, in_batch=12)
+    assert ([g.trunk for g in plan.groups], tokens_of(plan.batches)) == ([(1,) * 6], [alone])
     # Of the packs without a trunk each is judged by itself.
     texts = [(1, 1, 1, 1, 2), (1, 1, 1, 1, 3), (5, 6), (6, 7), (7, 8)]
     plan = make_plan(passes_of(texts), in_pack=6, in_batch=4)

@@ -1,4 +1,4 @@
-"""Evaluation: `w2s-hf` against lm_eval's `hf`, on the same documents, shots and float32 weights.
+"""Evaluation: `w2s-hf` against lm_eval's `hf`, on the same documents, shots and weights.
 
 Both score the same requests; tokenization is inside the timed part. `hf` runs at its best batch size, found by a search.
 It may run on a sample of each task's documents, its time and tokens scaled to all of them; the JSON says so. `floor_s` is
@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.comparison import Comparison, alternate, run, say
+from bench.options import MODEL_HELP, Precision, model_path, numbers
 from bench.side import Reply, Side
 from w2s_tasks import machine
 
@@ -35,20 +36,14 @@ class PeerRun:
     peak_mb: float
 
 
-def memory_for_logits_mb() -> float:
-    """Half of the memory that is free: what `hf` may fill with logits."""
-    import psutil
-
-    return min(float(psutil.virtual_memory().available), machine.memory()) / 2**20 / 2
-
-
 def search_batch(peer: Side, documents: Sequence[int], batches: Sequence[int]) -> dict[int, float | None]:
     """Seconds a document at each batch size; None where the logits would not fit; ends when it gets clearly slower."""
     found: dict[int, float | None] = {}
     peer.call("score", documents[:1], 1)  # the first pass of a process is slower
+    room = peer.call("room_mb").value
     for batch in batches:
         some = documents[: max(4, batch)]
-        if batch > 1 and batch * peer.call("logits_mb", some).value > memory_for_logits_mb():
+        if batch > 1 and batch * peer.call("logits_mb", some).value > room:
             found[batch] = None
             continue
         found[batch] = seconds = peer.call("score", some, batch).seconds / len(some)
@@ -60,7 +55,7 @@ def search_batch(peer: Side, documents: Sequence[int], batches: Sequence[int]) -
 
 def searchable(peer: Side, order: Sequence[int], largest: int) -> Sequence[int]:
     """Documents short enough for the largest batch, so that one task of long texts does not decide for all the others."""
-    room = memory_for_logits_mb() / largest
+    room = peer.call("room_mb").value / largest
     return [i for i in order[: 4 * largest] if peer.call("logits_mb", [i]).value <= room] or order
 
 
@@ -113,7 +108,7 @@ def run_peer(peer: Side, sample: dict[str, list[int]], sizes: Counter[str], batc
 
 def fitting(peer: Side, sample: dict[str, list[int]], best: int) -> dict[str, int]:
     """The batch size for each task: the best one, smaller where its logits would not fit."""
-    room = memory_for_logits_mb()
+    room = peer.call("room_mb").value
     need = {name: peer.call("logits_mb", documents).value for name, documents in sample.items()}
     return {name: max(1, min(best, int(room / need[name]))) for name in sample}
 
@@ -162,7 +157,7 @@ def main(
     task: Annotated[list[str] | None, typer.Option(help="A task or group (repeatable).")] = None,
     docs: Annotated[int, typer.Option(min=1, help="Documents a task, at random.")] = 200,
     shots: Annotated[int, typer.Option(min=0, help="Few-shot examples; our tasks give every document the same.")] = 32,
-    model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")] = "pypi:smollm2-135m-instruct",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "pypi:smollm2-135m-instruct",
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each side; their median counts.")] = 3,
     peer_docs: Annotated[
         int, typer.Option(min=0, help="Documents that the peer runs, its time scaled to all; 0: as many as 10 minutes take.")
@@ -170,6 +165,7 @@ def main(
     peer_batch: Annotated[str, typer.Option(help="Batch sizes to try for the peer.")] = "1,4,8,16",
     seed: Annotated[int, typer.Option(help="Of the choice of documents.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of both sides; 0 for all cores.")] = 0,
+    dtype: Annotated[Precision, typer.Option(help="Of both sides' weights.")] = Precision.float32,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
 ) -> None:
     """Time an evaluation by w2s-hf and by lm_eval's hf, and compare their log-likelihoods.
@@ -178,8 +174,8 @@ def main(
     scripts/bench_eval --task w2s_ethics_justice --docs 200 --shots 32
     scripts/bench_eval --task w2s_sst2 --shots 0
     scripts/bench_eval --task w2s_ethics_all --docs 50 --shots 32 --peer-docs 24
+    scripts/bench_eval --model random:1b --dtype bfloat16 --peer-batch 16,32,64   # on a GPU
     """
-    from bench.options import model_path, numbers
     from bench.scoring import Scorer
 
     tasks = task or ["w2s_ethics_justice"]
@@ -193,6 +189,7 @@ def main(
         "seed": seed,
         "include_path": include_path or [],
         "threads": threads,
+        "dtype": dtype.value,
     }
     say(f"{', '.join(tasks)}: {docs} documents a task, {shots} shots, {threads} threads")
     with Side("ours", Scorer, engine="w2s-hf", **common) as ours, Side("peer", Scorer, engine="hf", **common) as peer:
@@ -210,6 +207,8 @@ def main(
         "task": ",".join(tasks),
         "docs": len(names),
         "shots": shots,
+        "dtype": dtype.value,
+        "device": mine[0].device,
         "threads": threads,
         "repeats": repeats,
         "seed": seed,

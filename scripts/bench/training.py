@@ -1,7 +1,7 @@
 """The training sides: this suite's LoRA trainer, TRL's SFTTrainer, and transformers' Trainer on a sequence classifier.
 
 All start from the same weights and the same random adapter, see the same rows in the same order and make the same
-optimizer steps; dropout is off, everything is float32.
+optimizer steps; dropout is off, the weights are of one type.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class Recipe:
     seed: int
     system_prompt: str | None = None
     include_path: list[str] = field(default_factory=list)
+    dtype: str = "float32"
+    """Of the base's weights; adapters are float32 on both sides."""
 
     @property
     def settings(self) -> Strong:
@@ -56,7 +58,7 @@ class Recipe:
             chat_template=self.chat,
             system_prompt=self.system_prompt,
             objective="language_model" if self.chat else "choices",
-            model_args={"dtype": "float32"},
+            model_args={"dtype": self.dtype},
             trainer_args={"save_steps": 1_000_000},  # no checkpoint on either side
         )
 
@@ -197,7 +199,7 @@ class ChatPeer(_Peer):
     def _load(self) -> Any:
         from transformers import AutoModelForCausalLM
 
-        return AutoModelForCausalLM.from_pretrained(self.recipe.model, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(self.recipe.model, dtype=self.recipe.dtype)
 
     def _messages(self, doc: dict[str, Any]) -> dict[str, Any]:
         prompt = [{"role": "user", "content": str(self.task.task.doc_to_text(doc))}]
@@ -216,7 +218,7 @@ class ChatPeer(_Peer):
             padding_free=padding_free,
             max_length=None,
             gradient_checkpointing=False,
-            bf16=False,
+            bf16=self.recipe.dtype == "bfloat16",
         )
         rows = Dataset.from_list([self._messages(doc) for doc in docs])
         return SFTTrainer(model=model, args=config, train_dataset=rows, processing_class=self.tokenizer)
@@ -235,11 +237,11 @@ class PlainPeer(_Peer):
         from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
         tokens = self._choice_tokens()
-        head = AutoModelForCausalLM.from_pretrained(self.recipe.model, dtype=torch.float32).get_output_embeddings()
+        head = AutoModelForCausalLM.from_pretrained(self.recipe.model, dtype=self.recipe.dtype).get_output_embeddings()
         rows = head.weight.detach()[tokens].clone()
         del head
         model = AutoModelForSequenceClassification.from_pretrained(
-            self.recipe.model, dtype=torch.float32, num_labels=len(tokens)
+            self.recipe.model, dtype=self.recipe.dtype, num_labels=len(tokens)
         )
         model.config.pad_token_id = self.tokenizer.pad_token_id
         if getattr(model, "score", None) is None or model.score.bias is not None:

@@ -107,7 +107,7 @@ def _stack(layout: Layout, pieces: Sequence[_Piece], dtype: torch.dtype) -> Stac
         mask = torch.zeros(seen.shape, dtype=dtype).masked_fill(~seen, torch.finfo(dtype).min)[:, None]
     if bool(own.all()):
         return Stack(places.flatten(), None, slice(None), longest, mask)
-    return Stack(places.flatten(), ~own.flatten(), own.flatten().nonzero()[:, 0], longest, mask)
+    return Stack(places.flatten(), ~own.flatten(), own.flatten().nonzero().flatten(), longest, mask)
 
 
 def cut_attention(layout: Layout, trunk: int, dtype: torch.dtype) -> Cut:

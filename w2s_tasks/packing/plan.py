@@ -84,7 +84,7 @@ class _Trunks:
         self.shared = [common(a.tokens, b.tokens) for a, b in itertools.pairwise(passes)]
         # The tokens that predict a continuation have to be run, so a trunk ends before them.
         self.limits = [
-            max(0, min(s, len(a.tokens) - a.own, len(b.tokens) - b.own))
+            min(s, len(a.tokens) - a.own, len(b.tokens) - b.own)
             for s, (a, b) in zip(self.shared, itertools.pairwise(passes), strict=True)
         ]
 
