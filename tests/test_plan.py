@@ -123,7 +123,7 @@ def shortest_way(passes: Sequence[Pass], budget: int) -> int:
 
 
 def test_trunks_run_hardly_more_than_the_best_of_all_ways():
-    """It cuts where the least is shared only; on 60 random trees that runs 10 % more than the best way at most on the mean."""
+    """It cuts only where the least is shared; over 60 random trees that costs at most 10 % more than the best way."""
     rng, more = random.Random(0), []
     for _ in range(60):
         texts = {tuple(rng.choices([0, 1], weights=[3, 1], k=rng.randint(3, 12))) for _ in range(8)}
