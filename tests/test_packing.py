@@ -311,7 +311,7 @@ def gradients(model: torch.nn.Module, requests: list[packing.Request], pack: boo
     else:
         parts = [packing.score(model, [r], max_length=256).loglik for r in requests]
         loglik = torch.cat(parts)
-    weights = torch.linspace(-1, 1, len(requests))
+    weights = torch.linspace(-1, 1, len(requests), device=loglik.device)
     (loglik * weights).sum().backward()
     return loglik.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 

@@ -16,13 +16,11 @@ from w2s_tasks.packing.regimes import positions_of
 from w2s_tasks.packing.tree import Pass
 from w2s_tasks.packing.trial import (
     REACH,
-    REFUSALS,
     SCORED,
     by_text,
+    compared,
     device_of,
-    difference,
     known,
-    reason_of,
     same_chances,
     tell,
 )
@@ -44,14 +42,13 @@ def _try_padding(model: torch.nn.Module, rows: Sequence[Pass]) -> str:
     """Why rows can't stand side by side; empty where each scores the same alone. The longest comes first."""
     device = device_of(model)
     with torch.no_grad(), _evaluating(model), same_chances(device):
-        try:
-            side_by_side = by_text([score_batch(model, rows, device)])
-        except torch.OutOfMemoryError:
-            raise
-        except REFUSALS as error:
-            return reason_of(error)
-        alone = by_text(score_batch(model, [item], device) for item in rows)
-    return difference([side_by_side], [alone], next(model.parameters()).dtype).replace("packed", "padded")
+        reason = compared(
+            model,
+            len(rows) * len(rows[0].tokens),
+            lambda: [by_text([score_batch(model, rows, device)])],
+            lambda: [by_text(score_batch(model, [item], device) for item in rows)],
+        )
+    return reason.replace("packed", "padded")
 
 
 def _rows(batch: Sequence[Pass], longest: int) -> list[Pass]:

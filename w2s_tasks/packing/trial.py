@@ -23,6 +23,7 @@ from w2s_tasks.packing import masks
 from w2s_tasks.packing.forward import Part, score_batch, score_group
 from w2s_tasks.packing.masks import inner
 from w2s_tasks.packing.plan import Group, tree_size
+from w2s_tasks.packing.precision import in_float32, widenable
 from w2s_tasks.packing.regimes import positions_of
 from w2s_tasks.packing.tree import Pass
 from w2s_tasks.packing.witness import Witness, watching
@@ -36,10 +37,13 @@ BRANCHES = 9
 SCORED = 4
 """Tokens at the end of each of its texts that are scored."""
 TOLERANCE = {torch.float32: 2e-4, torch.float64: 2e-4}
-"""How far a packed score may be from the plain one, in float32; `HALF_TOLERANCE` in shorter types."""
+"""How far a packed score may be from the plain one, in float32, in which half-precision models are tried too."""
 HALF_TOLERANCE = 1e-1
+"""The same where a half-precision model has no room for that."""
+NOISE = 8
+"""How many times as far from the float32 score as the plain half-precision one a packed one may be."""
 GRADIENT_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""The same of a gradient, as a share of its largest number."""
+"""How far a gradient may be off, as a share of its largest number."""
 NOT = "not"
 """The kind of mask of a model that can't be packed."""
 WINDOW_NAMES = re.compile(r"(?<!num_)(?<!use_)(window|chunk|local|block|span|stride|segment|distance|floor|keep)")
@@ -215,6 +219,38 @@ def difference(packed: Values, plain: Values, dtype: torch.dtype) -> str:
     return ""
 
 
+def compared(model: torch.nn.Module, tokens: int, packed: Callable[[], Values], plain: Callable[[], Values]) -> str:
+    """Why one way of running a model does not give another's values; empty where it does but for rounding.
+
+    Args:
+        model: which both run.
+        tokens: of a pass at most.
+        packed: runs it in the way that is tried.
+        plain: runs it in the way that is right.
+    """
+    try:
+        if not widenable(model, tokens):
+            return difference(packed(), plain(), next(model.parameters()).dtype)
+        with in_float32(model):
+            right = plain()
+            reason = difference(packed(), right, torch.float32)
+        return reason or _noisier(packed(), plain(), right)
+    except torch.OutOfMemoryError:
+        raise
+    except REFUSALS as error:
+        return reason_of(error)
+
+
+def _noisier(packed: Values, plain: Values, right: Values) -> str:
+    """Whether packed scores in half precision are off by more than plain ones are, many times over."""
+    noise, worst = (float((values[0] - right[0]).abs().max()) for values in (plain, packed))
+    return (
+        ""
+        if worst <= max(HALF_TOLERANCE, NOISE * noise)
+        else f"packed scores differ by {worst:.1e}, plain ones by {noise:.1e}"
+    )
+
+
 def reason_of(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
@@ -230,14 +266,8 @@ def _try(model: torch.nn.Module, group: Group, way: Way, kind: str, some: Iterab
     """Why a group's packed numbers can't be used; empty where they are the plain ones, of all texts or of some."""
     passes = (item for pack in group.packs for item in pack) if some is None else some
     ordered = sorted(passes, key=lambda item: item.scores[0][0])
-    try:
-        packed = way.packed(model, group, kind)
-        plain = way.plain(model, ordered)
-    except torch.OutOfMemoryError:
-        raise
-    except REFUSALS as error:
-        return reason_of(error)
-    return difference(packed, plain, next(model.parameters()).dtype)
+    row = len(group.trunk) + sum(len(item.tokens) for pack in group.packs for item in pack)
+    return compared(model, row, lambda: way.packed(model, group, kind), lambda: way.plain(model, ordered))
 
 
 def _try_tree(model: torch.nn.Module, group: Group, way: Way, kind: str, longest: int) -> str:
