@@ -265,42 +265,6 @@ def test_when_memory_runs_out_the_rest_goes_on_with_half_the_tokens(
         lm.loglikelihood(instances(few_shot(8)), disable_tqdm=True)
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_block_masks_say_what_dense_masks_say(causal_model, architecture: str):
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(causal_model(architecture))
-    passes = sorted(_passes([[1, 2, 3, *range(4, 40), i, i + 1] for i in range(5)]), key=lambda p: p.tokens)
-    layout = lay_out(passes, trunk=3)
-    dense = masks.pack_attention(model, layout, 3, torch.device("cpu"), kind=masks.DENSE)
-    blocks = masks.pack_attention(model, layout, 3, torch.device("cpu"), kind=masks.BLOCKS)
-    tokens, keys = len(layout.tokens), len(layout.tokens) + 3
-    for kind in dense if isinstance(dense, dict) else [None]:
-        additive, block = (dense[kind], blocks[kind]) if kind else (dense, blocks)
-        row, key = torch.arange(tokens)[:, None], torch.arange(keys)[None, :]
-        assert torch.equal(block.mask_mod(torch.tensor(0), torch.tensor(0), row, key), additive[0, 0] == 0)
-
-
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
-def test_flex_attention_scores_as_the_dense_mask_does(
-    causal_model, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, architecture: str
-):
-    """Without its compiler, which needs a GPU to be worth having; the masks, the cache and the switching are the same."""
-    caplog.set_level(logging.INFO, logger=trial.__name__)
-    lm = W2SHF(str(causal_model(architecture)), device="cpu", token_budget=64)
-    dense = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
-    trial.known(lm.language_model).ways.clear()
-    monkeypatch.setattr(masks, "kinds_for", lambda model, device: (masks.BLOCKS, masks.DENSE))
-    before = lm.language_model.config._attn_implementation  # type: ignore[union-attr]
-    with torch.compiler.set_stance("force_eager"):
-        blocks = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
-    # torch 2.6 has it for head sizes that are powers of 2 only, which these models' are not; then the dense mask stands in.
-    kind = masks.DENSE if "power of 2" in caplog.text else masks.BLOCKS
-    assert kinds_of(lm) == {kind}
-    assert [a[0] for a in blocks] == pytest.approx([a[0] for a in dense], abs=1e-4)
-    assert lm.language_model.config._attn_implementation == before  # type: ignore[union-attr]
-
-
 # ---- gradients ------------------------------------------------------------------------------------------------------
 
 

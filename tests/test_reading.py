@@ -52,6 +52,19 @@ def answers(lm: W2SClassifier, texts: list[str]) -> torch.Tensor:
     return torch.tensor([a for a, _ in lm.loglikelihood(requests, disable_tqdm=True)]).view(-1, 2)
 
 
+def test_rounding_in_half_precision_is_not_taken_for_padding_that_changes_answers(tmp_path: Path, tokenizer_folder: Path):
+    classifier("llama", tmp_path, tokenizer_folder)
+    model = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    model.score.weight.data.mul_(30)
+    model.to(torch.bfloat16).save_pretrained(tmp_path)
+    lm = W2SClassifier(str(tmp_path), device="cpu")
+    assert lm.model.dtype == torch.bfloat16
+    found = answers(lm, TEXTS)
+    alone = torch.cat([answers(lm, [text]) for text in TEXTS])
+    assert float((found - alone).abs().max()) > 0.1  # rounded by so much
+    assert lm.reader.pads_exactly([])
+
+
 @torch.no_grad()
 def alone(folder: Path, lm: W2SClassifier, texts: list[str]) -> torch.Tensor:
     """What transformers answers to each text on its own, no batch and no padding."""

@@ -8,6 +8,7 @@ and its batches then hold rows of one length.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.packing.precision import in_float32, widenable
 from w2s_tasks.user_text import one_line
 
 log = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 WINDOW = 512
 """Tokens of an encoder whose configuration and tokenizer name no limit."""
 TOLERANCE = 1e-3
-"""How far padding may move a log-probability (in half precision a hundred times)."""
+"""How far padding may move a log-probability, in float32."""
 TRIED = 4
 """Rows, from the shortest to the longest, on which padding is tried."""
 LIMITS = ("max_position_embeddings", "max_seq_len", "n_positions")
@@ -145,16 +147,18 @@ class Reader:
         return self._pads is not False
 
     def _try_padding(self, rows: Sequence[Mapping[str, list[int]]]) -> bool:
-        alone = torch.cat([self.logprobs(self.pad_together([row])) for row in rows])
-        try:
-            difference = float((self.logprobs(self.pad_together(rows)) - alone).abs().max())
-        except UserError as error:
-            reason = one_line(error)
-        else:
-            allowed = TOLERANCE * (1 if next(self.model.parameters()).dtype == torch.float32 else 100)
-            if difference <= allowed:
-                return True
-            reason = f"scores differ by {difference:.1e}"
+        # In half precision, padding changes what is rounded, which is not what is asked here.
+        widened = widenable(self.model, sum(len(row["input_ids"]) for row in rows))
+        with in_float32(self.model) if widened else contextlib.nullcontext():
+            alone = torch.cat([self.logprobs(self.pad_together([row])) for row in rows])
+            try:
+                difference = float((self.logprobs(self.pad_together(rows)) - alone).abs().max())
+            except UserError as error:
+                reason = one_line(error)
+            else:
+                if difference <= TOLERANCE:
+                    return True
+                reason = f"scores differ by {difference:.1e}"
         log.warning("%s: padding changes what it answers (%s); rows of one length are run together", self.name, reason)
         return False
 

@@ -1,12 +1,12 @@
 """Who sees whom: the attention masks of packed rows, in the form that the model's attention takes.
 
 A dense additive mask serves every device and every architecture that takes a four-dimensional mask. What it hides is
-computed all the same; so a GPU is given a block mask for FlexAttention, and on a CPU `branches` cuts the dense mask.
+computed all the same, which a GPU hardly notices at the sizes of a pack; on a CPU `branches` cuts the mask.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -16,9 +16,8 @@ from w2s_tasks.packing import branches
 from w2s_tasks.packing.cuts import cut_attention
 from w2s_tasks.packing.tree import Layout
 
-BLOCKS, BRANCHES, DENSE = "blocks", "branches", "dense"
-IMPLEMENTATIONS = {BLOCKS: "flex_attention", BRANCHES: branches.NAME}
-"""Attention functions of transformers; a dense mask goes to the model's own."""
+BRANCHES, DENSE = "branches", "dense"
+"""Kinds of masks: cut, for the attention function of `branches`; or whole, for the model's own."""
 FULL, SLIDING = "full_attention", "sliding_attention"
 watchers: list[Callable[[Any], None]] = []
 """Called with every mask of a packed row that is made (`witness`)."""
@@ -101,32 +100,6 @@ def additive(
     return _given(masks)
 
 
-def _block_masks(model: torch.nn.Module, layout: Layout, trunk: int, device: torch.device) -> Any:
-    """The tree as FlexAttention's block mask: the rule of `Layout`, evaluated inside the kernel."""
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    ends = torch.tensor(layout.ends, device=device)
-    query_position = torch.tensor(layout.positions, device=device)
-    key_position = torch.cat([torch.arange(trunk, device=device), query_position])
-    length = len(layout.tokens)
-
-    def rule(window: int | None) -> Callable[..., torch.Tensor]:
-        def sees(batch: torch.Tensor, head: torch.Tensor, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-            place = torch.clamp(key - trunk, min=0)
-            allowed = (key < trunk) | ((place <= query) & (query < ends[place]))
-            if window is not None:
-                allowed = allowed & (query_position[query] - key_position[key] < window)
-            return allowed
-
-        return sees
-
-    masks = {
-        kind: create_block_mask(rule(window), None, None, length, trunk + length, device=str(device))
-        for kind, window in attention_kinds(model).items()
-    }
-    return _given(masks)
-
-
 def recomputes(model: torch.nn.Module) -> bool:
     """Whether gradient checkpointing is on: it runs layers again when the attention function has been set back."""
     names = "is_activation_checkpointing", "is_gradient_checkpointing"  # transformers 5 renamed it
@@ -135,8 +108,6 @@ def recomputes(model: torch.nn.Module) -> bool:
 
 def kinds_for(model: torch.nn.Module, device: torch.device) -> tuple[str, ...]:
     """The kinds of masks that may serve this model's packs, the fastest first."""
-    if device.type == "cuda" and getattr(inner(model), "_supports_flex_attn", False):
-        return BLOCKS, DENSE
     if device.type == "cpu" and inner(model).config._attn_implementation == "sdpa" and not recomputes(model):
         return BRANCHES, DENSE
     return (DENSE,)
@@ -144,8 +115,6 @@ def kinds_for(model: torch.nn.Module, device: torch.device) -> tuple[str, ...]:
 
 def pack_attention(model: torch.nn.Module, layout: Layout, trunk: int, device: torch.device, *, kind: str) -> Any:
     """What a packed row is given as its attention mask."""
-    if kind == BLOCKS:
-        return _block_masks(model, layout, trunk, device)
     positions = torch.tensor(layout.positions, device=device)
     keys = torch.cat([torch.arange(trunk, device=device), positions])
     found = additive(model, tree_sight(layout, trunk, device), positions, keys)
@@ -160,11 +129,12 @@ def pack_attention(model: torch.nn.Module, layout: Layout, trunk: int, device: t
 
 
 @contextmanager
-def _attention(model: Any, implementation: str) -> Any:
+def _branch_attention(model: Any) -> Iterator[None]:
+    branches.register()
     before = model.config._attn_implementation
-    model.set_attn_implementation(implementation)
+    model.set_attn_implementation(branches.NAME)
     try:
-        if model.config._attn_implementation != implementation:
+        if model.config._attn_implementation != branches.NAME:
             raise UnsupportedAttentionError("its attention function can't be chosen")
         yield
     finally:
@@ -173,11 +143,7 @@ def _attention(model: Any, implementation: str) -> Any:
 
 def packed_attention(model: torch.nn.Module, *, kind: str) -> AbstractContextManager[None]:
     """While packs run: the attention function of their kind of mask, else the model's own."""
-    if kind == DENSE:
-        return nullcontext()
-    branches.register()
-    context: AbstractContextManager[None] = _attention(inner(model), IMPLEMENTATIONS[kind])
-    return context
+    return _branch_attention(inner(model)) if kind == BRANCHES else nullcontext()
 
 
 def dropout_on(model: torch.nn.Module) -> bool:
