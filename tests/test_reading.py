@@ -57,7 +57,7 @@ def test_rounding_in_half_precision_is_not_taken_for_padding_that_changes_answer
     model = tf.AutoModelForSequenceClassification.from_pretrained(tmp_path)
     model.score.weight.data.mul_(30)
     model.to(torch.bfloat16).save_pretrained(tmp_path)
-    lm = W2SClassifier(str(tmp_path), device="cpu")
+    lm = W2SClassifier(str(tmp_path), device="cpu", text="text")
     assert lm.model.dtype == torch.bfloat16
     found = answers(lm, TEXTS)
     alone = torch.cat([answers(lm, [text]) for text in TEXTS])
