@@ -114,23 +114,6 @@ def test_a_key_is_the_hash_of_the_recipe_whatever_its_order():
     assert st.recipe_key({"b": 1, "a": "é"}) == st.recipe_key({"a": "é", "b": 1}) == "799d49d45db67c58"
 
 
-def test_the_code_is_part_of_every_key_and_what_presents_it_only_of_a_reports(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    for package in ("trainers", "w2s_tasks"):
-        (tmp_path / package / "inner").mkdir(parents=True)
-    monkeypatch.setattr(st, "__file__", str(tmp_path / "trainers" / "store.py"))
-    version = st.code_version.__wrapped__
-    seen = [(version(), version(everything=True))]
-    for changed in ("trainers/losses.py", "w2s_tasks/inner/metrics.py", "trainers/report.py"):
-        (tmp_path / changed).write_text("1")
-        seen.append((version(), version(everything=True)))
-    assert len({code for code, _ in seen}) == 3
-    assert seen[2][0] == seen[3][0]  # a report's page is no stage's business
-    assert len({code for _, code in seen}) == 4
-    assert len(st.code_version()) == 16
-
-
 def test_the_commit_is_that_of_the_repository_and_none_outside_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     commit = st._git_commit.__wrapped__
     monkeypatch.setattr(st, "__file__", str(tmp_path / "store.py"))

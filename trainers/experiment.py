@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from lm_eval.api.registry import get_model
 
 from trainers import harness as hn
 from trainers import kept, lora, openai_ft, processes, splits, teachers, training, unsupervised, weak
@@ -28,10 +29,14 @@ from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
 from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet
+from trainers.losses import LOSSES
 from trainers.methods import parse_method
 from trainers.progress import Progress
-from trainers.steps import Arm, Source, Step
-from trainers.store import Stage, Store, code_version, recipe_key
+from trainers.registry import Registry
+from trainers.steps import Arm, Code, Source, Step
+from trainers.store import Stage, Store, recipe_key
+from w2s_tasks import register
+from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.eval_arguments import check_arguments
 from w2s_tasks.models.ref import ModelRef, identity_of
@@ -39,7 +44,7 @@ from w2s_tasks.models.ref import ModelRef, identity_of
 log = logging.getLogger(__name__)
 
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
-TRAINERS: dict[str, Any] = {"classifier": weak, "lora": lora, "openai": openai_ft}
+TRAINERS: Registry[Any] = Registry(classifier=weak, lora=lora, openai=openai_ft)
 """The modules that train, each with `fit`; all but the first also with `base_ref` and `style_of`."""
 
 
@@ -125,10 +130,11 @@ class Flow:
                 f"split/{seed}",
                 "split",
                 f"split, seed {seed}",
-                config.split.model_dump() | {"seed": config.split.seed + seed, "data": self.data_hash},
+                config.split.model_dump() | {"seed": config.split.seed + seed, "data": self.data_hash, **self._texts()},
                 (),
                 functools.partial(self._build_split, seed),
                 lambda: len(self.task.train_docs),
+                code=(hn.HarnessTask.source_texts,),
             )
         )
         arm = Arm("weak", "xent", seed)
@@ -146,6 +152,10 @@ class Flow:
                     trained = self.fit_step(arm.title, config.strong, source, split, seed, loss=loss, arm=arm)
                     for at in (None, *config.evaluate.checkpoints):
                         self._evaluations(replace(arm, at=at), trained)
+
+    def _texts(self) -> dict[str, str]:
+        """What a split by source looks at, beside the rows."""
+        return {"renderer": self.task.renderer_hash(hn.PromptStyle())} if self.config.split.by == "source" else {}
 
     def _source(self, arm: Arm, split: str, weak_fit: str, labels: str) -> Source:
         """What an arm's model learns from."""
@@ -198,7 +208,25 @@ class Flow:
         inputs = (split, source.stage) if source.stage else (split,)
         build = functools.partial(self._build_fit, settings, loss, source, split, seed, title, keep)
         rows = functools.partial(self._count_source, source, split)
-        return self.add(Step(f"fit/{title}", "fit", f"train {title}", recipe, inputs, build, rows, arm, settings))
+        code = (TRAINERS[settings.trainer].fit, *self.source_code(source))
+        if settings.trainer != "openai":
+            code = (*code, LOSSES[loss])
+        if settings.trainer == "lora":
+            code = (*code, *self.answering_code(settings))
+        step = Step(f"fit/{title}", "fit", f"train {title}", recipe, inputs, build, rows, arm, settings, code=code)
+        return self.add(step)
+
+    @staticmethod
+    def answering_code(settings: AnyTrainable) -> tuple[Code, ...]:
+        """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
+        register()
+        name = "w2s-classifier" if settings.trainer == "classifier" else base_ref(settings).model
+        return hn.ModelPool, get_model(name)
+
+    @staticmethod
+    def source_code(source: Source) -> tuple[Code, ...]:
+        """What makes a source's labels."""
+        return hn.HarnessTask.gold_labels, *(LABEL_OPS[name] for name, _ in source.ops)
 
     def label_step(
         self,
@@ -224,7 +252,8 @@ class Flow:
             recipe |= {"args": settings.model_args}
         inputs = (fitted, split) if fitted else (split,)
         build = functools.partial(self._build_labels, settings, fitted, split)
-        return self.derived_labels(name, title, recipe, inputs, build, split, base=None if fitted else settings)
+        base, code = None if fitted else settings, self.answering_code(settings)
+        return self.derived_labels(name, title, recipe, inputs, build, split, base=base, code=code)
 
     def derived_labels(
         self,
@@ -236,11 +265,11 @@ class Flow:
         split: str,
         *,
         base: AnyTrainable | None = None,
+        code: tuple[Code, ...] = (),
     ) -> str:
         """A labels step: `build` writes labels.parquet; see `Step` for the rest."""
-        return self.add(
-            Step(name, "labels", title, recipe, inputs, build, lambda: self._count(split, "transfer"), base=base)
-        )
+        rows = functools.partial(self._count, split, "transfer")
+        return self.add(Step(name, "labels", title, recipe, inputs, build, rows, base=base, code=code))
 
     def _search_step(self, split: str, seed: int) -> str:
         strong = self.config.strong
@@ -252,7 +281,9 @@ class Flow:
         }
         build = functools.partial(self._build_search, split, seed)
         name, title = f"labels/unsupervised, seed {seed}", f"labels without a teacher, seed {seed}"
-        return self.derived_labels(name, title, recipe, (split,), build, split, base=strong)
+        return self.derived_labels(
+            name, title, recipe, (split,), build, split, base=strong, code=self.answering_code(strong)
+        )
 
     def _evaluations(self, arm: Arm, fitted: str | None) -> None:
         self._evaluation_step("evaluate", arm, fitted, {self.asked(arm): self.config.evaluate.limit})
@@ -313,6 +344,7 @@ class Flow:
                 arm,
                 None if fitted else getattr(self.config, _section(arm)),
                 {t.name: t.eval_rows(limit) for t, limit in limits.items()},
+                self.answering_code(getattr(self.config, _section(arm))),
             )
         )
 
@@ -347,7 +379,7 @@ class Flow:
         step = self.steps[name]
         return {
             "kind": step.kind,
-            "code": code_version(),
+            "code": code_hash([step.build, *step.code]),
             "settings": step.settings,
             "inputs": {i: self.key(i) for i in step.inputs},
             "model": self._identity(step.base),

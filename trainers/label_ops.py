@@ -11,34 +11,53 @@ from collections.abc import Callable
 import numpy as np
 
 from trainers.labels import Array, LabelSet, gold_labels
+from trainers.registry import Registry
 
 LabelOp = Callable[..., LabelSet]
+ARM_OPS: Registry[LabelOp] = Registry()
+METHOD_OPS: Registry[LabelOp] = Registry()
+WITHOUT_TEACHER: Registry[LabelOp] = Registry()
+"""Of the arms those that need only the rows: they don't depend on the weak supervisor."""
 
 
 # ---- arms -----------------------------------------------------------------------------------------------------------
 
 
+@ARM_OPS.entry
 def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The labels as they are."""
     return labels
 
 
+@ARM_OPS.entry
+@WITHOUT_TEACHER.entry
 def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The gold labels of the same rows."""
     return gold_labels(labels.row_id, labels.gold.tolist(), labels.soft.shape[1])
 
 
+@ARM_OPS.entry
+@WITHOUT_TEACHER.entry
+def ceiling_full(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The gold labels of all rows, the weak supervisor's too."""
+    return ceiling(labels, rng)
+
+
+@ARM_OPS.entry
+@WITHOUT_TEACHER.entry
 def random_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """A uniformly random choice for each row: what training on this many examples does without any information."""
     choices = labels.soft.shape[1]
     return labels.with_soft(np.eye(choices)[rng.integers(choices, size=len(labels))])
 
 
+@ARM_OPS.entry
 def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The weak labels dealt out to other rows: their marginal distribution without their information."""
     return labels.with_soft(labels.soft[rng.permutation(len(labels))])
 
 
+@ARM_OPS.entry
 def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The weak labels dealt out anew among the rows of each gold class: as wrong and as sure, but not systematically.
 
@@ -55,6 +74,7 @@ def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
 # ---- methods --------------------------------------------------------------------------------------------------------
 
 
+@METHOD_OPS.entry
 def harden(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """All weight on the most probable choice: cross-entropy with hard labels."""
     return labels.hardened()
@@ -77,11 +97,13 @@ def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
     return mask
 
 
+@METHOD_OPS.named("filter")
 def confidence_filter(labels: LabelSet, rng: np.random.Generator, *, keep: float, by_class: bool) -> LabelSet:
     """Only the rows of which the supervisor is surest."""
     return labels.subset(most_confident(labels, keep, by_class))
 
 
+@METHOD_OPS.entry
 def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """As many rows of each labelled class as the rarest has: rows of the commoner ones are left out at random."""
     hard = labels.hard
@@ -92,18 +114,4 @@ def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     return labels.subset(mask)
 
 
-WITHOUT_TEACHER = ("ceiling", "ceiling_full", "random_labels")
-"""Arms that need only the rows: they don't depend on the weak supervisor."""
-
-ARM_OPS: dict[str, LabelOp] = {
-    "student": student,
-    "ceiling": ceiling,
-    "ceiling_full": ceiling,
-    "random_labels": random_labels,
-    "permuted_labels": permuted_labels,
-    "noise_matched": noise_matched,
-}
-
-METHOD_OPS: dict[str, LabelOp] = {"harden": harden, "filter": confidence_filter, "balance": balance}
-
-LABEL_OPS = ARM_OPS | METHOD_OPS
+LABEL_OPS: Registry[LabelOp] = Registry(ARM_OPS | METHOD_OPS)

@@ -1,9 +1,9 @@
 """Training losses, one function each: the formula is the code.
 
 Every loss takes the student's log-probabilities over the task's choices (normalised), the label's distribution and the
-`State` of the training, and returns one value a row; the trainer averages. A new method is a new function with an entry in
-`LOSSES`, its settings in `trainers.config.MethodArgs`. In the formulas p is the student's distribution, y the label's, c
-runs over the choices, and sg() is no gradient.
+`State` of the training, and returns one value a row; the trainer averages. A new loss is a new function with `LOSSES.entry`
+above it, its settings in `trainers.method_args.MethodArgs`. In the formulas p is the student's distribution, y the label's,
+c runs over the choices, and sg() is no gradient.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from trainers.registry import Registry
+
 Loss = Callable[..., Tensor]
+LOSSES: Registry[Loss] = Registry()
+WHOLE_STEP: Registry[Loss] = Registry()
+"""Losses that look at all rows of an optimizer step, `State.batch`."""
 
 FLOOR = 1e-3
 """The smallest probability that `reverse_kl` sees in a label: a hard label has zeros, whose logarithm is infinite."""
@@ -43,6 +48,7 @@ def warmed_up(value: float, progress: float, warmup: float) -> float:
     return value * min(1.0, progress / warmup) if warmup > 0 else value
 
 
+@LOSSES.entry
 def xent(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     """Cross-entropy with the label, soft or hard: -sum_c y_c log p_c. Naive fine-tuning in Burns et al. 2023 (2312.09390).
 
@@ -70,6 +76,8 @@ def prior_threshold(probs: Tensor, prior: Tensor) -> Tensor:
     return torch.stack([torch.quantile(probs[:, c], 1 - prior[c]) for c in range(probs.shape[1])])
 
 
+@LOSSES.entry
+@WHOLE_STEP.entry
 def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0.5, warmup: float = 0.2) -> Tensor:
     """Auxiliary confidence loss: CE(p, (1 - a) y + a sg(ŷ)), ŷ the student's own hard label.
 
@@ -93,6 +101,7 @@ def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0
     return _cross_entropy(logprobs, (1 - a) * targets + a * torch.nn.functional.one_hot(own, targets.shape[1]))
 
 
+@LOSSES.entry
 def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0.5, warmup: float = 0.2) -> Tensor:
     """`logconf` with the soft self-label: CE(p, (1 - a) y + a sg(p)). The "entropy" loss of EleutherAI/w2s (w2s/loss.py).
 
@@ -109,6 +118,7 @@ def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0
     return _cross_entropy(logprobs, (1 - a) * targets + a * logprobs.detach().exp())
 
 
+@LOSSES.entry
 def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
     """CE(p, q) with q proportional to sg(p)^beta y^alpha: label and student as a product of experts.
 
@@ -127,6 +137,7 @@ def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 1
     return _cross_entropy(logprobs, mixed)
 
 
+@LOSSES.entry
 def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: float = 0.15) -> Tensor:
     """CE(p, y) where the student is unsure, max_c p_c < 1/C + radius, and 0 elsewhere; C is the number of choices.
 
@@ -142,6 +153,7 @@ def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: float = 0
     return _cross_entropy(logprobs, targets) * unsure
 
 
+@LOSSES.entry
 def reverse_kl(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     """KL(p || y) = sum_c p_c (log p_c - log y_c): zero-forcing, so that it follows sure labels and ignores unsure ones.
 
@@ -157,6 +169,7 @@ def reverse_kl(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     return (logprobs.exp() * (logprobs - safe.log())).sum(dim=-1)
 
 
+@LOSSES.entry
 def adaptive_confidence(logprobs: Tensor, targets: Tensor, state: State, *, temperature: float = 1.0) -> Tensor:
     """(1 - b) CE(p, y) + b CE(p, ŷ), with a weight b of its own for each row.
 
@@ -177,17 +190,3 @@ def adaptive_confidence(logprobs: Tensor, targets: Tensor, state: State, *, temp
     b = torch.sigmoid((-own.values - against_label) / temperature)
     towards_own = -logprobs.gather(1, own.indices[:, None]).squeeze(1)
     return (1 - b) * _cross_entropy(logprobs, targets) + b * towards_own
-
-
-LOSSES: dict[str, Loss] = {
-    "xent": xent,
-    "logconf": logconf,
-    "product": product,
-    "window": window,
-    "entropy": entropy,
-    "reverse_kl": reverse_kl,
-    "adaptive_confidence": adaptive_confidence,
-}
-
-WHOLE_STEP = ("logconf",)
-"""Losses that look at all rows of an optimizer step, `State.batch`."""

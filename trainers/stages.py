@@ -15,8 +15,10 @@ from trainers import harness as hn
 from trainers.config import OpenAIStrong, Strong, Weak, set_value
 from trainers.experiment import training_style
 from trainers.labels import LabelSet
+from trainers.losses import LOSSES
 from trainers.schema import Section
-from trainers.store import CHECKPOINTS, code_version, recipe_key
+from trainers.store import CHECKPOINTS, recipe_key
+from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
 from w2s_tasks.models.classifier import reads_prompt
@@ -146,7 +148,15 @@ def finetune_model(
     task = _task(task_name, include_path)
     docs, found = _chosen(task, labels, limit)
     out.parent.mkdir(parents=True, exist_ok=True)
-    recipe = [code_version(), task_name, trainer, settings.model_dump(), seed, found.row_id, found.soft.tolist()]
+    recipe = [
+        code_hash([fit, LOSSES["xent"]]),
+        task_name,
+        trainer,
+        settings.model_dump(),
+        seed,
+        found.row_id,
+        found.soft.tolist(),
+    ]
     work = out.with_name(f".{out.name}-{recipe_key({'finetune': recipe})}")
     work.mkdir(exist_ok=True)
     try:

@@ -30,6 +30,10 @@ class Arm:
         return ", ".join(parts)
 
 
+Code = Callable[..., Any]
+"""A function or class that a step's result stands on."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One stage to be: its name in the flow, what it stands on, its settings, and how to build it."""
@@ -46,6 +50,8 @@ class Step:
     """Whose model this step loads from outside: a section of the config, or None where its inputs say all."""
     asked: dict[str, int] | None = None
     """Of an evaluation: how many documents of each task it asks."""
+    code: tuple[Code, ...] = ()
+    """What `build` runs beside what it names: entries of registries, classes of models."""
 
 
 Op = tuple[str, dict[str, Any]]

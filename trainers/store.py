@@ -36,66 +36,7 @@ log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
-PRESENTATION = {
-    "cli.py",
-    "commands.py",
-    "report.py",
-    "page.py",
-    "tables.py",
-    "figures.py",
-    "progress.py",
-    "doctor.py",
-    "validate.py",
-    "plan.py",
-    "plan_costs.py",
-    "sweep.py",
-    "export.py",
-    "disk.py",
-    "eval_arguments.py",
-    "eval_values.py",
-    "saving.py",
-    "documents.py",
-    "rescore.py",
-    "reference.py",
-    "seed_study.py",
-    "collected.py",
-    "exports.py",
-    "model_card.py",
-    "report_notes.py",
-    "report_safety.py",
-    "report_training.py",
-    "figures_safety.py",
-    "association.py",
-    "clusters.py",
-    "compare.py",
-    "components.py",
-    "coverage.py",
-    "coverage_answers.py",
-    "diagnostics.py",
-    "drift.py",
-    "gap.py",
-    "over_tasks.py",
-    "power.py",
-    "safety.py",
-    "stats.py",
-}
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
-
-
-@functools.cache
-def code_version(*, everything: bool = False) -> str:
-    """Hash of the source of both packages: a changed program finds no old artefact.
-
-    Args:
-        everything: with what only presents, which no stage depends on, but a report does.
-    """
-    root = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for package in ("trainers", "w2s_tasks"):
-        for path in sorted((root / package).rglob("*.py")):
-            if everything or path.name not in PRESENTATION:
-                digest.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def recipe_key(recipe: Mapping[str, Any]) -> str:

@@ -25,8 +25,9 @@ from rich.table import Table
 
 from trainers import processes
 from trainers.config import Experiment, load
-from trainers.store import Store, code_version, recipe_key, write_atomic
+from trainers.store import Store, recipe_key, write_atomic
 from trainers.tables import percent, pgr_text, standard_output
+from w2s_tasks.code_scope import all_code
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
 from w2s_tasks.paths import cut
@@ -209,7 +210,7 @@ class Sweep:
 
         flow, folder = self._flow(cell), self.folder_of(cell)
         stages = {name: flow.key(name) for name in flow.steps}
-        key = recipe_key({"config": cell.config.model_dump(), "stages": stages, "code": code_version(everything=True)})
+        key = recipe_key({"config": cell.config.model_dump(), "stages": stages, "code": all_code()})
         known = self.outcome(cell)
         if known.get("key") == key and (folder / "report.json").is_file():
             for name, step in flow.steps.items() if self.max_cost is not None else ():

@@ -12,6 +12,7 @@ from typing import Any
 
 from lm_eval.api.task import ConfigurableTask
 
+from w2s_tasks.code_scope import code_hash, is_ours
 from w2s_tasks.errors import UserError
 
 NAMES = frozenset({"task", "task_alias", "tag"})
@@ -32,8 +33,13 @@ ROWS = frozenset(
 
 
 def _function(value: Any) -> str:
-    """A function or class by its name and the source of its whole module, never by path or address."""
+    """A function or class by its name and its source, never by path or address.
+
+    Of this suite's own the source is what it stands on; of another's, a user's task folder too, its whole module.
+    """
     name = getattr(value, "__qualname__", type(value).__qualname__)
+    if is_ours(value):
+        return f"{name}:{code_hash([value])}"
     try:
         source = inspect.getsourcefile(value if hasattr(value, "__qualname__") else type(value))
     except TypeError:  # a builtin has no source

@@ -1,0 +1,294 @@
+"""Which code a result stands on: the definitions that its functions reach, found in the source.
+
+From a function the search goes to every module-level name that it mentions, in its own module or imported from one of this
+suite's, and on from there: annotations and decorators count, comments and docstrings don't. Of a class that is reached all
+counts; of a method that the search begins with, the method and what it reaches through ``self``. What is looked up by name
+while a program runs is not seen: an entry of a `Registry` counts where it is named as a root, and a registry itself is only
+its own line. So a new loss, or a word in the chat client, leaves a key as it is.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("trainers", "w2s_tasks")
+REGISTRY = "Registry"
+"""A module-level name that is a call of this class is not followed."""
+
+Reached = dict[str, set[str]]
+"""Names of definitions by module; the empty name stands for what a module does when it is imported."""
+
+
+Imported = tuple[str, str | None]
+"""A module, and a name in it; None for the module itself."""
+
+
+def _without_words(node: ast.AST) -> ast.AST:
+    """A copy without docstrings: strings that are statements."""
+    copied = ast.parse(ast.unparse(node))
+    for inside in ast.walk(copied):
+        body = getattr(inside, "body", None)
+        if isinstance(body, list):
+            kept = [s for s in body if not (isinstance(s, ast.Expr) and isinstance(s.value, ast.Constant))]
+            inside.body = kept or [ast.Pass()]  # type: ignore[attr-defined]
+    return copied
+
+
+def _defined(statement: ast.stmt) -> list[str]:
+    """The names that a module-level statement defines, imports apart."""
+    if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        return [statement.name]
+    return [node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)]
+
+
+@dataclass
+class _Module:
+    """A module's definitions, imports and what else it does."""
+
+    name: str
+    package: str
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    effects: list[ast.stmt] = field(default_factory=list)
+    imports: dict[str, Imported] = field(default_factory=dict)
+    """An imported name's module, and its name there; None where it is the module itself."""
+
+    def take(self, body: Iterable[ast.stmt]) -> None:
+        """Sort module-level statements."""
+        for statement in body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                self.imports |= _imported(statement, self.package)
+            elif isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
+                continue  # nothing of it is run
+            elif isinstance(statement, ast.If | ast.Try | ast.With):
+                self.take([*statement.body, *getattr(statement, "orelse", [])])
+                for handler in getattr(statement, "handlers", []):
+                    self.take(handler.body)
+            elif names := _defined(statement):
+                for name in names:
+                    self.definitions.setdefault(name, []).append(statement)
+            elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+                self.effects.append(statement)
+
+
+def _exists(module: str) -> bool:
+    return _path_of(module) is not None
+
+
+@functools.cache
+def _path_of(module: str) -> Path | None:
+    """The file of one of this suite's modules."""
+    if module.partition(".")[0] not in PACKAGES:
+        return None
+    spec = importlib.util.find_spec(module.partition(".")[0])
+    assert spec is not None  # noqa: S101 - the packages are this suite's own
+    assert spec.submodule_search_locations  # noqa: S101
+    path = Path(spec.submodule_search_locations[0]).joinpath(*module.split(".")[1:])
+    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+
+
+def _imported(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str, Imported]:
+    """What an import statement binds."""
+    if isinstance(statement, ast.Import):
+        # `import a.b` binds a, and a.b is found from there.
+        names = [(alias.asname, alias.name, alias.name.partition(".")[0]) for alias in statement.names]
+        return {own or first: (whole if own else first, None) for own, whole, first in names}
+    above = package.rsplit(".", statement.level - 1)[0] + "." if statement.level else ""
+    module = f"{above}{statement.module or ''}".rstrip(".")
+    bound: dict[str, Imported] = {}
+    for alias in statement.names:
+        inner = f"{module}.{alias.name}"
+        bound[alias.asname or alias.name] = (inner, None) if _exists(inner) else (module, alias.name)
+    return bound
+
+
+@functools.cache
+def _module(name: str) -> _Module:
+    path = _path_of(name)
+    assert path is not None  # noqa: S101 - asked for modules that exist
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    module = _Module(name, name if path.name == "__init__.py" else name.rpartition(".")[0])
+    module.take(tree.body)
+    return module
+
+
+def _mentions(node: ast.AST) -> Iterator[list[str]]:
+    """Names in a node with the attributes that follow: ``a.b.c`` gives [a, b, c]."""
+    for inside in ast.walk(node):
+        if isinstance(inside, ast.Name):
+            yield [inside.id]
+        elif isinstance(inside, ast.Attribute):
+            chain = [inside.attr]
+            value = inside.value
+            while isinstance(value, ast.Attribute):
+                chain.append(value.attr)
+                value = value.value
+            if isinstance(value, ast.Name):
+                yield [value.id, *reversed(chain)]
+
+
+def _is_registry(statement: ast.stmt) -> bool:
+    value = getattr(statement, "value", None)
+    if not isinstance(value, ast.Call):
+        return False
+    called = value.func.value if isinstance(value.func, ast.Subscript) else value.func
+    return isinstance(called, ast.Name) and called.id == REGISTRY
+
+
+class _Search:
+    """Follows mentions from definition to definition."""
+
+    def __init__(self) -> None:
+        self.reached: Reached = {}
+        self.parts: list[str] = []
+        """Of methods that the search began with, where they are."""
+
+    def name(self, module: str, name: str) -> None:
+        """Reach a name of a module: a definition, or what it imports under this name."""
+        found = _module(module)
+        if name in found.definitions:
+            if name in self.reached.setdefault(module, set()):
+                return
+            self._enter(module)
+            self.reached[module].add(name)
+            for statement in found.definitions[name]:
+                if not _is_registry(statement):
+                    self.follow(module, statement)
+        elif name in found.imports:
+            target, inner = found.imports[name]
+            if inner is not None and _exists(target):
+                self.name(target, inner)
+            elif inner is None and _exists(target):
+                self._enter(target)
+        elif _exists(f"{module}.{name}"):
+            self._enter(f"{module}.{name}")
+
+    def _enter(self, module: str) -> None:
+        """A module is imported: what it does then happens."""
+        names = self.reached.setdefault(module, set())
+        if "" in names:
+            return
+        names.add("")
+        for statement in _module(module).effects:
+            self.follow(module, statement)
+
+    def follow(self, module: str, node: ast.AST) -> None:
+        """Reach all that a piece of a module's code mentions."""
+        found = _module(module)
+        local: dict[str, Imported] = {}
+        for inside in ast.walk(node):
+            if isinstance(inside, ast.Import | ast.ImportFrom):
+                local |= _imported(inside, found.package)
+        for first, *rest in _mentions(node):
+            self._mention(found, local, first, rest)
+
+    def _mention(self, found: _Module, local: dict[str, Imported], first: str, rest: list[str]) -> None:
+        if first in local or first in found.imports:
+            target, inner = local.get(first) or found.imports[first]
+            chain = rest if inner is None else [inner]
+            while chain and _exists(f"{target}.{chain[0]}"):
+                target, chain = f"{target}.{chain[0]}", chain[1:]
+            if _exists(target):
+                self.name(target, chain[0]) if chain else self._enter(target)
+        elif first in found.definitions:
+            self.name(found.name, first)
+
+
+@functools.cache
+def _reached_from(module: str, qualname: str) -> tuple[tuple[str, frozenset[str]], ...]:
+    search = _Search()
+    first, *inner = [part for part in qualname.split(".") if part != "<locals>"]
+    statement = _module(module).definitions[first][-1]
+    if isinstance(statement, ast.ClassDef) and inner:
+        _follow_method(search, module, statement, inner[0])
+    else:
+        search.name(module, first)
+    return tuple((name, frozenset(names)) for name, names in search.reached.items())
+
+
+def _members(cls: ast.ClassDef) -> dict[str, ast.stmt]:
+    return {s.name: s for s in cls.body if isinstance(s, ast.FunctionDef | ast.AsyncFunctionDef)}
+
+
+def _follow_method(search: _Search, module: str, cls: ast.ClassDef, name: str) -> None:
+    """Reach what a method mentions, and what the methods do that it calls on ``self``."""
+    members = _members(cls)
+    waiting, seen = [name], set[str]()
+    while waiting:
+        method = waiting.pop()
+        if method in seen or method not in members:
+            continue
+        seen.add(method)
+        search.reached.setdefault(module, set()).add(f"{cls.name}.{method}")
+        search.follow(module, members[method])
+        waiting += [rest[0] for first, *rest in _mentions(members[method]) if first == "self" and rest]
+
+
+def reached(roots: Iterable[Callable[..., Any] | type]) -> Reached:
+    """The definitions that some functions or classes stand on, those of other packages apart.
+
+    Args:
+        roots: functions, methods or classes; `functools.partial` of one counts as it. One of another package stands on none.
+    """
+    found: Reached = {}
+    for root in roots:
+        target = unwrapped(root)
+        if is_ours(target):
+            for module, names in _reached_from(target.__module__, target.__qualname__):
+                found.setdefault(module, set()).update(names)
+    return found
+
+
+def unwrapped(root: Any) -> Any:
+    """The function or class inside partials, bound methods and decorators."""
+    while isinstance(root, functools.partial):
+        root = root.func
+    return inspect.unwrap(getattr(root, "__func__", root))
+
+
+def is_ours(target: Any) -> bool:
+    """Whether a function or class is defined in this suite, where its source can be searched."""
+    return hasattr(target, "__qualname__") and _exists(str(target.__module__))
+
+
+@functools.cache
+def _text(module: str, name: str) -> str:
+    """A definition as it counts, without comments and docstrings."""
+    found = _module(module)
+    first, _, method = name.partition(".")
+    if not name:
+        statements: list[ast.stmt] = found.effects
+    elif method:
+        (cls,) = [s for s in found.definitions[first] if isinstance(s, ast.ClassDef)]
+        statements = [_members(cls)[method]]
+    else:
+        statements = found.definitions[first]
+    return "\n".join(ast.unparse(_without_words(statement)) for statement in statements)
+
+
+@functools.cache
+def all_code() -> str:
+    """Hash of every file of source: what a report stands on, its page included."""
+    digest = hashlib.sha256()
+    for package in PACKAGES:
+        root = _path_of(package)
+        assert root is not None  # noqa: S101 - the packages are this suite's own
+        for path in sorted(root.parent.rglob("*.py")):
+            digest.update(path.relative_to(root.parent.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def code_hash(roots: Iterable[Callable[..., Any] | type]) -> str:
+    """Hash of the code that some functions or classes stand on: 16 hex digits."""
+    digest = hashlib.sha256()
+    for module, names in sorted(reached(roots).items()):
+        for name in sorted(names):
+            digest.update(f"{module}\0{name}\0{_text(module, name)}\0".encode())
+    return digest.hexdigest()[:16]
