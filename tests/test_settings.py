@@ -77,14 +77,6 @@ FUNCTIONS = {name: f for name, f in (LOSSES | METHOD_OPS).items() if name in Met
 PASSED_WHOLE = {type(getattr(MethodArgs(), name)): name for name in FUNCTIONS}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_the_settings_of_a_method_are_what_its_function_takes(name: str):
-    """They are passed as keyword arguments, so that one that it does not have would be an error."""
-    parameters = inspect.signature(FUNCTIONS[name]).parameters.values()
-    taken = {p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
-    assert taken == set(type(getattr(MethodArgs(), name)).model_fields)
-
-
 # ---- every setting of a training changes it -----------------------------------------------------------------------------
 
 OF_ALL: dict[str, Any] = {

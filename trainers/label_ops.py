@@ -7,8 +7,10 @@ An arm of an experiment = one of `ARM_OPS` + a trainer; a method of the student 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import numpy as np
+from pydantic import Field
 
 from trainers.labels import Array, LabelSet, gold_labels
 from trainers.registry import Registry
@@ -98,8 +100,17 @@ def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
 
 
 @METHOD_OPS.named("filter")
-def confidence_filter(labels: LabelSet, rng: np.random.Generator, *, keep: float, by_class: bool) -> LabelSet:
-    """Only the rows of which the supervisor is surest."""
+def confidence_filter(
+    labels: LabelSet, rng: np.random.Generator, *, keep: Annotated[float, Field(gt=0, le=1)] = 0.5, by_class: bool = True
+) -> LabelSet:
+    """Only the rows of which the supervisor is surest.
+
+    Args:
+        labels: with soft labels.
+        rng: not used.
+        keep: share of the rows that is kept, the most confident first.
+        by_class: keep that share of each labelled class, so that the class shares stay; false: of all rows together.
+    """
     return labels.subset(most_confident(labels, keep, by_class))
 
 

@@ -2,21 +2,25 @@
 
 Every loss takes the student's log-probabilities over the task's choices (normalised), the label's distribution and the
 `State` of the training, and returns one value a row; the trainer averages. A new loss is a new function with `LOSSES.entry`
-above it, its settings in `trainers.method_args.MethodArgs`. In the formulas p is the student's distribution, y the label's,
-c runs over the choices, and sg() is no gradient.
+above it; its keyword arguments are its settings in an experiment file (`method_args`). In the formulas p is the student's
+distribution, y the label's, c runs over the choices, and sg() is no gradient.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from trainers.registry import Registry
 
 Loss = Callable[..., Tensor]
+Share = Annotated[float, Field(ge=0, le=1)]
+NotNegative = Annotated[float, Field(ge=0)]
 LOSSES: Registry[Loss] = Registry()
 WHOLE_STEP: Registry[Loss] = Registry()
 """Losses that look at all rows of an optimizer step, `State.batch`."""
@@ -78,7 +82,7 @@ def prior_threshold(probs: Tensor, prior: Tensor) -> Tensor:
 
 @LOSSES.entry
 @WHOLE_STEP.entry
-def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0.5, warmup: float = 0.2) -> Tensor:
+def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0.5, warmup: Share = 0.2) -> Tensor:
     """Auxiliary confidence loss: CE(p, (1 - a) y + a sg(ŷ)), ŷ the student's own hard label.
 
     Burns et al. 2023 (2312.09390), section 4.3.2 and appendix A.4: ŷ = 1[p > t], where the threshold t is the quantile of
@@ -102,7 +106,7 @@ def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0
 
 
 @LOSSES.entry
-def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0.5, warmup: float = 0.2) -> Tensor:
+def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0.5, warmup: Share = 0.2) -> Tensor:
     """`logconf` with the soft self-label: CE(p, (1 - a) y + a sg(p)). The "entropy" loss of EleutherAI/w2s (w2s/loss.py).
 
     Over the choices the gradient of CE(p, sg(p)) is 0, so this is `xent` with its gradient times 1 - a.
@@ -119,7 +123,7 @@ def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 0
 
 
 @LOSSES.entry
-def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 1.0, beta: float = 1.0) -> Tensor:
+def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0) -> Tensor:
     """CE(p, q) with q proportional to sg(p)^beta y^alpha: label and student as a product of experts.
 
     `product_loss_fn` of openai/weak-to-strong (weak_to_strong/loss.py). With a hard label q = y: it needs soft ones.
@@ -138,7 +142,7 @@ def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: float = 1
 
 
 @LOSSES.entry
-def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: float = 0.15) -> Tensor:
+def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: Annotated[float, Field(gt=0, lt=1)] = 0.15) -> Tensor:
     """CE(p, y) where the student is unsure, max_c p_c < 1/C + radius, and 0 elsewhere; C is the number of choices.
 
     `confidence_window_loss` of EleutherAI/w2s (w2s/loss.py), there for two choices. Sure rows still count in the mean.
@@ -170,7 +174,9 @@ def reverse_kl(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
 
 
 @LOSSES.entry
-def adaptive_confidence(logprobs: Tensor, targets: Tensor, state: State, *, temperature: float = 1.0) -> Tensor:
+def adaptive_confidence(
+    logprobs: Tensor, targets: Tensor, state: State, *, temperature: Annotated[float, Field(gt=0)] = 1.0
+) -> Tensor:
     """(1 - b) CE(p, y) + b CE(p, ŷ), with a weight b of its own for each row.
 
     Guo et al. 2024 (2402.03749), AdaptConf: b = sg(exp(CE(p, ŷ)) / (exp(CE(p, ŷ)) + exp(CE(p, ȳ)))), ŷ the student's hard

@@ -2,52 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
-from pydantic import Field, model_validator
+from pydantic import Field, create_model, model_validator
 
+from trainers.label_ops import METHOD_OPS
+from trainers.losses import LOSSES
 from trainers.schema import Section
-
-
-class Confidence(Section):
-    """The losses with the student's own label: logconf and entropy."""
-
-    alpha: float = Field(default=0.5, ge=0, le=1)
-    """Weight of the student's own label after the warm-up; .75 in Burns et al. for the largest models."""
-    warmup: float = Field(default=0.2, ge=0, le=1)
-    """Share of the steps over which that weight rises linearly from 0."""
-
-
-class Product(Section):
-    """The loss product."""
-
-    alpha: float = Field(default=1.0, ge=0)
-    """Exponent of the label."""
-    beta: float = Field(default=1.0, ge=0)
-    """Exponent of the student's own distribution."""
-
-
-class Window(Section):
-    """The loss window."""
-
-    radius: float = Field(default=0.15, gt=0, lt=1)
-    """A row counts while the student's largest probability is below 1/choices + radius."""
-
-
-class AdaptiveConfidence(Section):
-    """The loss adaptive_confidence."""
-
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides the cross-entropies that weigh label against self-label."""
-
-
-class Filter(Section):
-    """The confidence filter."""
-
-    keep: float = Field(default=0.5, gt=0, le=1)
-    """Share of the rows that is kept, the most confident first."""
-    by_class: bool = True
-    """Keep that share of each labelled class, so that the class shares stay; false: of all rows together."""
 
 
 class Relabel(Section):
@@ -78,21 +41,9 @@ class Bootstrap(Section):
     """Models in between, smallest first: each is the `strong` section with these keys changed; {} is the strong model."""
 
 
-class MethodArgs(Section):
-    """Settings of the parts of the methods."""
+class _OfModels(Section):
+    """Settings of the parts of the methods that need a model."""
 
-    logconf: Confidence = Confidence()
-    """The auxiliary confidence loss."""
-    entropy: Confidence = Confidence()
-    """The same with a soft self-label."""
-    product: Product = Product()
-    """The product of label and student."""
-    window: Window = Window()
-    """The confidence window."""
-    adaptive_confidence: AdaptiveConfidence = AdaptiveConfidence()
-    """AdaptConf."""
-    filter: Filter = Filter()
-    """The confidence filter."""
     relabel: Relabel = Relabel()
     """Two-stage training."""
     ensemble: Ensemble = Ensemble()
@@ -104,6 +55,29 @@ class MethodArgs(Section):
         """The settings of one part, empty where it has none."""
         section = getattr(self, part, None)
         return section.model_dump() if section else {}
+
+
+def settings_of(function: Callable[..., Any]) -> type[Section] | None:
+    """The section of a loss or a label operation: its keyword arguments with their types, bounds and defaults."""
+    hints = get_type_hints(function, include_extras=True)
+    keywords = [p for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    if not keywords:
+        return None
+    fields: dict[str, Any] = {p.name: (hints[p.name], p.default) for p in keywords}
+    return create_model(f"{function.__name__}_settings", __base__=Section, __doc__=function.__doc__, **fields)
+
+
+def _with_functions() -> type[_OfModels]:
+    """The section `method_args` with a section for every loss and operation that has settings."""
+    sections = {name: settings_of(function) for name, function in (LOSSES | METHOD_OPS).items()}
+    fields: dict[str, Any] = {name: (section, section()) for name, section in sections.items() if section}
+    return create_model("MethodArgs", __base__=_OfModels, __doc__="Settings of the parts of the methods.", **fields)
+
+
+if TYPE_CHECKING:
+    MethodArgs = _OfModels
+else:
+    MethodArgs = _with_functions()
 
 
 class Unsupervised(Section):
