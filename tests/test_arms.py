@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers import config, lora, training
 from trainers import experiment as ex
 from trainers import harness as hn
+from trainers import lora, training
+from trainers.arms import ARMS
 from trainers.config import Strong, load
 from trainers.labels import LabelSet, gold_labels
 from trainers.losses import LOSSES
@@ -19,7 +20,7 @@ from trainers.progress import Progress
 from trainers.report import write_report
 from w2s_tasks.errors import UserError
 
-ALL_ARMS = [a if a != "few_shot(K)" else "few_shot(4)" for a in config.ARMS]
+ALL_ARMS = [*ARMS, "few_shot(4)"]
 SMALL = ["split.limit={weak: 48, transfer: 32}", "evaluate.limit=16", "evaluate.few_shot_k=2", "weak.epochs=8"]
 SMALL += ["unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}", "weak.holdout=0.2"]
 

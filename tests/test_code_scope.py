@@ -265,7 +265,7 @@ EDITS: dict[str, tuple[str, str, str, set[str]]] = {
         {STUDENT_LOGCONF, *evaluations({STUDENT_LOGCONF})},
     ),
     "a label operation": (
-        "trainers/label_ops.py",
+        "trainers/arms.py",
         "soft[rows] = labels.soft[rng.permutation(rows)]",
         "soft[rows] = labels.soft[rng.permutation(rows)[::-1]]",
         {NOISE_MATCHED, *evaluations({NOISE_MATCHED})},

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainers import label_ops, splits
+from trainers import arms, splits
 from trainers.labels import LabelSet, gold_labels, row_ids
 from w2s_tasks.errors import UserError
 from w2s_tasks.fewshot import BalancedSampler, FixedThenSeededSampler, LongBalancedSampler
@@ -151,7 +151,7 @@ def test_a_gold_label_outside_the_choices_names_its_row():
 
 def test_every_operation_keeps_the_rows_and_is_seeded():
     labels = _labels()
-    for op in label_ops.ARM_OPS.values():
+    for op in (kind.labels for kind in arms.ARMS.values() if kind.labels):
         first, again = op(labels, np.random.default_rng(1)), op(labels, np.random.default_rng(1))
         assert first.row_id == labels.row_id
         assert np.array_equal(first.gold, labels.gold)
@@ -160,13 +160,13 @@ def test_every_operation_keeps_the_rows_and_is_seeded():
 
 def test_what_the_operations_do():
     labels, rng = _labels(4000), np.random.default_rng(2)
-    assert label_ops.student(labels, rng).accuracy == labels.accuracy
-    assert label_ops.ceiling(labels, rng).accuracy == 1
-    assert label_ops.random_labels(labels, rng).accuracy == pytest.approx(0.5, abs=0.04)
-    permuted = label_ops.permuted_labels(labels, rng)
+    assert arms.student(labels, rng).accuracy == labels.accuracy
+    assert arms.ceiling(labels, rng).accuracy == 1
+    assert arms.random_labels(labels, rng).accuracy == pytest.approx(0.5, abs=0.04)
+    permuted = arms.permuted_labels(labels, rng)
     assert sorted(permuted.soft[:, 1]) == sorted(labels.soft[:, 1])
     assert permuted.accuracy == pytest.approx(0.5, abs=0.04)
-    noisy = label_ops.noise_matched(labels, rng)
+    noisy = arms.noise_matched(labels, rng)
     assert noisy.accuracy == pytest.approx(labels.accuracy, abs=0.03)
     assert np.mean(noisy.hard == labels.hard) < 0.75
 

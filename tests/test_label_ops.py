@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from trainers import relabel
-from trainers.label_ops import LABEL_OPS, most_confident
+from trainers.arms import operation
+from trainers.label_ops import most_confident
 from trainers.labels import LabelSet
 from trainers.methods import Method, parse_method
 from w2s_tasks.errors import UserError
@@ -30,7 +31,7 @@ def _confusion(labels: LabelSet) -> list[list[int]]:
 
 
 def _apply(name: str, labels: LabelSet, seed: int = 0, **settings: object) -> LabelSet:
-    return LABEL_OPS[name](labels, np.random.default_rng(seed), **settings)
+    return operation(name)(labels, np.random.default_rng(seed), **settings)
 
 
 @pytest.mark.parametrize("choices", [2, 3])

@@ -35,7 +35,8 @@ from conftest import BAD, FILLER, GOOD, OWN_TASK
 from trainers import harness as hn
 from trainers import splits, store
 from trainers import sweep as sw
-from trainers.label_ops import METHOD_OPS, noise_matched, permuted_labels
+from trainers.arms import noise_matched, permuted_labels
+from trainers.label_ops import METHOD_OPS
 from trainers.labels import LabelSet, row_ids
 from trainers.progress import Progress
 from w2s_tasks import register

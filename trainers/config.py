@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
 
-from trainers.label_ops import ARM_OPS
+from trainers.arms import ARMS
 from trainers.method_args import MethodArgs, Unsupervised
 from trainers.methods import NEEDS_CONFIDENCE, parse_method
 from trainers.openai_settings import OpenAIStrong
@@ -19,9 +19,6 @@ from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.paths import LONGEST_NAME, cut, size
 from w2s_tasks.user_text import LONGEST, SHOWN, parse_yaml, read_text, shown
 
-TRAINED_ARMS = (*ARM_OPS, "self_labels", "unsupervised")
-PLAIN_ARMS = ("zero_shot", "few_shot", "few_shot(K)", "weak", "weak_untrained")
-ARMS = PLAIN_ARMS + TRAINED_ARMS
 MOST_ERRORS = 20
 """Lines of an error about an experiment file."""
 SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
@@ -29,7 +26,7 @@ SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 
 def is_plain(arm: str) -> bool:
     """Whether an arm is a model that no label of this experiment trains: untuned, prompted, or the supervisor itself."""
-    return arm in PLAIN_ARMS or SHOTS.fullmatch(arm) is not None
+    return SHOTS.fullmatch(arm) is not None or (arm in ARMS and ARMS[arm].teacher is None)
 
 
 class Limit(Section):
@@ -294,8 +291,8 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:
         for arm in self.arms:
-            if arm == "few_shot(K)" or not (arm in ARMS or is_plain(arm)):
-                raise ValueError(f"arms: no arm '{arm}'.{nearest(arm, ARMS)} Known: {', '.join(ARMS)}.")
+            if arm not in ARMS and not is_plain(arm):
+                raise ValueError(f"arms: no arm '{arm}'.{nearest(arm, ARMS)} Known: {', '.join(ARMS)}, few_shot(K).")
         for method in self.methods:
             try:
                 ops = parse_method(method).ops

@@ -25,9 +25,9 @@ from lm_eval.api.registry import get_model
 
 from trainers import harness as hn
 from trainers import kept, lora, openai_ft, processes, splits, teachers, training, unsupervised, weak
+from trainers.arms import kind_of, operation
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
-from trainers.label_ops import LABEL_OPS, WITHOUT_TEACHER
 from trainers.labels import LabelSet
 from trainers.losses import LOSSES
 from trainers.methods import parse_method
@@ -46,10 +46,6 @@ log = logging.getLogger(__name__)
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
 TRAINERS: Registry[Any] = Registry(classifier=weak, lora=lora, openai=openai_ft)
 """The modules that train, each with `fit`; all but the first also with `base_ref` and `style_of`."""
-
-
-def _section(arm: Arm) -> str:
-    return "weak" if arm.name.startswith("weak") else "strong"
 
 
 def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> hn.PromptStyle:
@@ -145,7 +141,7 @@ class Flow:
             self._evaluations(Arm("weak_untrained", None, seed), None)
         for name in config.arms:
             if not is_plain(name):
-                for method in config.methods if name == "student" else ["xent"]:
+                for method in config.methods if kind_of(name).teacher == "method" else ["xent"]:
                     arm = Arm(name, method, seed)
                     source = self._source(arm, split, fitted, labels)
                     loss = parse_method(method).loss
@@ -160,16 +156,16 @@ class Flow:
     def _source(self, arm: Arm, split: str, weak_fit: str, labels: str) -> Source:
         """What an arm's model learns from."""
         seed = arm.seed or 0
-        if arm.name == "student":
+        if arm.kind.teacher == "method":
             return teachers.lay_out(self, parse_method(arm.method or "xent"), split, seed, weak_fit, labels)
-        if arm.name == "self_labels":
+        if arm.kind.teacher == "itself":
             title = f"labels of the strong model itself, seed {seed}"
             return Source(self.label_step(f"labels/self_labels, seed {seed}", title, self.config.strong, split))
-        if arm.name == "unsupervised":
+        if arm.kind.teacher == "search":
             return Source(self._search_step(split, seed))
-        if arm.name in WITHOUT_TEACHER:
-            return Source(side="both" if arm.name == "ceiling_full" else "transfer").then(arm.name)
-        return Source(labels).then(arm.name)
+        if arm.kind.teacher == "weak":
+            return Source(labels).then(arm.name)
+        return Source(side="both" if arm.kind.teacher == "all gold" else "transfer").then(arm.name)
 
     def fit_step(
         self,
@@ -202,7 +198,7 @@ class Flow:
             "renderer": self.task.renderer_hash(training_style(settings)),
             "data": self.data_hash,
         }
-        keep = tuple(self.config.evaluate.checkpoints) if arm and _section(arm) == "strong" else ()
+        keep = tuple(self.config.evaluate.checkpoints) if arm and arm.kind.model == "strong" else ()
         if keep:
             recipe["keep"] = keep
         inputs = (split, source.stage) if source.stage else (split,)
@@ -226,7 +222,7 @@ class Flow:
     @staticmethod
     def source_code(source: Source) -> tuple[Code, ...]:
         """What makes a source's labels."""
-        return hn.HarnessTask.gold_labels, *(LABEL_OPS[name] for name, _ in source.ops)
+        return hn.HarnessTask.gold_labels, *(operation(name) for name, _ in source.ops)
 
     def label_step(
         self,
@@ -299,14 +295,14 @@ class Flow:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
         evaluate = self.config.evaluate
         name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
-        return self.asked_tasks[name] if name and _section(arm) == "strong" else self.task
+        return self.asked_tasks[name] if name and arm.kind.model == "strong" else self.task
 
     def main_evaluation(self, arm: Arm) -> tuple[str, hn.PromptStyle, int | None]:
         """What an arm is measured by: task, prompt style, limit."""
         return self.asked(arm).name, self._style("evaluate", arm, None), self.config.evaluate.limit
 
     def _is_classifier(self, arm: Arm) -> bool:
-        return _section(arm) == "weak" and self.config.weak.trainer == "classifier"
+        return arm.kind.model == "weak" and self.config.weak.trainer == "classifier"
 
     def _evaluation_step(
         self,
@@ -342,9 +338,9 @@ class Flow:
                 functools.partial(self._build_evaluation, arm, limits, style),
                 lambda: sum(t.eval_rows(limit) for t, limit in limits.items()),
                 arm,
-                None if fitted else getattr(self.config, _section(arm)),
+                None if fitted else getattr(self.config, arm.kind.model),
                 {t.name: t.eval_rows(limit) for t, limit in limits.items()},
-                self.answering_code(getattr(self.config, _section(arm))),
+                self.answering_code(getattr(self.config, arm.kind.model)),
             )
         )
 
@@ -353,7 +349,7 @@ class Flow:
         safety = self.config.safety
         if kind == "evaluate":
             shots = self.config.few_shot_k(arm.name) or self.config.evaluate.num_fewshot
-        style = training_style(getattr(self.config, _section(arm)), shots)
+        style = training_style(getattr(self.config, arm.kind.model), shots)
         return replace(style, multiturn=safety.fewshot_as_multiturn) if kind == "safety" and safety else style
 
     # ---- keys -------------------------------------------------------------------------------------------------
@@ -484,7 +480,7 @@ class Flow:
         for name, settings in source.ops:
             # A seed of its own for each operation, so that adding an arm changes no other.
             number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-            labels = LABEL_OPS[name](labels, np.random.default_rng([number, seed]), **settings)
+            labels = operation(name)(labels, np.random.default_rng([number, seed]), **settings)
         return labels
 
     def _build_fit(
@@ -524,7 +520,7 @@ class Flow:
             return replace(ref, args={**ref.args, **adapter})
         if arm.name == "weak_untrained" and self._is_classifier(arm):
             return weak.untrained(self.config.weak, self.task.choices)
-        return base_ref(getattr(self.config, _section(arm)))
+        return base_ref(getattr(self.config, arm.kind.model))
 
     def _build_evaluation(
         self, arm: Arm, limits: Mapping[hn.HarnessTask, int | None], style: hn.PromptStyle, out: Path
@@ -572,7 +568,7 @@ class Flow:
     def arms(self) -> list[Arm]:
         """All arms with an evaluation, at the end of training; the weak supervisor first, then as the config lists them."""
         found = [s.arm for s in self.steps.values() if s.kind == "evaluate" and s.arm and s.arm.at is None]
-        order = ["weak", "weak_untrained", *[a for a in self.config.arms if not a.startswith("weak")]]
+        order = ["weak", "weak_untrained", *(a for a in self.config.arms if kind_of(a).model == "strong")]
         return sorted(found, key=lambda a: (order.index(a.name), a.seed or 0))
 
 

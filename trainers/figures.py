@@ -11,26 +11,12 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from trainers.arms import ARMS
 from trainers.tables import group_title, means_of
 
 Report = dict[str, Any]
 WIDTH = 5.0  # inches
 
-# Okabe-Ito: told apart by colour-blind readers and in grey.
-COLOURS = {
-    "weak": "#777777",
-    "weak_untrained": "#aaaaaa",
-    "zero_shot": "#56b4e9",
-    "few_shot": "#0072b2",
-    "student": "#d55e00",
-    "ceiling": "#009e73",
-    "ceiling_full": "#006d50",
-    "random_labels": "#cc79a7",
-    "permuted_labels": "#e69f00",
-    "noise_matched": "#a6761d",
-    "self_labels": "#6a5acd",
-    "unsupervised": "#8fb339",
-}
 FURTHER = ("#b22222", "#ff9d5c", "#8c510a", "#e7298a", "#c7a500", "#7570b3", "#1f9e89")
 MARKERS = "osD^vP*X"
 NEUTRAL = "#808080"
@@ -41,7 +27,7 @@ def colour_of(entry: Mapping[str, Any], report: Mapping[str, Any]) -> str:
     name = str(entry["arm"]).partition("(")[0]
     methods = list(dict.fromkeys(a["method"] for a in report["arms"] if a["arm"] == name))
     place = methods.index(entry["method"]) if entry["method"] in methods else 0
-    return COLOURS.get(name, NEUTRAL) if place == 0 else FURTHER[(place - 1) % len(FURTHER)]
+    return (ARMS[name].colour if name in ARMS else NEUTRAL) if place == 0 else FURTHER[(place - 1) % len(FURTHER)]
 
 
 def marker_of(entry: Mapping[str, Any], report: Mapping[str, Any]) -> str:
@@ -114,7 +100,7 @@ def accuracy_dots(report: Report) -> str | None:
         clean(axes)
         for arm in arms:
             if arm["arm"] in ("weak", "ceiling"):
-                axes.axvline(100 * arm["acc"], color=COLOURS[arm["arm"]], linestyle=":", linewidth=1)
+                axes.axvline(100 * arm["acc"], color=ARMS[arm["arm"]].colour, linestyle=":", linewidth=1)
         for y, arm in enumerate(reversed(arms)):
             low, high = (100 * x for x in arm["ci95"])
             colour = colour_of(arm, report)
@@ -200,12 +186,12 @@ def recovered_panels(columns: Sequence[Column], what: str) -> str | None:
             values = [100 * c["levels"][level] if level in c["levels"] else float("nan") for c in ordered]
             if not any(level in c["levels"] for c in ordered):
                 continue
-            upper.plot(places, values, "--", color=COLOURS[level], label=level, linewidth=1.3, marker="_", markersize=9)
+            upper.plot(places, values, "--", color=ARMS[level].colour, label=level, linewidth=1.3, marker="_", markersize=9)
         for place, column in zip(places, ordered, strict=True):
             for point in column["points"]:
                 _draw_point(upper, lower, shift(place, point["title"]), point)
         for y, name in ((0, "weak"), (1, "ceiling")):
-            lower.axhline(y, color=COLOURS[name], linestyle=":", linewidth=1)
+            lower.axhline(y, color=ARMS[name].colour, linestyle=":", linewidth=1)
         upper.set_ylabel("accuracy, %")
         lower.set_ylabel("PGR (0 weak, 1 ceiling)")
         if sized:

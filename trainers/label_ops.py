@@ -1,7 +1,7 @@
-"""What is done to labels before a trainer sees them: LabelSet -> LabelSet, seeded, without a model.
+"""What a method of the student does to labels before a trainer sees them: LabelSet -> LabelSet, seeded, without a model.
 
-An arm of an experiment = one of `ARM_OPS` + a trainer; a method of the student may put some of `METHOD_OPS` in between (see
-`trainers.methods`). Operations that need a model are in `trainers.relabel` and `trainers.unsupervised`.
+A new operation is a new function with `METHOD_OPS.entry` above it; its keyword arguments are its settings in an experiment
+file (`method_args`). Operations that need a model are in `trainers.relabel` and `trainers.unsupervised`.
 """
 
 from __future__ import annotations
@@ -12,68 +12,11 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from trainers.labels import Array, LabelSet, gold_labels
+from trainers.labels import Array, LabelSet
 from trainers.registry import Registry
 
 LabelOp = Callable[..., LabelSet]
-ARM_OPS: Registry[LabelOp] = Registry()
 METHOD_OPS: Registry[LabelOp] = Registry()
-WITHOUT_TEACHER: Registry[LabelOp] = Registry()
-"""Of the arms those that need only the rows: they don't depend on the weak supervisor."""
-
-
-# ---- arms -----------------------------------------------------------------------------------------------------------
-
-
-@ARM_OPS.entry
-def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The labels as they are."""
-    return labels
-
-
-@ARM_OPS.entry
-@WITHOUT_TEACHER.entry
-def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The gold labels of the same rows."""
-    return gold_labels(labels.row_id, labels.gold.tolist(), labels.soft.shape[1])
-
-
-@ARM_OPS.entry
-@WITHOUT_TEACHER.entry
-def ceiling_full(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The gold labels of all rows, the weak supervisor's too."""
-    return ceiling(labels, rng)
-
-
-@ARM_OPS.entry
-@WITHOUT_TEACHER.entry
-def random_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """A uniformly random choice for each row: what training on this many examples does without any information."""
-    choices = labels.soft.shape[1]
-    return labels.with_soft(np.eye(choices)[rng.integers(choices, size=len(labels))])
-
-
-@ARM_OPS.entry
-def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The weak labels dealt out to other rows: their marginal distribution without their information."""
-    return labels.with_soft(labels.soft[rng.permutation(len(labels))])
-
-
-@ARM_OPS.entry
-def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The weak labels dealt out anew among the rows of each gold class: as wrong and as sure, but not systematically.
-
-    That draws errors from the weak supervisor's confusion matrix without replacement: the matrix, and with it the accuracy
-    and the class priors, stay exactly what they were; only which row of a class is mistaken is left to chance.
-    """
-    soft = labels.soft.copy()
-    for gold in np.unique(labels.gold):
-        rows = np.flatnonzero(labels.gold == gold)
-        soft[rows] = labels.soft[rng.permutation(rows)]
-    return labels.with_soft(soft)
-
-
-# ---- methods --------------------------------------------------------------------------------------------------------
 
 
 @METHOD_OPS.entry
@@ -123,6 +66,3 @@ def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     for c in classes:
         mask[rng.choice(np.flatnonzero(hard == c), size=counts.min(), replace=False)] = True
     return labels.subset(mask)
-
-
-LABEL_OPS: Registry[LabelOp] = Registry(ARM_OPS | METHOD_OPS)

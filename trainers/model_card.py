@@ -14,23 +14,12 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
+from trainers.arms import ARMS
 from trainers.store import write_atomic
 from trainers.tables import group_title, percent, pgr_text
 from w2s_tasks.paths import file_name
 
 Entry = Mapping[str, Any]
-
-PROVENANCE = {
-    "weak": "gold labels of the weak half of the training split",
-    "student": "labels of the weak supervisor ({weak}), {percent} % right on these {n} rows; no gold label was seen",
-    "ceiling": "gold labels of the {n} rows that the student learns from",
-    "ceiling_full": "gold labels of all rows",
-    "random_labels": "a uniformly random choice for each row: a control, not a useful model",
-    "permuted_labels": "the weak labels dealt out to other rows: a control, not a useful model",
-    "noise_matched": "gold labels with random errors drawn from the weak supervisor's confusion matrix: a control",
-    "self_labels": "the untuned strong model's own zero-shot labels; no teacher",
-    "unsupervised": "labels that the untuned strong model finds mutually predictable (arXiv 2506.10139); no teacher",
-}
 
 
 def card_name(arm: Entry) -> str:
@@ -46,7 +35,7 @@ def _title(arm: Entry) -> str:
 
 
 def _labels(arm: Entry, report: Entry) -> str:
-    text = PROVENANCE.get(arm["arm"], f"labels of the arm '{arm['arm']}'")
+    text = ARMS[arm["arm"]].provenance if arm["arm"] in ARMS else f"labels of the arm '{arm['arm']}'"
     found = next((entry for entry in report["weak_labels"] if entry["seed"] == arm["seed"]), None)
     if found is None:
         return text.partition("{")[0].rstrip(" (,")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from trainers.arms import kind_of
 from trainers.config import Experiment, is_plain
 from trainers.costs import dollars
 from w2s_tasks import assets
@@ -53,7 +54,7 @@ def _from_limits(config: Experiment) -> list[Planned]:
         planned.append(Planned(f"train weak, seed {seed}", "fit", limit.weak))
         planned.append(Planned(f"weak labels, seed {seed}", "labels", limit.transfer))
         for arm in config.arms:
-            for method in config.methods if arm == "student" else ["xent"]:
+            for method in config.methods if kind_of(arm).teacher == "method" else ["xent"]:
                 if not is_plain(arm):
                     planned.append(Planned(f"train {arm}, {method}, seed {seed}", "fit", limit.transfer))
                     for at in ("", *(f", at {share}" for share in config.evaluate.checkpoints)):

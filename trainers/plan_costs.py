@@ -43,7 +43,7 @@ class Counter:
                 mean = self._prompt_tokens(self.flow.task, self._train_docs(), training_style(step.base))
                 return self._asking(step.base, mean * step.rows(), step.rows(), tuned=False)
         if step.kind in ("evaluate", "safety") and step.arm and isinstance(strong, OpenAIStrong):
-            return None if step.arm.name.startswith("weak") else self._evaluation(step, strong)
+            return None if step.arm.kind.model == "weak" else self._evaluation(step, strong)
         return None
 
     def _train_docs(self) -> list[dict[str, Any]]:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-T = TypeVar("T", bound=Callable[..., object])
+T = TypeVar("T")
 
 
 class Registry(dict[str, T]):
-    """Functions by name. A name looked up here is not followed by `w2s_tasks.code_scope`: who uses an entry names it."""
+    """Entries by name. A name looked up here is not followed by `w2s_tasks.code_scope`: who uses an entry names it."""
 
     def entry(self, function: T) -> T:
         """Register a function under its own name; a decorator."""
-        return self.named(function.__name__)(function)
+        return self.named(function.__name__)(function)  # type: ignore[attr-defined]
 
     def named(self, name: str) -> Callable[[T], T]:
         """Register a function under another name; gives a decorator."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainers.arms import kind_of
 from trainers.collected import Collected, Group, Scores, matched, parts_of
 from trainers.report_training import Entry, score_entry
 from trainers.report_training import gap_entries as trained_gaps
@@ -38,8 +39,8 @@ def _pairs(found: Collected, contrast: str) -> list[tuple[Group, list[Scores], l
     reference = found.group(found.safety, CONTRASTS[contrast])
     if reference is None:
         return []
-    others = (CONTRASTS[contrast], "zero_shot", "weak", "weak_untrained")
-    groups = [g for g in found.groups(found.safety) if g.name not in others]
+    others = (CONTRASTS[contrast], "zero_shot")
+    groups = [g for g in found.groups(found.safety) if g.name not in others and kind_of(g.name).model == "strong"]
     return [(g, *matched(g, reference, lambda a: found.safety[a])) for g in groups]
 
 

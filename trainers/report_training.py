@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trainers.arms import kind_of
 from trainers.collected import Collected, Group
 from trainers.experiment import Arm, Flow
 from trainers.labels import LabelSet
@@ -48,7 +49,7 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
         "arm": arm.name,
         "method": arm.method,
         "seed": arm.seed,
-        "model": flow.config.weak.model if arm.name.startswith("weak") else flow.config.strong.model,
+        "model": getattr(flow.config, arm.kind.model).model,
         "mode": found.mode(arm, scores),
         "objective": found.objective(arm),
         "asked": scores.task,
@@ -92,7 +93,7 @@ def gap_entries(found: Collected, end: Collected | None = None) -> list[Entry]:
     weak, ceiling = (end.group(end.training, name) for name in ("weak", found.ceiling))
     if weak is None or ceiling is None:
         return []
-    groups = [g for g in found.groups(found.training) if g.name not in (found.ceiling, "weak", "weak_untrained")]
+    groups = [g for g in found.groups(found.training) if g.name != found.ceiling and kind_of(g.name).model == "strong"]
     like, seeds = _of(end, ceiling)[0], list(found.flow.config.seeds)
     entries = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
@@ -145,7 +146,7 @@ def diagnostic_entries(found: Collected) -> list[Entry]:
     first = found.flow.config.seeds[0]
     entries = []
     for arm in found.flow.arms():
-        if arm.name.startswith("weak"):
+        if arm.kind.model == "weak":
             continue
         seed = first if arm.seed is None else arm.seed
         diagnosis = diagnose(found.training[arm][task], weak[seed], None if arm.name == found.ceiling else ceiling.get(seed))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trainers.arms import Kind, kind_of
 from trainers.config import AnyTrainable
 
 
@@ -19,6 +20,11 @@ class Arm:
     seed: int | None = None
     at: float | None = None
     """The share of its training's steps after which it was kept (`evaluate.checkpoints`); None for the end."""
+
+    @property
+    def kind(self) -> Kind:
+        """What this arm is."""
+        return kind_of(self.name)
 
     @property
     def title(self) -> str:

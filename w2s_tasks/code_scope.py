@@ -3,8 +3,8 @@
 From a function the search goes to every module-level name that it mentions, in its own module or imported from one of this
 suite's, and on from there: annotations and decorators count, comments and docstrings don't. Of a class that is reached all
 counts; of a method that the search begins with, the method and what it reaches through ``self``. What is looked up by name
-while a program runs is not seen: an entry of a `Registry` counts where it is named as a root, and a registry itself is only
-its own line. So a new loss, or a word in the chat client, leaves a key as it is.
+while a program runs is not seen: an entry of a `Registry` counts where it is named as a root, and a registry itself does
+not. So a new loss, or a word in the chat client, leaves a key as it is.
 """
 
 from __future__ import annotations
@@ -270,7 +270,7 @@ def _text(module: str, name: str) -> str:
         statements = [_members(cls)[method]]
     else:
         statements = found.definitions[first]
-    return "\n".join(ast.unparse(_without_words(statement)) for statement in statements)
+    return "\n".join(ast.unparse(_without_words(s)) for s in statements if not _is_registry(s))
 
 
 @functools.cache
