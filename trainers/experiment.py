@@ -24,7 +24,7 @@ import numpy as np
 from lm_eval.api.registry import get_model
 
 from trainers import harness as hn
-from trainers import kept, lora, openai_ft, processes, splits, teachers, training, unsupervised, weak
+from trainers import kept, lora, processes, splits, teachers, training, unsupervised
 from trainers.arms import kind_of, operation
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
@@ -32,9 +32,9 @@ from trainers.labels import LabelSet
 from trainers.losses import LOSSES
 from trainers.methods import parse_method
 from trainers.progress import Progress
-from trainers.registry import Registry
 from trainers.steps import Arm, Code, Source, Step
 from trainers.store import Stage, Store, recipe_key
+from trainers.trainer import TRAINERS, training_style, untuned
 from w2s_tasks import register
 from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
@@ -44,22 +44,6 @@ from w2s_tasks.models.ref import ModelRef, identity_of
 log = logging.getLogger(__name__)
 
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
-TRAINERS: Registry[Any] = Registry(classifier=weak, lora=lora, openai=openai_ft)
-"""The modules that train, each with `fit`; all but the first also with `base_ref` and `style_of`."""
-
-
-def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> hn.PromptStyle:
-    """How a trainer of these settings prompts, in training and when it labels; a classifier has no style."""
-    if settings.trainer == "classifier":
-        return hn.PromptStyle(num_fewshot)
-    style: hn.PromptStyle = TRAINERS[settings.trainer].style_of(settings, num_fewshot)
-    return style
-
-
-def base_ref(settings: AnyTrainable) -> ModelRef:
-    """The untuned model of these settings."""
-    ref: ModelRef = TRAINERS[settings.trainer].base_ref(settings)
-    return ref
 
 
 class Flow:
@@ -204,10 +188,11 @@ class Flow:
         inputs = (split, source.stage) if source.stage else (split,)
         build = functools.partial(self._build_fit, settings, loss, source, split, seed, title, keep)
         rows = functools.partial(self._count_source, source, split)
-        code = (TRAINERS[settings.trainer].fit, *self.source_code(source))
-        if settings.trainer != "openai":
+        trainer = TRAINERS[settings.trainer]
+        code = (trainer.fit, *self.source_code(source))
+        if trainer.local:
             code = (*code, LOSSES[loss])
-        if settings.trainer == "lora":
+        if trainer.in_pool:
             code = (*code, *self.answering_code(settings))
         step = Step(f"fit/{title}", "fit", f"train {title}", recipe, inputs, build, rows, arm, settings, code=code)
         return self.add(step)
@@ -216,8 +201,7 @@ class Flow:
     def answering_code(settings: AnyTrainable) -> tuple[Code, ...]:
         """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
         register()
-        name = "w2s-classifier" if settings.trainer == "classifier" else base_ref(settings).model
-        return hn.ModelPool, get_model(name)
+        return hn.ModelPool, get_model(TRAINERS[settings.trainer].model)
 
     @staticmethod
     def source_code(source: Source) -> tuple[Code, ...]:
@@ -302,7 +286,7 @@ class Flow:
         return self.asked(arm).name, self._style("evaluate", arm, None), self.config.evaluate.limit
 
     def _is_classifier(self, arm: Arm) -> bool:
-        return arm.kind.model == "weak" and self.config.weak.trainer == "classifier"
+        return TRAINERS[getattr(self.config, arm.kind.model).trainer].model == "w2s-classifier"
 
     def _evaluation_step(
         self,
@@ -445,7 +429,7 @@ class Flow:
             ids: the rows.
             harden: all weight on the most probable choice; None as `weak.labels` says.
         """
-        lm = self.pool.load(ModelRef.load(self.stages[fitted].path) if fitted else base_ref(settings))
+        lm = self.pool.load(ModelRef.load(self.stages[fitted].path) if fitted else self._untuned(settings))
         labels = hn.label(lm, self.task, self._docs(ids), ids, training_style(settings))
         hard = self.config.weak.labels == "hard" if harden is None else harden
         return labels.hardened() if hard else labels
@@ -461,7 +445,7 @@ class Flow:
         if not processes.is_main():
             return  # a search is one chain of small questions: nothing to share out
         gold = self._gold(self._side(split, "transfer"))
-        lm = self.pool.load(base_ref(self.config.strong))
+        lm = self.pool.load(self._untuned(self.config.strong))
         docs, settings = self._docs(gold.row_id), self.config.unsupervised
         labels = unsupervised.label_without_teacher(self.task, lm, docs, gold, settings, seed, out)
         labels.save(out / "labels.parquet")
@@ -518,9 +502,10 @@ class Flow:
             ref = ModelRef.load(fitted.path)
             adapter = {} if arm.at is None else {"peft": str(kept.adapter_at(fitted.path, arm.at))}
             return replace(ref, args={**ref.args, **adapter})
-        if arm.name == "weak_untrained" and self._is_classifier(arm):
-            return weak.untrained(self.config.weak, self.task.choices)
-        return base_ref(getattr(self.config, arm.kind.model))
+        return self._untuned(getattr(self.config, arm.kind.model))
+
+    def _untuned(self, settings: AnyTrainable) -> ModelRef:
+        return untuned(settings, self.task.choices)
 
     def _build_evaluation(
         self, arm: Arm, limits: Mapping[hn.HarnessTask, int | None], style: hn.PromptStyle, out: Path
@@ -557,12 +542,11 @@ class Flow:
 
     def _check_models(self, section: str, settings: AnyTrainable) -> None:
         """Refuse what a model or its training would not take, before any is trained."""
-        classifier = settings.trainer == "classifier"
-        ref = weak.untrained(self.config.weak, self.task.choices) if classifier else base_ref(settings)
+        ref = self._untuned(settings)
         check_arguments(ref.model, ref.args, f"{section}.model_args")
         if not isinstance(settings, OpenAIStrong):
             training.check_arguments(settings, settings.lr)
-            if not classifier:
+            if settings.trainer == "lora":
                 lora.check_base(settings)
 
     def arms(self) -> list[Arm]:

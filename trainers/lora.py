@@ -30,8 +30,8 @@ from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.user_text import one_line
 
 
-def base_ref(settings: Strong | Weak) -> ModelRef:
-    """The model before training."""
+def base_ref(settings: Strong | Weak, choices: Sequence[str] = ()) -> ModelRef:
+    """The model before training, whatever the choices."""
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
 

@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 STATE = "openai.json"
 
 
-def base_ref(settings: OpenAIStrong) -> ModelRef:
-    """The model before training, as `w2s-chat` takes it."""
+def base_ref(settings: OpenAIStrong, choices: Sequence[str] = ()) -> ModelRef:
+    """The model before training, as `w2s-chat` takes it, whatever the choices."""
     return _ref(settings, settings.model)
 
 

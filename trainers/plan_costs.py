@@ -8,10 +8,11 @@ from typing import Any
 
 from trainers import chat_rows as cr
 from trainers.config import is_plain
-from trainers.experiment import Flow, training_style
+from trainers.experiment import Flow
 from trainers.openai_settings import OpenAIStrong
 from trainers.steps import Step
 from trainers.task_view import HarnessTask, PromptStyle
+from trainers.trainer import training_style
 from w2s_tasks.models import prices
 
 SAMPLE = 1000

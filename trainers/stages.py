@@ -10,26 +10,20 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainers import commands, lora, openai_ft, processes, weak
+from trainers import commands, processes
 from trainers import harness as hn
-from trainers.config import OpenAIStrong, Strong, Weak, set_value
-from trainers.experiment import training_style
+from trainers.config import set_value
 from trainers.labels import LabelSet
 from trainers.losses import LOSSES
 from trainers.schema import Section
 from trainers.store import CHECKPOINTS, recipe_key
+from trainers.trainer import TRAINERS, training_style
 from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
 from w2s_tasks.models.classifier import reads_prompt
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.paths import ROOM, check_place
-
-TRAINERS: dict[str, tuple[type[Section], Any]] = {
-    "lora": (Strong, lora.fit),
-    "classifier": (Weak, weak.fit),
-    "openai": (OpenAIStrong, openai_ft.fit),
-}
 
 
 def _task(name: str, include_path: Sequence[str]) -> hn.HarnessTask:
@@ -143,8 +137,8 @@ def finetune_model(
     check_place(out, "--out", behind=len(".-") + 16, below=ROOM)  # the work folder beside it has its key in its name
     if out.exists():
         raise UserError(f"{out} exists; choose a new folder for --out.")
-    kind, fit = TRAINERS[trainer]
-    settings = _settings(kind, model, assignments)
+    fit = TRAINERS[trainer].fit
+    settings = _settings(TRAINERS[trainer].settings, model, assignments)
     task = _task(task_name, include_path)
     docs, found = _chosen(task, labels, limit)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -34,6 +34,11 @@ def untrained(settings: Weak, choices: Sequence[str]) -> ModelRef:
     return ModelRef("w2s-classifier", args | ({"text": settings.text} if settings.text else {}))
 
 
+def style_of(settings: Weak, num_fewshot: int | None = 0) -> PromptStyle:
+    """The plain prompt, where the classifier reads it."""
+    return PromptStyle(num_fewshot)
+
+
 def _constant_choices(task: HarnessTask, docs: Sequence[dict[str, Any]]) -> list[str]:
     choices = list(task.task.doc_to_choice(docs[0]))
     for i, doc in enumerate(docs):

@@ -1,0 +1,50 @@
+"""The trainers, one entry each: a module with `fit`, and what the rest has to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from trainers import lora, openai_ft, weak
+from trainers.config import AnyTrainable, OpenAIStrong, Strong, Weak
+from trainers.registry import Registry
+from trainers.schema import Section
+from trainers.task_view import PromptStyle
+from w2s_tasks.models.ref import ModelRef
+
+
+@dataclass(frozen=True)
+class Trainer:
+    """A way to train a model."""
+
+    settings: type[Section]
+    """The section of `w2s finetune --set`."""
+    fit: Callable[..., ModelRef]
+    """Task, documents, labels, settings and a folder to the trained model; see `trainers.lora.fit`."""
+    untuned: Callable[..., ModelRef]
+    """Settings and the task's choices to the model before training."""
+    style: Callable[..., PromptStyle]
+    """Settings and a number of shots to how it prompts, in training and when it labels."""
+    model: str
+    """What lm_eval calls the model that it trains."""
+    local: bool = True
+    """Whether it trains here, by one of `trainers.losses.LOSSES`."""
+    in_pool: bool = False
+    """Whether it trains on the loaded untuned model."""
+
+
+TRAINERS: Registry[Trainer] = Registry(
+    classifier=Trainer(Weak, weak.fit, weak.untrained, weak.style_of, "w2s-classifier"),
+    lora=Trainer(Strong, lora.fit, lora.base_ref, lora.style_of, "w2s-hf", in_pool=True),
+    openai=Trainer(OpenAIStrong, openai_ft.fit, openai_ft.base_ref, openai_ft.style_of, "w2s-chat", local=False),
+)
+
+
+def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> PromptStyle:
+    """How a trainer of these settings prompts, in training and when it labels."""
+    return TRAINERS[settings.trainer].style(settings, num_fewshot)
+
+
+def untuned(settings: AnyTrainable, choices: Sequence[str]) -> ModelRef:
+    """The model of these settings before training."""
+    return TRAINERS[settings.trainer].untuned(settings, choices)
