@@ -5,9 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from trainers.config import load
+from trainers.experiment import open_flow
 from trainers.registry import Registry
 from w2s_tasks import code_scope
 
@@ -184,48 +184,43 @@ def test_a_registry_has_entries_under_their_names():
 
 # ---- this suite -----------------------------------------------------------------------------------------------------
 
-KEYS = """
-import json, sys
-from pathlib import Path
-from trainers.config import load
-from trainers.experiment import open_flow
-flow = open_flow(load(sys.argv[1])[0], Path(sys.argv[2]))
-print(json.dumps({name: flow.key(name) for name in flow.steps}))
-"""
+Keys = Callable[..., dict[str, str]]
 
 
 @pytest.fixture(scope="module")
 def keys_after(
     encoder_folder: Path, causal_model: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[..., dict[str, str]]:
-    """The keys of an experiment's steps by a copy of this suite in which one file reads otherwise."""
+) -> Iterator[Keys]:
+    """The keys of an experiment's steps, were this suite's source a copy in which one file reads otherwise."""
     from conftest import write_experiment
 
     folder = tmp_path_factory.mktemp("experiment")
     config = write_experiment(folder, encoder_folder, causal_model("llama"))
-    text = config.read_text().replace("methods: [xent]", "methods: [xent, logconf]")
-    config.write_text(text.replace("random_labels]", "random_labels, noise_matched]"))
+    sets = ["methods=[xent, logconf]", "arms=[zero_shot, student, ceiling, random_labels, noise_matched]"]
+    flow = open_flow(load(str(config), sets)[0], folder / "runs")
+    for package in code_scope.PACKAGES:
+        shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
 
     def keys(name: str = "", old: str = "", new: str = "") -> dict[str, str]:
-        copy = tmp_path_factory.mktemp("copy")
-        for package in ("trainers", "w2s_tasks", "harness_configs"):
-            shutil.copytree(ROOT / package, copy / package, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
+        text = (folder / name).read_text(encoding="utf-8") if name else ""
+        assert text.count(old) == 1 or not name, (name, old)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(code_scope, "folder_of", lambda package: folder / package)
+            if name:
+                (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+            forget()
+            flow._keys.clear()
+            found = {step: flow.key(step) for step in flow.steps}
         if name:
-            text = (copy / name).read_text(encoding="utf-8")
-            assert text.count(old) == 1, (name, old)
-            (copy / name).write_text(text.replace(old, new), encoding="utf-8")
-        environment = os.environ | {"PYTHONPATH": str(copy), "HF_HUB_OFFLINE": "1"}
-        command = [sys.executable, "-c", KEYS, str(config), str(folder / "runs")]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder, check=False)
-        assert done.returncode == 0, done.stderr
-        found: dict[str, str] = json.loads(done.stdout.splitlines()[-1])
+            (folder / name).write_text(text, encoding="utf-8")
         return found
 
-    return keys
+    yield keys
+    forget()
 
 
 @pytest.fixture(scope="module")
-def keys_before(keys_after: Callable[..., dict[str, str]]) -> dict[str, str]:
+def keys_before(keys_after: Keys) -> dict[str, str]:
     return keys_after()
 
 
@@ -295,7 +290,7 @@ EDITS: dict[str, tuple[str, str, str, set[str]]] = {
 
 @pytest.mark.parametrize("what", EDITS)
 def test_a_change_of_the_source_changes_the_keys_of_what_stands_on_it(
-    what: str, keys_before: dict[str, str], keys_after: Callable[..., dict[str, str]]
+    what: str, keys_before: dict[str, str], keys_after: Keys
 ):
     name, old, new, expected = EDITS[what]
     now = keys_after(name, old, new)

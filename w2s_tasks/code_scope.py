@@ -78,6 +78,14 @@ class _Module:
                 self.effects.append(statement)
 
 
+def folder_of(package: str) -> Path:
+    """Where the source of one of `PACKAGES` is."""
+    spec = importlib.util.find_spec(package)
+    assert spec is not None  # noqa: S101 - the packages are this suite's own
+    assert spec.submodule_search_locations  # noqa: S101
+    return Path(spec.submodule_search_locations[0])
+
+
 def _exists(module: str) -> bool:
     return _path_of(module) is not None
 
@@ -87,10 +95,7 @@ def _path_of(module: str) -> Path | None:
     """The file of one of this suite's modules."""
     if module.partition(".")[0] not in PACKAGES:
         return None
-    spec = importlib.util.find_spec(module.partition(".")[0])
-    assert spec is not None  # noqa: S101 - the packages are this suite's own
-    assert spec.submodule_search_locations  # noqa: S101
-    path = Path(spec.submodule_search_locations[0]).joinpath(*module.split(".")[1:])
+    path = folder_of(module.partition(".")[0]).joinpath(*module.split(".")[1:])
     return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
 
 
@@ -277,11 +282,9 @@ def _text(module: str, name: str) -> str:
 def all_code() -> str:
     """Hash of every file of source: what a report stands on, its page included."""
     digest = hashlib.sha256()
-    for package in PACKAGES:
-        root = _path_of(package)
-        assert root is not None  # noqa: S101 - the packages are this suite's own
-        for path in sorted(root.parent.rglob("*.py")):
-            digest.update(path.relative_to(root.parent.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    for folder in map(folder_of, PACKAGES):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
 
 
