@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainers import relabel
-from trainers.arms import operation
+from trainers.arms import ARMS, kind_of, operation
 from trainers.label_ops import most_confident
 from trainers.labels import LabelSet
 from trainers.methods import Method, parse_method
@@ -200,3 +200,16 @@ def test_method_names_are_read_from_left_to_right(name: str, method: Method):
 def test_method_names_that_make_no_sense_are_refused(name: str, message: str):
     with pytest.raises(ValueError, match=message):
         parse_method(name)
+
+
+def test_an_arm_is_known_with_its_shots_too():
+    assert kind_of("few_shot(16)") is kind_of("few_shot") is ARMS["few_shot"]
+    assert kind_of("ceiling") is ARMS["ceiling"]
+    assert {name for name, kind in ARMS.items() if kind.model == "weak"} == {"weak", "weak_untrained"}
+    assert {name for name, kind in ARMS.items() if kind.teacher is None} == {
+        "zero_shot",
+        "few_shot",
+        "weak",
+        "weak_untrained",
+    }
+    assert len({kind.colour for kind in ARMS.values()}) == len(ARMS)

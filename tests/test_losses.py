@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from trainers import harness as hn
@@ -239,3 +240,43 @@ def test_entropy_is_xent_with_a_smaller_gradient():
         (gradient,) = torch.autograd.grad(loss(logits.log_softmax(-1), labels, State(1.0)).sum(), logits)
         gradients.append(gradient)
     assert torch.allclose(gradients[0], 0.5 * gradients[1])
+
+
+DEFAULTS = {
+    "logconf": {"alpha": 0.5, "warmup": 0.2},
+    "entropy": {"alpha": 0.5, "warmup": 0.2},
+    "product": {"alpha": 1.0, "beta": 1.0},
+    "window": {"radius": 0.15},
+    "adaptive_confidence": {"temperature": 1.0},
+    "xent": {},
+    "reverse_kl": {},
+    "filter": {"keep": 0.5, "by_class": True},
+    "harden": {},
+    "balance": {},
+}
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_an_experiments_settings_of_a_part_are_its_functions_keywords(name: str):
+    assert MethodArgs().of(name) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "taken", "refused"),
+    [
+        *((loss, key, (0, 1), (-0.01, 1.01)) for loss in ("logconf", "entropy") for key in ("alpha", "warmup")),
+        ("product", "alpha", (0, 0.5, 9), (-0.01,)),
+        ("product", "beta", (0, 0.5, 9), (-0.01,)),
+        ("window", "radius", (0.01, 0.99), (0, 1)),
+        ("adaptive_confidence", "temperature", (0.01, 9), (0, -1)),
+        ("filter", "keep", (0.01, 1), (0, 1.01)),
+    ],
+)
+def test_settings_out_of_bounds_are_refused(name: str, key: str, taken: tuple[float, ...], refused: tuple[float, ...]):
+    for value in taken:
+        assert MethodArgs.model_validate({name: {key: value}}).of(name)[key] == value
+    for value in refused:
+        with pytest.raises(ValidationError):
+            MethodArgs.model_validate({name: {key: value}})
+    with pytest.raises(ValidationError):
+        MethodArgs.model_validate({name: {"unknown": 1}})
