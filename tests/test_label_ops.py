@@ -78,6 +78,7 @@ def test_the_filter_by_class_keeps_the_class_shares():
     for c in (0, 1):
         assert (kept.hard == c).sum() == -(-(labels.hard == c).sum() // 2)
     assert len(_apply("filter", labels, keep=1.0, by_class=True)) == 200
+    assert _apply("filter", labels).row_id == kept.row_id  # half of each class, by default
     assert most_confident(labels, 1e-9, True).sum() == 2  # never less than one row a class
 
 

@@ -11,7 +11,7 @@ PACKING = (
 
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
-    "trainers/label_ops.py": ("tests/test_label_ops.py", "tests/test_losses.py", "-k", "not of_a_step"),
+    "trainers/label_ops.py": ("tests/test_label_ops.py",),
     "trainers/arms.py": ("tests/test_label_ops.py",),
     "trainers/labels.py": ("tests/test_data.py", "-k", "label or row_ids or parquet"),
     "trainers/splits.py": ("tests/test_splits.py",),
