@@ -12,6 +12,7 @@ from trainers import relabel
 from trainers.arms import ARMS, kind_of, operation
 from trainers.label_ops import most_confident
 from trainers.labels import LabelSet
+from trainers.method_args import MethodArgs
 from trainers.methods import Method, parse_method
 from w2s_tasks.errors import UserError
 
@@ -78,7 +79,8 @@ def test_the_filter_by_class_keeps_the_class_shares():
     for c in (0, 1):
         assert (kept.hard == c).sum() == -(-(labels.hard == c).sum() // 2)
     assert len(_apply("filter", labels, keep=1.0, by_class=True)) == 200
-    assert _apply("filter", labels).row_id == kept.row_id  # half of each class, by default
+    assert _apply("filter", labels).row_id == kept.row_id
+    assert MethodArgs().of("filter") == {"keep": 0.5, "by_class": True}
     assert most_confident(labels, 1e-9, True).sum() == 2  # never less than one row a class
 
 
