@@ -63,8 +63,8 @@ class Job:
 
 
 def forget() -> None:
-    for cached in (code_scope._path_of, code_scope._module, code_scope._reached_from, code_scope._text):
-        cached.cache_clear()
+    for cached in ("_path_of", "_module", "_reached_from", "_text", "_hash_of"):
+        getattr(code_scope, cached).cache_clear()
 
 
 @pytest.fixture
@@ -306,3 +306,14 @@ def test_a_report_stands_on_every_file(package: Path):
         seen.append(code_scope.all_code.__wrapped__())
     assert len({*seen}) == 3
     assert all(len(code) == 16 for code in seen)
+
+
+@pytest.mark.parametrize(("weak", "packed"), [("classifier", False), ("lora", True)])
+def test_weak_labels_stand_on_packing_where_the_supervisor_is_packed(
+    experiment_file: Path, causal_model: Callable[[str], Path], weak: str, packed: bool
+):
+    sets = [f"weak={{trainer: lora, model: {causal_model('llama')}}}"] if weak == "lora" else []
+    flow = open_flow(load(str(experiment_file), sets)[0], experiment_file.parent / "runs")
+    for name in ("labels/0", "evaluate/weak, seed 0", "fit/weak, seed 0"):
+        step = flow.steps[name]
+        assert ("w2s_tasks.packing.plan" in code_scope.reached([step.build, *step.code])) is packed, name

@@ -248,3 +248,13 @@ def test_the_shipped_eval_configs_measure_an_adapter(experiment_file: Path, own_
 
     accuracy = read_evaluation(tmp_path / "out")["own_reviews"].metrics["acc"]
     assert accuracy == pytest.approx(next(a["metrics"]["acc"] for a in report["arms"] if a["arm"] == "student"))
+
+
+def test_a_plan_splits_once_a_seed(experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A split of SST-2 by sentence takes seconds, and every step of a plan asks for its rows."""
+    made: list[int] = []
+    original = ex.splits.split_by_source
+    monkeypatch.setattr(ex.splits, "split_by_source", lambda *args, **named: made.append(1) or original(*args, **named))
+    flow = ex.open_flow(load(str(experiment_file), ["seeds=[0,1]"])[0], tmp_path / "runs")
+    assert len([step.rows() for step in flow.steps.values()]) > 10
+    assert len(made) == 2

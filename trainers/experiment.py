@@ -80,6 +80,7 @@ class Flow:
         self.steps: dict[str, Step] = {}
         self.stages: dict[str, Stage] = {}
         self._keys: dict[str, str] = {}
+        self._split: dict[int, splits.Halves] = {}
         self._identities = identities if identities is not None else {}
         self._lay_out()
 
@@ -374,6 +375,12 @@ class Flow:
     # ---- how each is built ------------------------------------------------------------------------------------
 
     def _halves(self, seed: int) -> splits.Halves:
+        """The split of a seed; made once, because a plan asks for it at every step."""
+        if seed not in self._split:
+            self._split[seed] = self._make_halves(seed)
+        return self._split[seed]
+
+    def _make_halves(self, seed: int) -> splits.Halves:
         split = self.config.split
         number = split.seed + seed
         if split.by == "study":

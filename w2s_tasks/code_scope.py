@@ -242,13 +242,20 @@ def reached(roots: Iterable[Callable[..., Any] | type]) -> Reached:
     Args:
         roots: functions, methods or classes; `functools.partial` of one counts as it. One of another package stands on none.
     """
+    return _reached_by(_places(roots))
+
+
+def _reached_by(places: Iterable[tuple[str, str]]) -> Reached:
     found: Reached = {}
-    for root in roots:
-        target = unwrapped(root)
-        if is_ours(target):
-            for module, names in _reached_from(target.__module__, target.__qualname__):
-                found.setdefault(module, set()).update(names)
+    for place in places:
+        for module, names in _reached_from(*place):
+            found.setdefault(module, set()).update(names)
     return found
+
+
+def _places(roots: Iterable[Callable[..., Any] | type]) -> frozenset[tuple[str, str]]:
+    """Where this suite's own among some functions are defined: module and qualified name."""
+    return frozenset((root.__module__, root.__qualname__) for root in map(unwrapped, roots) if is_ours(root))
 
 
 def unwrapped(root: Any) -> Any:
@@ -290,8 +297,13 @@ def all_code() -> str:
 
 def code_hash(roots: Iterable[Callable[..., Any] | type]) -> str:
     """Hash of the code that some functions or classes stand on: 16 hex digits."""
+    return _hash_of(_places(roots))
+
+
+@functools.cache
+def _hash_of(places: frozenset[tuple[str, str]]) -> str:
     digest = hashlib.sha256()
-    for module, names in sorted(reached(roots).items()):
+    for module, names in sorted(_reached_by(places).items()):
         for name in sorted(names):
             digest.update(f"{module}\0{name}\0{_text(module, name)}\0".encode())
     return digest.hexdigest()[:16]
