@@ -25,8 +25,6 @@ REGISTRY = "Registry"
 
 Reached = dict[str, set[str]]
 """Names of definitions by module; the empty name stands for what a module does when it is imported."""
-
-
 Imported = tuple[str, str | None]
 """A module, and a name in it; None for the module itself."""
 
@@ -68,7 +66,7 @@ class _Module:
             elif isinstance(statement, ast.If) and ast.unparse(statement.test).endswith("TYPE_CHECKING"):
                 continue  # nothing of it is run
             elif isinstance(statement, ast.If | ast.Try | ast.With):
-                self.take([*statement.body, *getattr(statement, "orelse", [])])
+                self.take([*statement.body, *getattr(statement, "orelse", []), *getattr(statement, "finalbody", [])])
                 for handler in getattr(statement, "handlers", []):
                     self.take(handler.body)
             elif names := _defined(statement):
@@ -152,8 +150,6 @@ class _Search:
 
     def __init__(self) -> None:
         self.reached: Reached = {}
-        self.parts: list[str] = []
-        """Of methods that the search began with, where they are."""
 
     def name(self, module: str, name: str) -> None:
         """Reach a name of a module: a definition, or what it imports under this name."""
@@ -161,21 +157,24 @@ class _Search:
         if name in found.definitions:
             if name in self.reached.setdefault(module, set()):
                 return
-            self._enter(module)
+            self.enter(module)
             self.reached[module].add(name)
             for statement in found.definitions[name]:
                 if not _is_registry(statement):
                     self.follow(module, statement)
         elif name in found.imports:
-            target, inner = found.imports[name]
-            if inner is not None and _exists(target):
-                self.name(target, inner)
-            elif inner is None and _exists(target):
-                self._enter(target)
-        elif _exists(f"{module}.{name}"):
-            self._enter(f"{module}.{name}")
+            self._import(found.imports[name], [])
 
-    def _enter(self, module: str) -> None:
+    def _import(self, imported: Imported, rest: list[str]) -> None:
+        """Reach what an import binds; of a module, the attribute that is named behind it."""
+        target, inner = imported
+        chain = rest if inner is None else [inner]
+        while chain and _exists(f"{target}.{chain[0]}"):
+            target, chain = f"{target}.{chain[0]}", chain[1:]
+        if _exists(target):
+            self.name(target, chain[0]) if chain else self.enter(target)
+
+    def enter(self, module: str) -> None:
         """A module is imported: what it does then happens."""
         names = self.reached.setdefault(module, set())
         if "" in names:
@@ -196,12 +195,7 @@ class _Search:
 
     def _mention(self, found: _Module, local: dict[str, Imported], first: str, rest: list[str]) -> None:
         if first in local or first in found.imports:
-            target, inner = local.get(first) or found.imports[first]
-            chain = rest if inner is None else [inner]
-            while chain and _exists(f"{target}.{chain[0]}"):
-                target, chain = f"{target}.{chain[0]}", chain[1:]
-            if _exists(target):
-                self.name(target, chain[0]) if chain else self._enter(target)
+            self._import(local.get(first) or found.imports[first], rest)
         elif first in found.definitions:
             self.name(found.name, first)
 
@@ -224,6 +218,7 @@ def _members(cls: ast.ClassDef) -> dict[str, ast.stmt]:
 
 def _follow_method(search: _Search, module: str, cls: ast.ClassDef, name: str) -> None:
     """Reach what a method mentions, and what the methods do that it calls on ``self``."""
+    search.enter(module)
     members = _members(cls)
     waiting, seen = [name], set[str]()
     while waiting:
