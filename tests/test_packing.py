@@ -61,6 +61,19 @@ def kinds_of(lm: W2SHF) -> set[str]:
     return {tried.kind for tried in trial.known(lm.language_model).ways.values()}
 
 
+def ignore_masks(lm: W2SHF) -> Callable[..., Any]:
+    """Let a model's forward pass drop every mask that it is given; the one that it had."""
+    model: Any = lm.language_model
+    original: Callable[..., Any] = model.forward
+
+    def forward(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        return original(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
+    model.forward = forward
+    return original
+
+
 # ---- the plan -------------------------------------------------------------------------------------------------------
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 3), min_size=2, max_size=12), min_size=1, max_size=12)
@@ -206,19 +219,12 @@ def test_what_shares_too_little_for_a_dense_mask_is_batched_by_length(causal_mod
 
 def test_a_model_that_ignores_the_mask_falls_back_to_plain_batches(causal_model, caplog: pytest.LogCaptureFixture):
     lm = W2SHF(str(causal_model("llama")), device="cpu")
-    model: Any = lm.language_model
-    original = model.forward
-
-    def forward(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
-
-    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    model.forward = forward
+    original = ignore_masks(lm)
     with caplog.at_level(logging.INFO, logger="w2s_tasks.packing"):
         ours = lm.loglikelihood(instances(few_shot(12)), disable_tqdm=True)
         replies = lm.generate_until(prompts(3), disable_tqdm=True)
     assert "batched instead" in caplog.text
-    model.forward = original
+    lm.language_model.forward = original
     theirs = HFLM(str(causal_model("llama")), device="cpu", dtype="float32")
     assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs.loglikelihood(instances(few_shot(12)))], abs=1e-4)
     assert replies == theirs.generate_until(prompts(3))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from test_packing import few_shot, gradients, instances, kinds_of, prompts
+from test_packing import few_shot, gradients, ignore_masks, instances, kinds_of, prompts
 from transformers import AutoModelForCausalLM
 
 from w2s_tasks.models.packed_hf import W2SHF
@@ -67,14 +66,7 @@ def test_gradients_and_replies_in_half_precision_are_packed(rough_model: Path):
 @pytest.mark.parametrize("dtype", HALVES)
 def test_a_model_that_ignores_the_mask_is_not_packed_in_half_precision_either(rough_model: Path, dtype: torch.dtype):
     lm = W2SHF(str(rough_model), device="cpu", dtype=str(dtype).removeprefix("torch."))
-    model: Any = lm.language_model
-    original = model.forward
-
-    def forward(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
-        return original(*args, **kwargs)
-
-    forward.__signature__ = inspect.signature(original)  # type: ignore[attr-defined]
-    model.forward = forward
+    ignore_masks(lm)
     scores(lm)
     assert kinds_of(lm) == {trial.NOT}
 

@@ -153,12 +153,11 @@ class Reader:
             alone = torch.cat([self.logprobs(self.pad_together([row])) for row in rows])
             try:
                 difference = float((self.logprobs(self.pad_together(rows)) - alone).abs().max())
+                reason = "" if difference <= TOLERANCE else f"scores differ by {difference:.1e}"
             except UserError as error:
                 reason = one_line(error)
-            else:
-                if difference <= TOLERANCE:
-                    return True
-                reason = f"scores differ by {difference:.1e}"
+        if not reason:
+            return True
         log.warning("%s: padding changes what it answers (%s); rows of one length are run together", self.name, reason)
         return False
 

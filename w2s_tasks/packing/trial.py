@@ -242,13 +242,11 @@ def compared(model: torch.nn.Module, tokens: int, packed: Callable[[], Values], 
 
 
 def _noisier(packed: Values, plain: Values, right: Values) -> str:
-    """Whether packed scores in half precision are off by more than plain ones are, many times over."""
+    """How far packed scores in half precision are off where that is many times as far as plain ones; else empty."""
     noise, worst = (float((values[0] - right[0]).abs().max()) for values in (plain, packed))
-    return (
-        ""
-        if worst <= max(HALF_TOLERANCE, NOISE * noise)
-        else f"packed scores differ by {worst:.1e}, plain ones by {noise:.1e}"
-    )
+    if worst <= max(HALF_TOLERANCE, NOISE * noise):
+        return ""
+    return f"packed scores differ by {worst:.1e}, plain ones by {noise:.1e}"
 
 
 def reason_of(error: Exception) -> str:
