@@ -21,21 +21,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lm_eval.api.registry import get_model
 
 from trainers import harness as hn
-from trainers import kept, lora, processes, splits, teachers, training, unsupervised
+from trainers import kept, processes, splits, teachers, training, unsupervised
 from trainers.arms import kind_of, operation
 from trainers.config import AnyTrainable, Experiment, OpenAIStrong, is_plain
 from trainers.costs import Budget
 from trainers.labels import LabelSet
-from trainers.losses import LOSSES
 from trainers.methods import parse_method
 from trainers.progress import Progress
 from trainers.steps import Arm, Code, Source, Step
 from trainers.store import Stage, Store, recipe_key
-from trainers.trainer import TRAINERS, training_style, untuned
-from w2s_tasks import register
+from trainers.trainer import TRAINERS, answering_code, training_code, training_style, untuned
 from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.eval_arguments import check_arguments
@@ -189,20 +186,9 @@ class Flow:
         inputs = (split, source.stage) if source.stage else (split,)
         build = functools.partial(self._build_fit, settings, loss, source, split, seed, title, keep)
         rows = functools.partial(self._count_source, source, split)
-        trainer = TRAINERS[settings.trainer]
-        code = (trainer.fit, *self.source_code(source))
-        if trainer.local:
-            code = (*code, LOSSES[loss])
-        if trainer.in_pool:
-            code = (*code, *self.answering_code(settings))
+        code = (*training_code(settings, loss), *self.source_code(source))
         step = Step(f"fit/{title}", "fit", f"train {title}", recipe, inputs, build, rows, arm, settings, code=code)
         return self.add(step)
-
-    @staticmethod
-    def answering_code(settings: AnyTrainable) -> tuple[Code, ...]:
-        """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
-        register()
-        return hn.ModelPool, get_model(TRAINERS[settings.trainer].model)
 
     @staticmethod
     def source_code(source: Source) -> tuple[Code, ...]:
@@ -233,7 +219,7 @@ class Flow:
             recipe |= {"args": settings.model_args}
         inputs = (fitted, split) if fitted else (split,)
         build = functools.partial(self._build_labels, settings, fitted, split)
-        base, code = None if fitted else settings, self.answering_code(settings)
+        base, code = None if fitted else settings, answering_code(settings)
         return self.derived_labels(name, title, recipe, inputs, build, split, base=base, code=code)
 
     def derived_labels(
@@ -262,9 +248,7 @@ class Flow:
         }
         build = functools.partial(self._build_search, split, seed)
         name, title = f"labels/unsupervised, seed {seed}", f"labels without a teacher, seed {seed}"
-        return self.derived_labels(
-            name, title, recipe, (split,), build, split, base=strong, code=self.answering_code(strong)
-        )
+        return self.derived_labels(name, title, recipe, (split,), build, split, base=strong, code=answering_code(strong))
 
     def _evaluations(self, arm: Arm, fitted: str | None) -> None:
         self._evaluation_step("evaluate", arm, fitted, {self.asked(arm): self.config.evaluate.limit})
@@ -325,7 +309,7 @@ class Flow:
                 arm,
                 None if fitted else getattr(self.config, arm.kind.model),
                 {t.name: t.eval_rows(limit) for t, limit in limits.items()},
-                self.answering_code(getattr(self.config, arm.kind.model)),
+                answering_code(getattr(self.config, arm.kind.model)),
             )
         )
 
@@ -553,8 +537,8 @@ class Flow:
         check_arguments(ref.model, ref.args, f"{section}.model_args")
         if not isinstance(settings, OpenAIStrong):
             training.check_arguments(settings, settings.lr)
-            if settings.trainer == "lora":
-                lora.check_base(settings)
+        if check := TRAINERS[settings.trainer].check:
+            check(settings)
 
     def arms(self) -> list[Arm]:
         """All arms with an evaluation, at the end of training; the weak supervisor first, then as the config lists them."""

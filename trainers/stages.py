@@ -14,10 +14,9 @@ from trainers import commands, processes
 from trainers import harness as hn
 from trainers.config import set_value
 from trainers.labels import LabelSet
-from trainers.losses import LOSSES
 from trainers.schema import Section
 from trainers.store import CHECKPOINTS, recipe_key
-from trainers.trainer import TRAINERS, training_style
+from trainers.trainer import TRAINERS, training_code, training_style
 from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
@@ -143,7 +142,7 @@ def finetune_model(
     docs, found = _chosen(task, labels, limit)
     out.parent.mkdir(parents=True, exist_ok=True)
     recipe = [
-        code_hash([fit, LOSSES["xent"]]),
+        code_hash(training_code(settings, "xent")),
         task_name,
         trainer,
         settings.model_dump(),

@@ -12,6 +12,7 @@ from trainers import relabel
 from trainers.labels import LabelSet
 from trainers.methods import Method
 from trainers.steps import Code, Source
+from trainers.trainer import answering_code
 
 if TYPE_CHECKING:
     from trainers.experiment import Flow
@@ -91,7 +92,7 @@ def _relabel(flow: Flow, method: str, source: Source, split: str, seed: int) -> 
 
     inputs = (fitted, split, *([source.stage] if source.stage else []))
     recipe = {"relabel": shares.model_dump(), "label_ops": source.ops, "seed": seed}
-    code: tuple[Code, ...] = (flow.labels_of, *flow.source_code(source), flow.label_with, *flow.answering_code(strong))
+    code: tuple[Code, ...] = (flow.labels_of, *flow.source_code(source), flow.label_with, *answering_code(strong))
     title = f"labels of {title}"
     name = flow.derived_labels(f"labels/{method}, seed {seed}", title, recipe, inputs, build, split, code=code)
     return Source(name, share=shares.keep + (1 - shares.keep) * shares.add)

@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from lm_eval.api.registry import get_model
+
 from trainers import lora, openai_ft, weak
 from trainers.config import AnyTrainable, OpenAIStrong, Strong, Weak
+from trainers.losses import LOSSES
+from trainers.model_pool import ModelPool
 from trainers.registry import Registry
 from trainers.schema import Section
+from trainers.steps import Code
 from trainers.task_view import PromptStyle
+from w2s_tasks import register
 from w2s_tasks.models.ref import ModelRef
 
 
@@ -31,11 +37,13 @@ class Trainer:
     """Whether it trains here, by one of `trainers.losses.LOSSES`."""
     in_pool: bool = False
     """Whether it trains on the loaded untuned model."""
+    check: Callable[..., None] | None = None
+    """Refuses settings whose model it can't train, before others are trained."""
 
 
 TRAINERS: Registry[Trainer] = Registry(
     classifier=Trainer(Weak, weak.fit, weak.untrained, weak.style_of, "w2s-classifier"),
-    lora=Trainer(Strong, lora.fit, lora.base_ref, lora.style_of, "w2s-hf", in_pool=True),
+    lora=Trainer(Strong, lora.fit, lora.base_ref, lora.style_of, "w2s-hf", in_pool=True, check=lora.check_base),
     openai=Trainer(OpenAIStrong, openai_ft.fit, openai_ft.base_ref, openai_ft.style_of, "w2s-chat", local=False),
 )
 
@@ -48,3 +56,16 @@ def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> Promp
 def untuned(settings: AnyTrainable, choices: Sequence[str]) -> ModelRef:
     """The model of these settings before training."""
     return TRAINERS[settings.trainer].untuned(settings, choices)
+
+
+def answering_code(settings: AnyTrainable) -> tuple[Code, ...]:
+    """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
+    register()
+    return ModelPool, get_model(TRAINERS[settings.trainer].model)
+
+
+def training_code(settings: AnyTrainable, loss: str) -> tuple[Code, ...]:
+    """What trains a model of these settings by a loss."""
+    trainer = TRAINERS[settings.trainer]
+    by = (LOSSES[loss],) if trainer.local else ()
+    return trainer.fit, *by, *(answering_code(settings) if trainer.in_pool else ())
