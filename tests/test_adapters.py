@@ -16,7 +16,7 @@ from bad_input import one_clear_error
 from lm_eval.api.instance import Instance
 from safetensors.torch import load_file, save_file
 
-from trainers.harness import ModelPool
+from trainers.harness.evaluate import ModelPool
 from w2s_tasks.models.adapters import TAKEN
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.ref import ModelRef

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from w2s_tasks.answers import is_scale, lenient, published, strict
+from w2s_tasks.scoring.answers import is_scale, lenient, published, strict
 
 REASONABLE = ("unreasonable", "reasonable")
 VIRTUE = ("no", "yes")

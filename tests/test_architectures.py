@@ -14,9 +14,8 @@ import torch
 import transformers as tf
 from tiny_models import VOCABULARY, WINDOW, causal_models, tiny_config, tiny_model
 
-from trainers import lora
-from trainers.config import Strong
-from trainers.lora_layers import fewer_passes
+from trainers.config.experiment import Strong
+from trainers.fit import lora
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 
@@ -115,8 +114,7 @@ def check_training(model: Any) -> None:
         expected = trained(tuned, plain(tuned, asked).view(-1, CHOICES).log_softmax(-1))
     except (RuntimeError, AttributeError) as error:
         pytest.skip(f"its scores are the plain ones; PEFT itself can't train all its linear layers: {str(error)[:200]}")
-    with fewer_passes(tuned):
-        found = trained(tuned, lora.choice_logprobs(tuned, asked, CHOICES, MAX_LENGTH))
+    found = trained(tuned, lora.choice_logprobs(tuned, asked, CHOICES, MAX_LENGTH))
     assert found[0] == pytest.approx(expected[0], abs=1e-4)
     assert found[1].keys() == expected[1].keys()
     largest = max(float(grad.abs().max()) for grad in expected[1].values())

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers import experiment as ex
-from trainers import harness as hn
-from trainers import lora, training
-from trainers.arms import ARMS
-from trainers.config import Strong, load
-from trainers.labels import LabelSet, gold_labels
-from trainers.losses import LOSSES
-from trainers.methods import PARTS
-from trainers.progress import Progress
-from trainers.report import write_report
+from trainers.config.experiment import Strong, load
+from trainers.config.methods import PARTS
+from trainers.fit import lora
+from trainers.flow import experiment as ex
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
+from trainers.labels.arms import ARMS
+from trainers.labels.label_set import LabelSet, gold_labels
+from trainers.report.report import write_report
+from trainers.training import loop as training
+from trainers.training.losses import LOSSES
 from w2s_tasks.errors import UserError
 
 ALL_ARMS = [*ARMS, "few_shot(4)"]
@@ -175,8 +176,8 @@ def test_a_checkpoint_is_chosen_by_held_back_labels(
             seen.append({"same_as_last": all((states[-1][1][n] == final[n]).all() for n in final)})
         return warnings
 
-    monkeypatch.setattr("trainers.lora.fit_choices", fitted)
-    monkeypatch.setattr("trainers.weak.fit_choices", fitted)
+    monkeypatch.setattr("trainers.fit.lora.fit_choices", fitted)
+    monkeypatch.setattr("trainers.fit.classifier.fit_choices", fitted)
     sets = [f"{section}.checkpoint={rule}", f"{section}.holdout=0.3", f"{section}.epochs=4", f"{section}.lr=0.05"]
     _run(experiment_file, tmp_path / "runs", *SMALL, "arms=[random_labels]", *sets)
     assert len(seen) == 1

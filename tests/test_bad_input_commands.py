@@ -15,7 +15,8 @@ import pytest
 import yaml
 from bad_input import one_clear_error
 
-from w2s_tasks import eval_arguments, register
+from w2s_tasks import register
+from w2s_tasks.plugin import eval_arguments
 
 CANARY = "sk-canary-51ac7be09d3f4482"
 PROBE = "w2s_ethics_probe_justice"

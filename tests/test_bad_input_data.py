@@ -14,10 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from bad_input import one_clear_error
 
-from trainers.labels import LabelSet
+from trainers.labels.label_set import LabelSet
 from w2s_tasks.models.recorded import Recorded, read_replies
-from w2s_tasks.rescore import rescore
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.study.rescore import rescore
 
 # ---- label sets -----------------------------------------------------------------------------------------------------
 

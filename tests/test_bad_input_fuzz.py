@@ -18,14 +18,14 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from trainers import config
-from trainers.labels import LabelSet
-from trainers.sweep import parse_grid
-from w2s_tasks import answers
+from trainers.config import experiment as config
+from trainers.flow.sweep import parse_grid
+from trainers.labels.label_set import LabelSet
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.recorded import read_replies
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.scoring import answers
 from w2s_tasks.user_text import parse_yaml
 
 few = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)

@@ -14,9 +14,9 @@ import torch
 from bad_input import one_clear_error
 from safetensors.torch import load_file, save_file
 
-from trainers import harness as hn
-from trainers import lora
-from trainers.config import Strong
+from trainers.config.experiment import Strong
+from trainers.fit import lora
+from trainers.harness import evaluate as hn
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier, document_text
 from w2s_tasks.models.packed_hf import W2SHF

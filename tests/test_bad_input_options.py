@@ -24,10 +24,12 @@ from pydantic import BaseModel
 from test_paths import evaluate
 from typer.testing import CliRunner
 
-from trainers import cli, config
-from trainers.trainer_args import HONOURED
-from w2s_tasks import MODELS, eval_arguments, register
+from trainers import cli
+from trainers.config import experiment as config
+from trainers.training.trainer_args import HONOURED
+from w2s_tasks import MODELS, register
 from w2s_tasks.errors import UserError
+from w2s_tasks.plugin import eval_arguments
 
 PROBE = "w2s_ethics_probe_justice"
 WORDS = [
@@ -321,7 +323,7 @@ def test_model_args_that_a_run_sets_are_refused(section: str, key: str):
 
 
 def _flow(experiment_file: Path, *sets: str) -> Any:
-    from trainers.experiment import open_flow
+    from trainers.flow.experiment import open_flow
 
     found, _ = config.load(str(experiment_file), list(sets))
     return open_flow(found, experiment_file.parent / "runs")
@@ -329,7 +331,7 @@ def _flow(experiment_file: Path, *sets: str) -> Any:
 
 def _refused(experiment_file: Path, message: str, *sets: str) -> None:
     """A run ends with one sentence before any stage is built."""
-    from trainers.progress import Progress
+    from trainers.flow.progress import Progress
 
     one_clear_error(lambda: _flow(experiment_file, *sets).run(Progress(quiet=True)), message)
     stages = experiment_file.parent / "runs" / "small" / "stages"
@@ -417,7 +419,7 @@ def test_a_training_starts_no_more_processes_than_a_machine_has(value: Any):
 @pytest.mark.slow
 @pytest.mark.parametrize("key", HONOURED)
 def test_odd_trainer_args_train_or_are_one_sentence(key: str, experiment_file: Path, tmp_path: Path):
-    from trainers.stages import finetune_model
+    from trainers.flow.alone import finetune_model
 
     strong = config.load(str(experiment_file), [])[0].strong.model
     for i, value in enumerate([-1, 0, 0.5, 10**30, "x", "", [], ["a"], {}, {"a": 1}, None, True]):

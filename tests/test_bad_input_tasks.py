@@ -14,10 +14,10 @@ import pytest
 from bad_input import one_clear_error
 from conftest import OWN_TASK
 
-from trainers import harness as hn
-from trainers.labels import LabelSet
-from trainers.stages import _chosen, finetune_model, label_rows
-from w2s_tasks.manager import W2STaskManager
+from trainers.flow.alone import _chosen, finetune_model, label_rows
+from trainers.harness import evaluate as hn
+from trainers.labels.label_set import LabelSet
+from w2s_tasks.plugin.manager import W2STaskManager
 
 TASK = OWN_TASK.replace("own_reviews", "mine").replace(": json", ": {kind}").replace(".jsonl", ".{end}")
 CSV = b"text,label\ngood,1\nbad,0\n"

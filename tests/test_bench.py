@@ -16,7 +16,7 @@ import pytest
 from bench import comparison, contention, eval, linear, scale, scoring, startup, train
 from bench.side import Side, TokenMeter, Worker
 
-from trainers.harness import Harness, PromptStyle
+from trainers.harness.evaluate import Harness, PromptStyle
 from w2s_tasks.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent
@@ -28,8 +28,8 @@ KEYS = {
 
 FIXED_SHOTS = """\
 fewshot_config:
-  sampler: !function w2s_tasks.fewshot.BalancedSampler
-  process_docs: !function w2s_tasks.fewshot.pool
+  sampler: !function w2s_tasks.rows.fewshot.BalancedSampler
+  process_docs: !function w2s_tasks.rows.fewshot.pool
 """
 
 

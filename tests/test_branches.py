@@ -12,7 +12,7 @@ from test_packing import ARCHITECTURES, few_shot
 
 from w2s_tasks import packing
 from w2s_tasks.models.packed_hf import W2SHF
-from w2s_tasks.packing import attend, branches, cuts, masks
+from w2s_tasks.packing import branches, cuts, masks
 from w2s_tasks.packing.tree import Layout, lay_out
 
 CPU = torch.device("cpu")
@@ -94,19 +94,6 @@ def test_long_branches_behind_one_shared_token_are_cut_apart_and_each_sees_it():
     first = cut.stacks[0]
     assert first.places.view(6, 13)[:, 0].tolist() == [1] * 6
     assert len(first.places[first.own]) == 6 * 12 + 1
-
-
-def test_attention_without_a_mask_is_the_kernels_by_either_library(monkeypatch: pytest.MonkeyPatch):
-    """Blocks of several rows, the last one shorter; outputs and log-sum-exp as PyTorch's kernel has them."""
-    made = torch.Generator().manual_seed(3)
-    q, k, v = (torch.randn(1, n, h, 16, generator=made).transpose(1, 2) for n, h in ((150, 6), (200, 2), (200, 2)))
-    expected = attend.attend(q, k, v, 0.25, None, causal=False)
-    monkeypatch.setattr(attend, "BLOCK_SCORES", 20_000)
-    for faster in (False, True):
-        monkeypatch.setattr(attend.linear, "twice_as_fast_here", lambda faster=faster: faster)
-        for found, wanted in zip(attend.attend_all(q, k, v, 0.25), expected, strict=True):
-            assert found.shape == wanted.shape
-            assert torch.allclose(found, wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -154,7 +154,7 @@ def test_all_our_tasks_are_answered(service: Service, tmp_path: Path) -> None:
 
 
 def test_reports_read_the_mode(service: Service, own_task: Path, tmp_path: Path) -> None:
-    from trainers import harness as hn
+    from trainers.harness import evaluate as hn
     from w2s_tasks.models.ref import ModelRef
 
     harness = hn.Harness([str(own_task)])
@@ -276,8 +276,8 @@ def test_lm_evals_cache_is_refused(service: Service, own_task: Path, tmp_path: P
 def test_the_shipped_configs_are_whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
-    from w2s_tasks.manager import W2STaskManager
     from w2s_tasks.models.chat.model import W2SChat
+    from w2s_tasks.plugin.manager import W2STaskManager
 
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     monkeypatch.setenv("AZURE_OPENAI_API_KEY", "sk-test")

@@ -17,15 +17,17 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from trainers import experiment as ex
-from trainers import harness as hn
-from trainers import kept, lora, training
-from trainers.checkpoints import newest_checkpoint
-from trainers.config import Strong, load
-from trainers.labels import gold_labels
-from trainers.plan import show_plan
-from trainers.progress import Progress
-from trainers.report import recomputed, write_report
+from trainers.config.experiment import Strong, load
+from trainers.fit import lora
+from trainers.flow import experiment as ex
+from trainers.flow.plan import show_plan
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
+from trainers.labels.label_set import gold_labels
+from trainers.report.report import recomputed, write_report
+from trainers.training import kept
+from trainers.training import loop as training
+from trainers.training.checkpoints import newest_checkpoint
 from w2s_tasks.errors import UserError
 from w2s_tasks.results.association import rank_correlation
 

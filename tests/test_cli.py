@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.labels import LabelSet
+from trainers.labels.label_set import LabelSet
 
 
 def w2s(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from trainers.config import load
-from trainers.experiment import open_flow
+from trainers.config.experiment import load
+from trainers.flow.experiment import open_flow
 from trainers.registry import Registry
 from w2s_tasks import code_scope
 
@@ -244,29 +244,34 @@ def evaluations(fits: set[str]) -> set[str]:
 
 FUTURE = "from __future__ import annotations\n"
 EDITS: dict[str, tuple[str, str, str, set[str]]] = {
-    "a new loss": ("trainers/losses.py", "@LOSSES.entry\n@WHOLE_STEP.entry\ndef logconf(", NEW_LOSS.lstrip(), set()),
+    "a new loss": (
+        "trainers/training/losses.py",
+        "@LOSSES.entry\n@WHOLE_STEP.entry\ndef logconf(",
+        NEW_LOSS.lstrip(),
+        set(),
+    ),
     "a comment in the chat client": ("w2s_tasks/models/chat/transport.py", FUTURE, f"{FUTURE}# words\n", set()),
-    "code of the report's page": ("trainers/page.py", FUTURE, f"{FUTURE}\nNEW = 1\n", set()),
+    "code of the report's page": ("trainers/report/page.py", FUTURE, f"{FUTURE}\nNEW = 1\n", set()),
     "a function beside those that split": (
-        "trainers/splits.py",
+        "trainers/labels/splits.py",
         "def limited(",
         "def beside(): pass\n\n\ndef limited(",
         set(),
     ),
     "another loss": (
-        "trainers/losses.py",
+        "trainers/training/losses.py",
         "own = (probs - prior_threshold(batch, prior))",
         "own = (probs + prior_threshold(batch, prior))",
         {STUDENT_LOGCONF, *evaluations({STUDENT_LOGCONF})},
     ),
     "a label operation": (
-        "trainers/arms.py",
+        "trainers/labels/arms.py",
         "soft[rows] = labels.soft[rng.permutation(rows)]",
         "soft[rows] = labels.soft[rng.permutation(rows)[::-1]]",
         {NOISE_MATCHED, *evaluations({NOISE_MATCHED})},
     ),
     "the LoRA trainer": (
-        "trainers/lora.py",
+        "trainers/fit/lora.py",
         "set_seed(seed)\n    model = _with_adapter",
         "set_seed(seed + 1)\n    model = _with_adapter",
         {*TRAINED, *evaluations(TRAINED)},
@@ -280,7 +285,7 @@ EDITS: dict[str, tuple[str, str, str, set[str]]] = {
     ),
     # Every fit learns by it, or stands on labels of one that did.
     "cross-entropy": (
-        "trainers/losses.py",
+        "trainers/training/losses.py",
         "    return _cross_entropy(logprobs, targets)\n",
         "    return 2 * _cross_entropy(logprobs, targets)\n",
         {WEAK, "labels/0", *TRAINED, *evaluations({WEAK, *TRAINED})},

@@ -14,8 +14,8 @@ from test_own_rows import Rows, w2s, write
 
 import trainers
 import w2s_tasks
-from trainers import harness as hn
-from w2s_tasks.sources import _probe
+from trainers.harness import evaluate as hn
+from w2s_tasks.rows.sources import _probe
 
 ADDED = re.compile(r"w2s_\w+")
 DERIVED = {"utilitarianism": {"activity"}}

@@ -17,15 +17,15 @@ import yaml
 from conftest import write_own_task
 from transformers import AutoTokenizer
 
-from trainers import commands
 from trainers.cli import _model_arguments
-from trainers.config import load
-from trainers.experiment import open_flow
-from trainers.harness import Harness, ModelPool, PromptStyle, evaluate
-from trainers.progress import Progress
-from trainers.report import write_report
-from w2s_tasks.eval_arguments import _parsed
+from trainers.config.experiment import load
+from trainers.flow import commands
+from trainers.flow.experiment import open_flow
+from trainers.flow.progress import Progress
+from trainers.harness.evaluate import Harness, ModelPool, PromptStyle, evaluate
+from trainers.report.report import write_report
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.plugin.eval_arguments import _parsed
 from w2s_tasks.results.read import read_evaluation
 
 ODD = 'the reviewer\'s "own", a=b (1)'

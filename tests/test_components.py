@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from w2s_tasks.metrics import clustered_stderr
 from w2s_tasks.results.clusters import Clusters
 from w2s_tasks.results.components import Components, average, critical, crossed, p_value, quantile
+from w2s_tasks.scoring.metrics import clustered_stderr
 
 PSEUDO_OF_TWO = np.array([[2.0, 1.0], [1.0, 2.0]])
 LABELS = np.array([0, 0, 0, 1, 2, 2, 1, 3, 3, 3, 3, 0])

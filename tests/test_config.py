@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers import config
+from trainers.config import experiment as config
 from w2s_tasks.errors import UserError
 
 GOOD = """\

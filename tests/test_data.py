@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainers import arms, splits
-from trainers.labels import LabelSet, gold_labels, row_ids
+from trainers.labels import arms, splits
+from trainers.labels.label_set import LabelSet, gold_labels, row_ids
 from w2s_tasks.errors import UserError
-from w2s_tasks.fewshot import BalancedSampler, FixedThenSeededSampler, LongBalancedSampler
+from w2s_tasks.rows.fewshot import BalancedSampler, FixedThenSeededSampler, LongBalancedSampler
 
 
 def _labels(n: int = 400, accuracy: float = 0.8) -> LabelSet:
@@ -213,7 +213,7 @@ def test_too_large_a_limit_says_what_there_is():
 
 
 def test_sst2_splits_without_a_leak(real_data: Path):
-    from w2s_tasks.sources import sst2
+    from w2s_tasks.rows.sources import sst2
 
     train = sst2()["train"]
     assert [len(s) for s in (splits.split_as_study(len(train)).weak, splits.split_as_study(len(train)).transfer)] == [
@@ -255,7 +255,7 @@ def test_too_many_shots_are_an_error_and_long_texts_get_eight():
 
 
 def test_the_papers_ratings_come_first():
-    from w2s_tasks.ethics.shots import PAPER, rated_activities
+    from w2s_tasks.rows.ethics_shots import PAPER, rated_activities
 
     shots = FixedThenSeededSampler(rated_activities()).set_rnd(5).sample(32)
     assert [s["activity"] for s in shots[:5]] == [a for a, _ in PAPER]
@@ -296,7 +296,7 @@ def test_no_package_index_is_one_clear_error(tmp_path: Path):
 
 @pytest.mark.pypi
 def test_movie_reviews_are_labelled_by_the_sign_of_the_mean_rating(smollm2: str):
-    from w2s_tasks.sources import movie_reviews
+    from w2s_tasks.rows.sources import movie_reviews
 
     data = movie_reviews()
     assert (len(data["train"]), len(data["validation"])) == (9018, 1052)

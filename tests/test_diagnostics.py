@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from w2s_tasks.metrics import clustered_stderr
 from w2s_tasks.results.diagnostics import Share, calibration, capa, confusion, diagnose, probabilities
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import accuracy_interval, paired_difference
+from w2s_tasks.scoring.metrics import clustered_stderr
 
 
 def scores(right_of_one: list[float], gold: list[int], **more) -> TaskScores:

@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from trainers.choice_trainer import ChoiceLogprobs
-from trainers.config import Strong, load
-from trainers.experiment import Flow, open_flow
-from trainers.progress import Progress
-from trainers.report import write_report
-from trainers.stages import finetune_model
-from trainers.tables import show
-from trainers.training import fit_choices
+from trainers.config.experiment import Strong, load
+from trainers.flow.alone import finetune_model
+from trainers.flow.experiment import Flow, open_flow
+from trainers.flow.progress import Progress
+from trainers.report.report import write_report
+from trainers.report.tables import show
+from trainers.training.choice_trainer import ChoiceLogprobs
+from trainers.training.loop import fit_choices
 from w2s_tasks.errors import UserError
 
 

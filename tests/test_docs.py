@@ -25,7 +25,7 @@ import typer
 import yaml
 
 from trainers.cli import app
-from trainers.config import find_config, load, parse
+from trainers.config.experiment import find_config, load, parse
 from w2s_tasks.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -148,7 +148,7 @@ def check_ours(words: list[str]) -> None:
     if name in ("run", "plan"):
         load(values["config"], values["assignments"])
     if name == "sweep":
-        from trainers.sweep import lay_out, of_shard, parse_grid
+        from trainers.flow.sweep import lay_out, of_shard, parse_grid
 
         of_shard(lay_out(values["config"], values["assignments"] or [], parse_grid(values["grid"]))[1], values.get("shard"))
     if name == "eval" and context.args != ["--help-lm-eval"]:
@@ -162,7 +162,7 @@ def check_ours(words: list[str]) -> None:
 @functools.cache
 def our_tasks() -> Any:
     """The index of our tasks."""
-    from w2s_tasks.manager import W2STaskManager
+    from w2s_tasks.plugin.manager import W2STaskManager
 
     return W2STaskManager(include_defaults=False)
 
@@ -175,7 +175,7 @@ def assert_tasks(names: list[str]) -> None:
 def check_evaluation(arguments: list[str], *, ours: bool) -> None:
     """The flags as `lm_eval run` takes them, the config file, the model's arguments and the tasks."""
     from w2s_tasks import register
-    from w2s_tasks.eval_arguments import _parsed, checked
+    from w2s_tasks.plugin.eval_arguments import _parsed, checked
 
     register()
     parsed = vars(_parsed(arguments))
@@ -317,7 +317,7 @@ def test_yaml_in_the_documentation_is_an_experiment_a_part_of_one_or_a_task(text
     data = yaml.load(text, Loader=_Functions)  # noqa: S506 - a safe loader
     if "doc_to_text" in data:
         if "include" in data:
-            assert (ROOT / "w2s_tasks" / "NAME" / data["include"]).resolve().is_file()
+            assert (ROOT / "w2s_tasks" / "tasks" / "NAME" / data["include"]).resolve().is_file()
         assert set(data) - {"include"} <= set(TaskConfig.__dataclass_fields__)
         return
     whole = next(b for b in blocks(ROOT / "README.md", "yaml") if "methods:" in b)

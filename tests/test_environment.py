@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from lm_eval.loggers import utils
 
-from w2s_tasks import environment
+from w2s_tasks.plugin import environment
 
 
 def test_the_environment_is_lm_evals_and_collected_once(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from trainers.harness import Harness, PromptStyle
+from trainers.harness.evaluate import Harness, PromptStyle
 from w2s_tasks import TASK_PATH
 from w2s_tasks.models.packed_hf import W2SHF
 

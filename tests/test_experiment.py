@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trainers import experiment as ex
-from trainers.config import load
-from trainers.labels import LabelSet
-from trainers.progress import Progress
-from trainers.report import read_report, write_report
+from trainers.config.experiment import load
+from trainers.flow import experiment as ex
+from trainers.flow.progress import Progress
+from trainers.labels.label_set import LabelSet
+from trainers.report.report import read_report, write_report
 from w2s_tasks.errors import UserError
 
 
@@ -189,7 +189,7 @@ def test_the_exported_adapter_gives_the_reports_number_under_stock_lm_eval(
     ],
 )
 def test_mistakes_stop_the_run_with_the_reason(experiment_file: Path, tmp_path: Path, change, message: str, monkeypatch):
-    from w2s_tasks.manager import W2STaskManager
+    from w2s_tasks.plugin.manager import W2STaskManager
 
     monkeypatch.setattr(W2STaskManager, "_widen", lambda self: setattr(self, "_can_widen", False))
     experiment_file.write_text(change(experiment_file.read_text()))

@@ -27,7 +27,7 @@ from lm_eval.tasks import TaskManager
 
 from w2s_tasks import TASK_PATH, export
 from w2s_tasks.errors import UserError
-from w2s_tasks.manager import W2STaskManager
+from w2s_tasks.plugin.manager import W2STaskManager
 
 SUBTASKS = ["justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long"]
 CONFIGS = SUBTASKS[:5]
@@ -85,7 +85,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def _probe_rows(subtask: str, split: str) -> list[dict[str, Any]]:
     names = [subtask, f"{subtask}_long"] if subtask == "commonsense" else [subtask]
-    files = [TASK_PATH / "ethics_probe" / "data" / f"{name}_{split}.jsonl" for name in names]
+    files = [TASK_PATH.parent / "rows" / "ethics_probe" / f"{name}_{split}.jsonl" for name in names]
     return [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
 
 
@@ -193,9 +193,9 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pyt
 
 
 def test_what_only_this_package_needs_is_told_when_it_changes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export, "EDITS", (("w2s_tasks.metrics", "no such text", ""),))
+    monkeypatch.setattr(export, "EDITS", (("w2s_tasks.scoring.metrics", "no such text", ""),))
     with pytest.raises(ValueError, match="no longer holds 'no such text'"):
-        export._text_of("w2s_tasks.metrics")
+        export._text_of("w2s_tasks.scoring.metrics")
 
 
 # ---- the same tasks ---------------------------------------------------------------------------------------------------

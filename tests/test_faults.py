@@ -23,13 +23,13 @@ import pytest
 from filelock import FileLock
 from watched_run import STEP, Watched, content, forked, numbers
 
-from trainers import disk, stopping
-from trainers import store as st
-from trainers.checkpoints import newest_checkpoint
-from trainers.config import load
-from trainers.experiment import Flow, open_flow
-from trainers.progress import Progress
-from trainers.report import recomputed, write_report
+from trainers.config.experiment import load
+from trainers.flow.experiment import Flow, open_flow
+from trainers.flow.progress import Progress
+from trainers.report.report import recomputed, write_report
+from trainers.store import disk, stopping
+from trainers.store import stages as st
+from trainers.training.checkpoints import newest_checkpoint
 from w2s_tasks.errors import UserError
 
 SMALL = ("arms=[student]", "evaluate.limit=20")
@@ -100,7 +100,7 @@ def test_sigterm_in_training_writes_a_checkpoint_and_the_same_command_goes_on(ex
 
 def test_training_that_ends_early_is_no_model(experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """As transformers' own enable_jit_checkpoint would end it: train() returns as if all was done."""
-    from trainers import training
+    from trainers.training import loop as training
 
     original = training.Bar.on_step_end
 
@@ -244,7 +244,7 @@ def test_a_folder_where_another_process_builds_is_not_deleted(experiment_file: P
 
 def test_two_writers_of_one_file_leave_one_whole(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from trainers.store import write_atomic\n"
+        "import sys; from pathlib import Path; from trainers.store.stages import write_atomic\n"
         "for i in range(300): write_atomic(Path(sys.argv[1]), sys.argv[2] * 20000)"
     )
     path = tmp_path / "report.json"
@@ -319,7 +319,7 @@ def test_new_checkpoints_are_kept_where_older_ones_are_from_a_later_time(
     experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """Trainer deletes the checkpoints with the oldest times, which after a clock was set back are the newest."""
-    from trainers import training
+    from trainers.training import loop as training
 
     original = training.Bar.on_step_end
     checkpoints: Path = tmp_path

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from w2s_tasks import generated as g
 from w2s_tasks import register
-from w2s_tasks.answers import PARSERS, is_scale
-from w2s_tasks.manager import W2STaskManager
-from w2s_tasks.metrics import exact_match
+from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.scoring import generated as g
+from w2s_tasks.scoring.answers import PARSERS, is_scale
+from w2s_tasks.scoring.metrics import exact_match
 
 SUBTASKS = ["justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long"]
 PROBE = [f"w2s_ethics_probe_{s}{h}" for s, h in itertools.product(SUBTASKS, ("", "_hard"))]

@@ -10,16 +10,16 @@ from typing import Any
 import pytest
 from bad_input import one_clear_error
 
-from trainers import harness as hn
-from trainers import lora
-from trainers.config import Strong, load
-from trainers.experiment import Flow, open_flow
-from trainers.progress import Progress
-from trainers.report import write_report
-from w2s_tasks.eval_arguments import checked
-from w2s_tasks.manager import W2STaskManager
+from trainers.config.experiment import Strong, load
+from trainers.fit import lora
+from trainers.flow.experiment import Flow, open_flow
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
+from trainers.report.report import write_report
+from w2s_tasks.plugin.eval_arguments import checked
+from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.plugin.task_settings import settings
 from w2s_tasks.results.read import read_samples
-from w2s_tasks.task_settings import settings
 
 GROUP = """\
 group: asked

@@ -14,14 +14,14 @@ import pytest
 from bad_input import one_clear_error
 from lm_eval.loggers import EvaluationTracker
 
-from trainers import sweep as sw
-from trainers.config import load
-from trainers.experiment import Flow, open_flow
-from trainers.progress import Progress
-from trainers.report import read_report, recomputed, write_report
-from trainers.store import MANIFEST
-from w2s_tasks.assets import sha256_file
+from trainers.config.experiment import load
+from trainers.flow import sweep as sw
+from trainers.flow.experiment import Flow, open_flow
+from trainers.flow.progress import Progress
+from trainers.report.report import read_report, recomputed, write_report
+from trainers.store.stages import MANIFEST
 from w2s_tasks.models.packed_hf import W2SHF
+from w2s_tasks.rows.assets import sha256_file
 
 SETS = ["split.limit={weak: 48, transfer: 32}", "arms=[zero_shot]"]
 

@@ -13,7 +13,7 @@ import datasets
 import huggingface_hub
 import pytest
 
-from w2s_tasks import hub
+from w2s_tasks.rows import hub
 
 PROXIES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from trainers.config import load
-from trainers.experiment import Flow, open_flow
-from trainers.progress import Progress
+from trainers.config.experiment import load
+from trainers.flow.experiment import Flow, open_flow
+from trainers.flow.progress import Progress
 
 Models = Callable[[str], Path]
 

@@ -19,8 +19,8 @@ import pytest
 from conftest import write_experiment
 from watched_run import REPORT, STEP, Moment, Watched, content, numbers, steady
 
-from trainers.config import load
-from trainers.experiment import open_flow
+from trainers.config.experiment import load
+from trainers.flow.experiment import open_flow
 
 pytestmark = pytest.mark.slow
 

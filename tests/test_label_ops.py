@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers import relabel
-from trainers.arms import ARMS, kind_of, operation
-from trainers.label_ops import most_confident
-from trainers.labels import LabelSet
-from trainers.method_args import MethodArgs
-from trainers.methods import Method, parse_method
+from trainers.config.method_args import MethodArgs
+from trainers.config.methods import Method, parse_method
+from trainers.labels import relabel
+from trainers.labels.arms import ARMS, kind_of, operation
+from trainers.labels.label_set import LabelSet
+from trainers.labels.operations import most_confident
 from w2s_tasks.errors import UserError
 
 

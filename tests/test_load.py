@@ -32,13 +32,14 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, OWN_TASK
 
-from trainers import harness as hn
-from trainers import splits, store
-from trainers import sweep as sw
-from trainers.arms import noise_matched, permuted_labels
-from trainers.label_ops import METHOD_OPS
-from trainers.labels import LabelSet, row_ids
-from trainers.progress import Progress
+from trainers.flow import sweep as sw
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
+from trainers.labels import splits
+from trainers.labels.arms import noise_matched, permuted_labels
+from trainers.labels.label_set import LabelSet, row_ids
+from trainers.labels.operations import METHOD_OPS
+from trainers.store import stages as store
 from w2s_tasks import register
 from w2s_tasks.packing.plan import make_plan
 from w2s_tasks.packing.tree import plan_passes

@@ -13,12 +13,12 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from trainers import harness as hn
-from trainers import lora
-from trainers.config import Strong
-from trainers.labels import gold_labels
-from trainers.losses import FLOOR, LOSSES, State, logconf, prior_threshold, warmed_up
-from trainers.method_args import MethodArgs
+from trainers.config.experiment import Strong
+from trainers.config.method_args import MethodArgs
+from trainers.fit import lora
+from trainers.harness import evaluate as hn
+from trainers.labels.label_set import gold_labels
+from trainers.training.losses import FLOOR, LOSSES, State, logconf, prior_threshold, warmed_up
 
 P = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.45, 0.55]], dtype=torch.float64)
 Y = torch.tensor([[1.0, 0.0], [0.6, 0.4], [0.1, 0.9]], dtype=torch.float64)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from w2s_tasks import metrics as m
+from w2s_tasks.scoring import metrics as m
 
 RNG = np.random.default_rng(0)
 PAIRS = list(zip(RNG.integers(2, size=300).tolist(), RNG.integers(2, size=300).tolist(), strict=True))

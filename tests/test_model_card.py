@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from trainers.model_card import card, card_name, write_cards
+from trainers.report.model_card import card, card_name, write_cards
 
 CHANGE = {"value": -0.05, "stderr": 0.03, "low": -0.11, "high": 0.01, "p": 0.1, "n": 100, "seeds": 1, "discordance": 0.1}
 GAP = {

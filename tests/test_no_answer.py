@@ -13,13 +13,13 @@ from chat_support import arguments, evaluate
 from openai_service import Service
 from openai_service.chat import Chat
 
-from trainers import harness as hn
-from w2s_tasks import metrics, no_answer
+from trainers.harness import evaluate as hn
 from w2s_tasks.errors import UserError
-from w2s_tasks.generated import UNPARSED
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.results import read
 from w2s_tasks.results.diagnostics import confusion
+from w2s_tasks.scoring import metrics, no_answer
+from w2s_tasks.scoring.generated import UNPARSED
 
 CHAT = "POST /v1/chat/completions"
 TASK = "own_reviews"

@@ -19,18 +19,18 @@ from openai_service.jobs import Jobs
 from settings_reads import reads
 from typer.testing import CliRunner
 
-from trainers import chat_rows as cr
-from trainers import experiment as ex
 from trainers.cli import app
-from trainers.config import load, parse
-from trainers.costs import Budget, training_estimate
-from trainers.harness import Harness, PromptStyle
-from trainers.labels import LabelSet
-from trainers.openai_settings import OpenAIStrong
-from trainers.plan import _exact
-from trainers.progress import Progress
-from trainers.report import write_report
-from trainers.store import Stage
+from trainers.config.experiment import load, parse
+from trainers.fit.openai_settings import OpenAIStrong
+from trainers.flow import experiment as ex
+from trainers.flow.plan import _exact
+from trainers.flow.progress import Progress
+from trainers.harness.evaluate import Harness, PromptStyle
+from trainers.labels.label_set import LabelSet
+from trainers.report.report import write_report
+from trainers.services import chat_rows as cr
+from trainers.store.costs import Budget, training_estimate
+from trainers.store.stages import Stage
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 

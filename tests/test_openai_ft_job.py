@@ -16,9 +16,11 @@ from openai_service.files import Files
 from openai_service.jobs import Jobs
 from openai_service.submit import SETTLE, submit
 
-from trainers import ft_follow, ft_job, ft_service
-from trainers.ft_job import JobSpec, State, Submission
-from trainers.ft_service import Endpoint
+from trainers.services import follow as ft_follow
+from trainers.services import job as ft_job
+from trainers.services import service as ft_service
+from trainers.services.job import JobSpec, State, Submission
+from trainers.services.service import Endpoint
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat import wire
 

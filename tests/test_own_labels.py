@@ -11,9 +11,9 @@ import pytest
 from bad_input import one_clear_error
 from conftest import OWN_TASK, rows
 
-from trainers import harness as hn
-from trainers import lora
-from trainers.config import Strong
+from trainers.config.experiment import Strong
+from trainers.fit import lora
+from trainers.harness import evaluate as hn
 from w2s_tasks.results.read import read_evaluation
 
 KINDS: dict[str, Callable[[int], Any]] = {

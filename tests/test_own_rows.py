@@ -18,13 +18,13 @@ import yaml
 from bad_input import one_clear_error
 from conftest import EXPERIMENT, OWN_TASK, rows
 
-from trainers import harness as hn
-from trainers.config import load
-from trainers.experiment import open_flow
-from trainers.progress import Progress
-from w2s_tasks import generated
-from w2s_tasks.manager import W2STaskManager
+from trainers.config.experiment import load
+from trainers.flow.experiment import open_flow
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
 from w2s_tasks.models.packed_hf import W2SHF
+from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.scoring import generated
 
 Rows = list[dict[str, Any]]
 

@@ -16,10 +16,10 @@ from conftest import rows
 from lm_eval.api.instance import Instance
 from tiny_models import sequence_classifiers, tiny_config, tiny_model
 
-from trainers import harness as hn
-from trainers import weak
-from trainers.config import Weak
-from trainers.labels import gold_labels
+from trainers.config.experiment import Weak
+from trainers.fit import classifier as weak
+from trainers.harness import evaluate as hn
+from trainers.labels.label_set import gold_labels
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier
 

@@ -21,10 +21,10 @@ BLOCK = re.compile(r"^( *)```(?:python|yaml)\n *# (\S+)\n(.*?)^ *```", re.MULTIL
 RUN = """
 import json, sys
 from pathlib import Path
-from trainers.config import load
-from trainers.experiment import open_flow
-from trainers.progress import Progress
-from trainers.report import write_report
+from trainers.config.experiment import load
+from trainers.flow.experiment import open_flow
+from trainers.flow.progress import Progress
+from trainers.report.report import write_report
 config, runs, *sets = sys.argv[1:]
 flow = open_flow(load(config, sets)[0], Path(runs))
 flow.run(Progress(quiet=True))

@@ -11,8 +11,8 @@ from lm_eval.loggers import EvaluationTracker
 
 from w2s_tasks import register
 from w2s_tasks.errors import UserError
-from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.recorded import Recorded, read_replies, study_subtask, study_task
+from w2s_tasks.plugin.manager import W2STaskManager
 
 TASK = "w2s_ethics_probe_virtue_gen"
 

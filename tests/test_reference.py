@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from w2s_tasks import reference
 from w2s_tasks.errors import UserError
+from w2s_tasks.results import reference
 from w2s_tasks.results.read import read_evaluation
 
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory: pytest.TempPathFactory, causal_model) -> Path:
     """A random model on one task of the probe and its twin, as the script lays them out."""
-    from trainers import harness as hn
+    from trainers.harness import evaluate as hn
     from w2s_tasks.models.ref import ModelRef
 
     folder = tmp_path_factory.mktemp("out")

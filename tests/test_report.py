@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from trainers.config import load
-from trainers.exports import write_tables
-from trainers.figures import recovered_panels, run_columns
-from trainers.figures_safety import tradeoff
-from trainers.page import render, render_comparison
-from trainers.report import recomputed
-from trainers.tables import pgr_text, safety_grid, verdict
+from trainers.config.experiment import load
+from trainers.report.exports import write_tables
+from trainers.report.figures import recovered_panels, run_columns
+from trainers.report.figures_safety import tradeoff
+from trainers.report.page import render, render_comparison
+from trainers.report.report import recomputed
+from trainers.report.tables import pgr_text, safety_grid, verdict
 from w2s_tasks.errors import UserError
 
 

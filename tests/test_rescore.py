@@ -14,12 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from trainers.cli import app
-from w2s_tasks import register, seed_study
+from w2s_tasks import register
 from w2s_tasks.errors import UserError
-from w2s_tasks.manager import W2STaskManager
 from w2s_tasks.models.recorded import SUBTASKS, study_subtask, study_task
-from w2s_tasks.rescore import as_text, markdown, pgr_from_counts, rescore, task_over, unpaired_difference
+from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.results.gap import recovered
+from w2s_tasks.study import seed_study
+from w2s_tasks.study.rescore import as_text, markdown, pgr_from_counts, rescore, task_over, unpaired_difference
 
 SHOTS = "Shots that differ from model to model.\n\n"
 
@@ -373,7 +374,7 @@ def test_a_section_is_replaced_in_its_place():
 
 
 def test_the_module_finds_its_data_by_path(study, tmp_path):
-    command = [sys.executable, "-m", "w2s_tasks.seed_study"]
+    command = [sys.executable, "-m", "w2s_tasks.study.seed_study"]
     fails = subprocess.run([*command, str(tmp_path)], capture_output=True, text=True, check=False)
     assert fails.returncode == 2
     assert "neither it nor a folder seed_study in it" in fails.stderr

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.schema import no_secrets
+from trainers.section import no_secrets
 from w2s_tasks.keys import remote_code_in, secret_in
 
 CANARY = "sk-canary-c03e8a5f7d214b96"

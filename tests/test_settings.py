@@ -19,15 +19,19 @@ from safetensors.torch import load_file
 from settings_reads import reads
 from typer.testing import CliRunner
 
-from trainers import cli, config, experiment, lora, weak
-from trainers import harness as hn
-from trainers.label_ops import METHOD_OPS
-from trainers.labels import gold_labels
-from trainers.losses import LOSSES
-from trainers.method_args import MethodArgs
-from trainers.progress import Progress
-from trainers.schema import Section
-from trainers.unused import unused
+from trainers import cli
+from trainers.config import experiment as config
+from trainers.config.method_args import MethodArgs
+from trainers.config.unused import unused
+from trainers.fit import classifier as weak
+from trainers.fit import lora
+from trainers.flow import experiment
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
+from trainers.labels.label_set import gold_labels
+from trainers.labels.operations import METHOD_OPS
+from trainers.section import Section
+from trainers.training.losses import LOSSES
 from w2s_tasks.errors import UserError
 
 GOOD: dict[str, Any] = {"task": "t", "weak": {"model": "m"}, "strong": {"model": "s"}}

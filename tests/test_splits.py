@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from trainers.splits import Halves, containing_sources, limited, split_as_study, split_by_row, split_by_source
+from trainers.labels.splits import Halves, containing_sources, limited, split_as_study, split_by_row, split_by_source
 from w2s_tasks.errors import UserError
 
 FILM = ("a", "very", "good", "film")

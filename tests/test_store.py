@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from trainers import store as st
+from trainers.store import stages as st
 from w2s_tasks.errors import UserError
 
 RECIPE = {"kind": "x", "a": 1}
@@ -178,7 +178,7 @@ def test_a_run_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path):
 
 
 HASHES = """
-from trainers.harness import Harness, PromptStyle
+from trainers.harness.evaluate import Harness, PromptStyle
 for task in Harness().load(["w2s_ethics_probe_all"]):
     print(task.name, task.renderer_hash(PromptStyle(4)), task.eval_hash(None))
 """

@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trainers import harness as hn
-from trainers import sweep as sw
 from trainers.cli import app, main
-from trainers.config import load
-from trainers.costs import Budget
-from trainers.experiment import open_flow
-from trainers.progress import Progress
-from trainers.report import recomputed
-from trainers.store import Store
+from trainers.config.experiment import load
+from trainers.flow import sweep as sw
+from trainers.flow.experiment import open_flow
+from trainers.flow.progress import Progress
+from trainers.harness import evaluate as hn
+from trainers.report.report import recomputed
+from trainers.store.costs import Budget
+from trainers.store.stages import Store
 from w2s_tasks.errors import UserError
 
 SETS = ["split.limit={weak: 48, transfer: 32}", "evaluate.limit=16", "arms=[zero_shot, student, ceiling]"]
@@ -223,13 +223,13 @@ def test_many_finished_cells_are_looked_through_without_hashing_stages_or_loadin
     sets = [*SETS, "safety={tasks: [w2s_ethics_probe], limit: 4}"]
     _sweep(experiment_file, tmp_path / "runs", grid, sets)
     hashed: list[str] = []
-    from trainers import store
+    from trainers.store import stages as store
     from w2s_tasks.models import ref
 
     real_sha, real_identity = store.sha256_file, ref.identity_of
     monkeypatch.setattr(store, "sha256_file", lambda path: hashed.append(str(path)) or real_sha(path))
     asked: list[str] = []
-    monkeypatch.setattr("trainers.experiment.identity_of", lambda *a, **k: asked.append(a[0]) or real_identity(*a, **k))
+    monkeypatch.setattr("trainers.flow.experiment.identity_of", lambda *a, **k: asked.append(a[0]) or real_identity(*a, **k))
     monkeypatch.setattr(hn.ModelPool, "load", lambda *a: pytest.fail("a model was loaded"))
     loaded: list[str] = []
     load_task = hn.Harness._load

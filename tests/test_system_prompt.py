@@ -13,13 +13,13 @@ from test_own_labels import IGNORES, REFUSES
 from transformers import AutoTokenizer
 
 from trainers.cli import main
-from trainers.config import load
-from trainers.experiment import Flow, open_flow
-from trainers.progress import Progress
-from trainers.report import write_report
-from trainers.tables import show
-from trainers.told import Told
-from w2s_tasks.system_place import FOLDED, MESSAGE, PLAIN
+from trainers.config.experiment import load
+from trainers.flow.experiment import Flow, open_flow
+from trainers.flow.progress import Progress
+from trainers.report.report import write_report
+from trainers.report.tables import show
+from trainers.training.told import Told
+from w2s_tasks.scoring.system_place import FOLDED, MESSAGE, PLAIN
 
 
 def _speaking(model: Path, folder: Path, start: str) -> Path:

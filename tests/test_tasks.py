@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from w2s_tasks import TASK_PATH
-from w2s_tasks.manager import W2STaskManager
+from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.results.read import read_evaluation
 
-PROBE = TASK_PATH / "ethics_probe" / "data"
+PROBE = TASK_PATH.parent / "rows" / "ethics_probe"
 SUBTASKS = ("justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long")
 
 
@@ -131,7 +131,7 @@ def test_real_tasks_have_their_published_sizes(real_data: Path):
 
 
 def test_a_partial_copy_is_told(real_data: Path, caplog: pytest.LogCaptureFixture):
-    from w2s_tasks import sources
+    from w2s_tasks.rows import sources
 
     sources._load.cache_clear()
     sources.ethics("commonsense")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from w2s_tasks.models import tokens
+from w2s_tasks.packing import tokens
 
 TEXT = st.text(alphabet="ab .,'\n\t0123é’\u3000-", max_size=40)
 
@@ -67,7 +67,7 @@ def test_other_tokenizers_read_whole_strings():
 def test_smollm2_reads_real_prompts_as_whole_ones(smollm2: str):
     from transformers import AutoTokenizer
 
-    from trainers import harness as hn
+    from trainers.harness import evaluate as hn
 
     smol = AutoTokenizer.from_pretrained(smollm2)
     assert tokens.cuts_words(smol)

@@ -12,12 +12,14 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
-from trainers import harness as hn
-from trainers import lora, training, weak
-from trainers.checkpoints import newest_checkpoint
-from trainers.config import Strong, Weak
-from trainers.labels import LabelSet, gold_labels
-from trainers.losses import State, xent
+from trainers.config.experiment import Strong, Weak
+from trainers.fit import classifier as weak
+from trainers.fit import lora
+from trainers.harness import evaluate as hn
+from trainers.labels.label_set import LabelSet, gold_labels
+from trainers.training import loop as training
+from trainers.training.checkpoints import newest_checkpoint
+from trainers.training.losses import State, xent
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import folder_hash
 

@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers import harness as hn
-from trainers import lora, unsupervised
-from trainers.config import Strong
-from trainers.labels import Array, gold_labels
-from trainers.method_args import Unsupervised
-from trainers.unsupervised import Search, calibrated, find_labels
+from trainers.config.experiment import Strong
+from trainers.config.method_args import Unsupervised
+from trainers.fit import lora
+from trainers.harness import evaluate as hn
+from trainers.labels import unsupervised
+from trainers.labels.label_set import Array, gold_labels
+from trainers.labels.unsupervised import Search, calibrated, find_labels
 from w2s_tasks.errors import UserError
 
 SETTINGS = Unsupervised(rows=32, groups=4, initial=8, steps=200)

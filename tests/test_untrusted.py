@@ -19,13 +19,13 @@ from typing import Any
 import pytest
 import yaml
 
-from trainers import commands
-from trainers.harness import Harness, PromptStyle
-from trainers.model_card import card
-from trainers.page import render, render_comparison
-from w2s_tasks import assets
+from trainers.flow import commands
+from trainers.harness.evaluate import Harness, PromptStyle
+from trainers.report.model_card import card
+from trainers.report.page import render, render_comparison
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.rows import assets
 
 ROOT = Path(__file__).parent.parent
 SOURCES = sorted(p for folder in ("trainers", "w2s_tasks", "scripts") for p in (ROOT / folder).rglob("*.py"))

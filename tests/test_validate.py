@@ -29,7 +29,7 @@ def test_the_probe_is_in_order_and_one_example_is_shown():
 
 
 def test_every_task_is_in_order_on_the_real_data(real_data: Path):
-    from w2s_tasks.manager import W2STaskManager
+    from w2s_tasks.plugin.manager import W2STaskManager
 
     names = [n for n in W2STaskManager().all_subtasks if "movie_reviews" not in n and "probe" not in n]
     good, text = _check(*names, docs=5)

@@ -58,11 +58,11 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: dict
     held = {name for name in _contents(built["wheel"]) if ".dist-info/" not in name}
     assert held == {name for name in _tracked() if name.split("/")[0] in PACKAGES}
     for needed in (
-        "w2s_tasks/sst2/w2s_sst2.yaml",
-        "w2s_tasks/_binary_yaml",
+        "w2s_tasks/tasks/sst2/w2s_sst2.yaml",
+        "w2s_tasks/tasks/_binary_yaml",
         "harness_configs/eval/openai.yaml",
         "harness_configs/experiments/quickstart.yaml",
-        "trainers/templates/report.html.j2",
+        "trainers/report/templates/report.html.j2",
         "trainers/py.typed",
     ):
         assert needed in held

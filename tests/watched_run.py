@@ -23,10 +23,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from trainers.report import read_report
+from trainers.report.report import read_report
 
 PRELOADED = [
-    *("trainers.cli", "trainers.experiment", "trainers.report", "trainers.tables", "trainers.page", "trainers.figures"),
+    *(
+        "trainers.cli",
+        "trainers.flow.experiment",
+        "trainers.report.report",
+        "trainers.report.tables",
+        "trainers.report.page",
+        "trainers.report.figures",
+    ),
     *("lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.loggers", "datasets", "peft", "safetensors.torch"),
     *("w2s_tasks.models.packed_hf", "w2s_tasks.models.classifier", "transformers.models.bert.modeling_bert"),
     *("transformers.models.llama.modeling_llama", "matplotlib.figure"),
@@ -139,7 +146,8 @@ def _watch(folder: Path, pipe: Connection, stop: str | None, after: float | None
     import safetensors.torch
     import torch
 
-    from trainers import report, training
+    from trainers.report import report
+    from trainers.training import loop as training
 
     teller = _Teller(folder, pipe, stop, after)
     for module, name in ((torch, "save"), (safetensors.torch, "serialize_file")):  # native, not in Python's own account

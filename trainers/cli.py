@@ -21,7 +21,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.paths import check_folder
 
 if TYPE_CHECKING:
-    from trainers.config import Experiment
+    from trainers.config.experiment import Experiment
 
 app = typer.Typer(
     name="w2s",
@@ -72,7 +72,7 @@ def _main(
 @contextlib.contextmanager
 def _interruptible() -> Iterator[None]:
     """Turn Ctrl-C and SIGTERM into one line and exit code 130 or 143; finished stages and checkpoints are on disk by then."""
-    from trainers import stopping
+    from trainers.store import stopping
 
     try:
         with stopping.on_sigterm():
@@ -86,7 +86,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def _tell_unused(experiment: Experiment) -> None:
-    from trainers.unused import unused
+    from trainers.config.unused import unused
 
     for line in unused(experiment):
         typer.echo(f"note: {line}.", err=True)
@@ -97,8 +97,8 @@ def _prepare(folder: Path, if_exists: IfExists) -> None:
     if folder.exists() and if_exists is IfExists.fail:
         raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
     if folder.exists() and if_exists is IfExists.delete:
-        from trainers.report import WRITTEN
-        from trainers.store import busy
+        from trainers.report.report import WRITTEN
+        from trainers.store.stages import busy
 
         if folder.is_symlink():
             raise UserError(f"{folder} is a link; not deleted. Delete what it points to, or choose another --runs-dir.")
@@ -121,7 +121,7 @@ def _quiet_libraries() -> None:
     import os
     import warnings
 
-    from w2s_tasks import hub
+    from w2s_tasks.rows import hub
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     hub.knock()
@@ -156,18 +156,18 @@ def run(
     w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
     accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
     """
-    from trainers import processes
-    from trainers.config import load
+    from trainers.config.experiment import load
+    from trainers.store import processes
 
     experiment, _ = load(config, assignments)
     if processes.is_main():
         _tell_unused(experiment)
         _prepare(runs_dir / experiment.name, if_exists)
     _quiet_libraries()
-    from trainers.experiment import open_flow
-    from trainers.progress import Progress
-    from trainers.report import write_report
-    from trainers.tables import show
+    from trainers.flow.experiment import open_flow
+    from trainers.flow.progress import Progress
+    from trainers.report.report import write_report
+    from trainers.report.tables import show
 
     with _interruptible():
         flow = open_flow(experiment, runs_dir, max_cost)
@@ -207,14 +207,14 @@ def sweep(
     w2s sweep quickstart --grid method=xent,logconf --grid seed=0,1,2
     w2s sweep my.yaml --grid strong.model=org/small,org/large --grid seed=0,1,2 --shard $SLURM_ARRAY_TASK_ID/8
     """
-    from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, show_cells, show_sweep
+    from trainers.flow.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, show_cells, show_sweep
 
     values = parse_grid(grid or [])
     if dry_run:
         show_cells(of_shard(lay_out(config, assignments or [], values)[1], shard))
         return
     _quiet_libraries()
-    from trainers.progress import Progress
+    from trainers.flow.progress import Progress
 
     opened = open_sweep(config, assignments or [], values, runs_dir, max_cost)
     cells = of_shard(opened.cells, shard)
@@ -241,8 +241,8 @@ def plan(config: Config, assignments: Set = None) -> None:
     """
     from rich.console import Console
 
-    from trainers.config import load
-    from trainers.plan import show_plan
+    from trainers.config.experiment import load
+    from trainers.flow.plan import show_plan
 
     experiment, _ = load(config, assignments)
     _tell_unused(experiment)
@@ -267,8 +267,8 @@ def report(
     w2s report runs/quickstart --recompute                   # today's statistics over the same weights and answers
     w2s report runs/a runs/b --out comparison.html           # accuracy and PGR by size of the strong model, or by run
     """
-    from trainers.report import present, read_report, recomputed, runs_of
-    from trainers.tables import compare, show
+    from trainers.report.report import present, read_report, recomputed, runs_of
+    from trainers.report.tables import compare, show
 
     runs = runs_of(runs)
     if recompute:
@@ -279,8 +279,8 @@ def report(
     if len(reports) > 1:
         compare(reports)
         if out is not None:
-            from trainers.page import render_comparison
-            from trainers.store import write_atomic
+            from trainers.report.page import render_comparison
+            from trainers.store.stages import write_atomic
 
             write_atomic(out, render_comparison(reports))
             typer.echo(f"comparison: {out.resolve()}")
@@ -330,7 +330,7 @@ def label(
     w2s label --task w2s_boolq --model w2s-hf --model_args pretrained=pypi:smollm2-135m-instruct --limit 100 --out l.parquet
     """
     _quiet_libraries()
-    from trainers.stages import label_rows
+    from trainers.flow.alone import label_rows
 
     with _interruptible():
         labels = label_rows(task, model, _model_arguments(model_args), out, limit, num_fewshot, include_path or [])
@@ -356,11 +356,11 @@ def finetune(
     w2s finetune --task w2s_sst2 --model pypi:all-minilm-l6-v2 --trainer classifier --limit 1000 --set text=sentence --out weak
     """
     _quiet_libraries()
-    from trainers.stages import finetune_model
+    from trainers.flow.alone import finetune_model
 
     with _interruptible():
         command = finetune_model(task, model, trainer, labels, out, limit, assignments or [], seed, include_path or [])
-    from trainers import processes
+    from trainers.store import processes
 
     if processes.is_main():
         typer.echo(command)
@@ -370,14 +370,14 @@ def told(error: Exception) -> str | None:
     """The sentence for a user's mistake or a disk's fault; None for any other error."""
     if isinstance(error, UserError):
         return str(error)
-    from trainers import disk
+    from trainers.store import disk
 
     return disk.problem(error)
 
 
 def _fail(error: str) -> NoReturn:
     """Tell an error and end; one that all processes of a launch meet is told by the main one, whose end ends the others."""
-    from trainers import processes
+    from trainers.store import processes
 
     if not processes.is_main():
         time.sleep(ALONE)

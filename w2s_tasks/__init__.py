@@ -11,7 +11,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-TASK_PATH = Path(__file__).parent
+TASK_PATH = Path(__file__).parent / "tasks"
 """The folder for lm_eval's ``--include_path``."""
 
 MODELS = {

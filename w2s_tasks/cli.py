@@ -12,8 +12,9 @@ from typing import Annotated
 
 import typer
 
-from w2s_tasks import TASK_PATH, assets
+from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError
+from w2s_tasks.rows import assets
 
 
 @contextmanager
@@ -44,7 +45,8 @@ def evaluate(context: typer.Context) -> None:
         raise typer.Exit(0)
     if arguments == ["--help-lm-eval"]:
         arguments = ["--help"]
-    from w2s_tasks import environment, hub
+    from w2s_tasks.plugin import environment
+    from w2s_tasks.rows import hub
 
     asks_for_help = {"-h", "--help"} & set(arguments)
     if not asks_for_help:
@@ -53,8 +55,9 @@ def evaluate(context: typer.Context) -> None:
     with _uncollected():
         import lm_eval.tasks
 
-        from w2s_tasks import eval_arguments, register, saving
-        from w2s_tasks.manager import W2STaskManager
+        from w2s_tasks import register
+        from w2s_tasks.plugin import eval_arguments, saving
+        from w2s_tasks.plugin.manager import W2STaskManager
 
         register()
         lm_eval.tasks.TaskManager = W2STaskManager
@@ -110,7 +113,7 @@ def rescore(
     w2s rescore $W2S_DATA/seed_study/results --parser published
     w2s rescore $W2S_DATA/seed_study/results --parser lenient --json
     """
-    from w2s_tasks import rescore as rescoring
+    from w2s_tasks.study import rescore as rescoring
 
     typer.echo(rescoring.as_text(rescoring.rescore(path, parser, baseline), as_json=json))
 
@@ -134,8 +137,8 @@ def validate(
     """
     from rich.console import Console
 
-    from w2s_tasks import hub
     from w2s_tasks import validate as validating
+    from w2s_tasks.rows import hub
 
     hub.settle()
     if mode not in ("loglikelihood", "first_token"):

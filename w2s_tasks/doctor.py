@@ -11,7 +11,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from w2s_tasks import assets, hub, machine
+from w2s_tasks import machine
+from w2s_tasks.rows import assets, hub
 
 LIBRARIES = ("lm_eval", "torch", "transformers", "peft", "datasets", "accelerate", "openai", "matplotlib")
 KEYS = ("OPENAI_API_KEY", "HF_TOKEN")

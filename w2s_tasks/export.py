@@ -31,7 +31,8 @@ import jinja2
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError
 
-TEMPLATES = TASK_PATH / "export_templates"
+PACKAGE = TASK_PATH.parent
+TEMPLATES = PACKAGE / "export_templates"
 DOCUMENTS = "w2s_tasks.export_templates.documents"
 FUNCTION = re.compile(r"!function (w2s_tasks\.[\w.]+)\.(\w+)")
 Ref = tuple[str, str]
@@ -109,26 +110,26 @@ SHOTS = (
 
 # Order of the modules in utils.py: each stands on earlier ones only.
 MODULES = (
-    "w2s_tasks.no_answer",
-    "w2s_tasks.answers",
-    "w2s_tasks.metrics",
-    "w2s_tasks.generated",
-    "w2s_tasks.fewshot",
-    "w2s_tasks.sources",
-    "w2s_tasks.ethics.shots",
+    "w2s_tasks.scoring.no_answer",
+    "w2s_tasks.scoring.answers",
+    "w2s_tasks.scoring.metrics",
+    "w2s_tasks.scoring.generated",
+    "w2s_tasks.rows.fewshot",
+    "w2s_tasks.rows.sources",
+    "w2s_tasks.rows.ethics_shots",
     DOCUMENTS,
 )
 # Names that two modules define differently get this prefix in the later one.
-PREFIXES = {"w2s_tasks.generated": "reply"}
+PREFIXES = {"w2s_tasks.scoring.generated": "reply"}
 # Methods that are written out as functions of (rows, seed), under the names that `documents` has for them.
 METHODS = {
-    (DOCUMENTS, "balanced_order"): ("w2s_tasks.fewshot", "BalancedSampler", "_draw"),
-    (DOCUMENTS, "fixed_first"): ("w2s_tasks.fewshot", "FixedThenSeededSampler", "_draw"),
+    (DOCUMENTS, "balanced_order"): ("w2s_tasks.rows.fewshot", "BalancedSampler", "_draw"),
+    (DOCUMENTS, "fixed_first"): ("w2s_tasks.rows.fewshot", "FixedThenSeededSampler", "_draw"),
 }
 # What only this package needs: (module, text, its replacement).
 EDITS = (
-    ("w2s_tasks.generated", "    if isinstance(reply, NoReply):\n        return {}\n", ""),
-    ("w2s_tasks.generated", '"""SST-2 and movie reviews."""', '"""SST-2."""'),
+    ("w2s_tasks.scoring.generated", "    if isinstance(reply, NoReply):\n        return {}\n", ""),
+    ("w2s_tasks.scoring.generated", '"""SST-2 and movie reviews."""', '"""SST-2."""'),
 )
 NOTES = re.compile(r"  # (?:noqa: S311|type: ignore)[^\n]*")
 # Columns that our rows have beside those of the data set: upstream each task has its own rows, and nothing to keep apart.
@@ -151,7 +152,7 @@ class Source:
 
 
 def _text_of(module: str) -> str:
-    path = TASK_PATH.joinpath(*module.split(".")[1:]).with_suffix(".py")
+    path = PACKAGE.joinpath(*module.split(".")[1:]).with_suffix(".py")
     text = path.read_text(encoding="utf-8")
     for where, old, new in EDITS:
         if where == module:

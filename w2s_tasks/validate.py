@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.manager import W2STaskManager
-from w2s_tasks.readable import unreadable
-from w2s_tasks.rows import row_problem
+from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.rows.problems import row_problem
+from w2s_tasks.rows.readable import unreadable
 
 SHOTS = (0, 4)
 

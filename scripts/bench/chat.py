@@ -26,8 +26,8 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from w2s_tasks.answers import lenient
 from w2s_tasks.errors import UserError
+from w2s_tasks.scoring.answers import lenient
 
 HOW = """no --base-url, and the tests' stand-in is not here (run this from the repository). Start a server, for example:
   pip install 'llama-cpp-python[server]'
@@ -133,7 +133,7 @@ def measure(side: Side, proxy: Proxy, docs: int, shots: int, include_path: list[
     """Let one side answer the documents; what it took, and its answers (-1: unparsed)."""
     from lm_eval.api.registry import get_model
 
-    from trainers.harness import Harness, PromptStyle
+    from trainers.harness.evaluate import Harness, PromptStyle
 
     task = Harness(include_path).task(side.task)
     chosen = task.task.eval_docs.select(range(min(docs, len(task.task.eval_docs)))).to_list()

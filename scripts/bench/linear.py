@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 from bench.comparison import Comparison, alternate, run, say
 from bench.side import Side, Worker
 from w2s_tasks import machine
-from w2s_tasks.models.linear import faster_here, quicken
+from w2s_tasks.packing.linear import faster_here, quicken
 
 
 class Row(Worker):

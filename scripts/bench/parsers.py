@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from w2s_tasks.answers import PARSERS, Parser
+from w2s_tasks.scoring.answers import PARSERS, Parser
 
 REPLIES = Path(__file__).parents[2] / "tests" / "replies"
 FILES = {"labelled.jsonl": "Replies that the rules were written with", "held_out.jsonl": "Replies that they were not"}

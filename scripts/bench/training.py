@@ -18,11 +18,11 @@ import torch
 from bench.floor import seconds_a_token
 from bench.scoring import choose
 from bench.side import Worker
-from trainers.config import Strong
-from trainers.harness import Harness, ModelPool, label
-from trainers.labels import gold_labels, row_ids
-from trainers.lora import base_ref, fit, style_of
-from trainers.training import hold_out
+from trainers.config.experiment import Strong
+from trainers.fit.lora import base_ref, fit, style_of
+from trainers.harness.evaluate import Harness, ModelPool, label
+from trainers.labels.label_set import gold_labels, row_ids
+from trainers.training.loop import hold_out
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import ModelRef
@@ -162,7 +162,7 @@ class _Peer(_Trainee, ABC):
         return Fitted([entry["loss"] for entry in trainer.state.log_history if "loss" in entry], out / "adapter")
 
     def _arguments(self, rows: int, batch: int, out: Path) -> dict[str, Any]:
-        """The arguments that `trainers.training` gives to transformers' Trainer, cut into micro-batches."""
+        """The arguments that `trainers.training.loop` gives to transformers' Trainer, cut into micro-batches."""
         settings = self.recipe.settings
         steps = max(1, -(-rows // settings.batch_size))
         return {

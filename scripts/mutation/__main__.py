@@ -59,7 +59,7 @@ def tried(module: str, mutants: list[Mutant], jobs: int) -> Outcome:
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/mutants", description=__doc__)
-    parser.add_argument("modules", nargs="*", metavar="MODULE", help="e.g. trainers/losses.py; all by default")
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help="e.g. trainers/training/losses.py; all by default")
     parser.add_argument("--sample", type=int, metavar="N", help="N mutants at random, over all the modules")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     parser.add_argument("--lines", metavar="A-B", help="only the mutants of these lines, with one module")

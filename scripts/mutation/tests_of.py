@@ -10,14 +10,14 @@ PACKING = (
 )
 
 TESTS: dict[str, tuple[str, ...]] = {
-    "trainers/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
-    "trainers/label_ops.py": ("tests/test_label_ops.py",),
-    "trainers/arms.py": ("tests/test_label_ops.py",),
-    "trainers/labels.py": ("tests/test_data.py", "-k", "label or row_ids or parquet"),
-    "trainers/splits.py": ("tests/test_splits.py",),
-    "trainers/store.py": ("tests/test_store.py", "-k", "not hashes_of_tasks and not two_processes"),
-    "w2s_tasks/metrics.py": ("tests/test_metrics.py",),
-    "w2s_tasks/answers.py": ("tests/test_answers.py",),
+    "trainers/training/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
+    "trainers/labels/operations.py": ("tests/test_label_ops.py",),
+    "trainers/labels/arms.py": ("tests/test_label_ops.py",),
+    "trainers/labels/label_set.py": ("tests/test_data.py", "-k", "label or row_ids or parquet"),
+    "trainers/labels/splits.py": ("tests/test_splits.py",),
+    "trainers/store/stages.py": ("tests/test_store.py", "-k", "not hashes_of_tasks and not two_processes"),
+    "w2s_tasks/scoring/metrics.py": ("tests/test_metrics.py",),
+    "w2s_tasks/scoring/answers.py": ("tests/test_answers.py",),
     "w2s_tasks/results/stats.py": ("tests/test_stats.py", "tests/test_clusters.py", "tests/test_association.py"),
     "w2s_tasks/results/components.py": ("tests/test_components.py",),
     "w2s_tasks/results/clusters.py": ("tests/test_clusters.py",),

@@ -6,9 +6,9 @@ import json
 import sys
 from pathlib import Path
 
-from trainers.ft_follow import as_lines, collect, follow
-from trainers.ft_job import JobSpec, Submission
-from trainers.ft_service import Endpoint
+from trainers.services.follow import as_lines, collect, follow
+from trainers.services.job import JobSpec, Submission
+from trainers.services.service import Endpoint
 from w2s_tasks.errors import UserError
 
 SETTLE = (0.0, 0.05, 0.1, 0.2)

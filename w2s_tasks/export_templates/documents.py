@@ -13,9 +13,9 @@ from typing import Any
 
 import datasets
 
-from w2s_tasks.ethics.shots import rated_activities
-from w2s_tasks.fewshot import BalancedSampler, Doc, FixedThenSeededSampler, pool
-from w2s_tasks.sources import _commonsense, _grouped, _pleasantness_rows
+from w2s_tasks.rows.ethics_shots import rated_activities
+from w2s_tasks.rows.fewshot import BalancedSampler, Doc, FixedThenSeededSampler, pool
+from w2s_tasks.rows.sources import _commonsense, _grouped, _pleasantness_rows
 
 SEED = 1234  # lm_eval's default few-shot seed
 

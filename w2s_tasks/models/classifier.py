@@ -23,11 +23,11 @@ from lm_eval.utils import regex_replace
 from tqdm import tqdm
 
 from w2s_tasks.errors import UserError, nearest
-from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import resolve
+from w2s_tasks.packing.linear import quicken
 from w2s_tasks.user_text import one_line, shown
 
 log = logging.getLogger(__name__)

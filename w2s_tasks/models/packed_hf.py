@@ -23,16 +23,18 @@ from lm_eval.models.utils import has_bos_prefix
 from tqdm import tqdm
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from w2s_tasks import packing, system_place
+from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
-from w2s_tasks.models import generation, tokens
+from w2s_tasks.models import generation
 from w2s_tasks.models.adapters import Base, adapter_folder, put_on
-from w2s_tasks.models.linear import quicken
 from w2s_tasks.models.loading import loading
 from w2s_tasks.models.ref import resolve
+from w2s_tasks.packing import tokens
+from w2s_tasks.packing.linear import quicken
 from w2s_tasks.packing.masks import text_config
 from w2s_tasks.packing.regimes import positions_of
+from w2s_tasks.scoring import system_place
 from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)

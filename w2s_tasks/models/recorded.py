@@ -24,8 +24,8 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
 from w2s_tasks.errors import UserError, nearest
-from w2s_tasks.generated import NoReply
 from w2s_tasks.paths import file_name
+from w2s_tasks.scoring.generated import NoReply
 from w2s_tasks.user_text import parse_json, read_text, shown
 
 log = logging.getLogger(__name__)

@@ -18,10 +18,10 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from w2s_tasks import assets
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat import OPERATIONAL
 from w2s_tasks.models.chat.wire import resolve_base_url
+from w2s_tasks.rows import assets
 from w2s_tasks.user_text import one_line, read_text
 
 log = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from w2s_tasks.packing.attend import attend, attend_all, attend_back
+from w2s_tasks.packing.attend import attend, attend_back
 from w2s_tasks.packing.cuts import Cut, Stack
 
 NAME = "w2s_branches"
@@ -57,7 +57,7 @@ def _forward(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cut: Cut, scale:
         _put(part, stack, out)
         _put(part_lse[..., None], stack, lse[..., None])
     if seen and cut.stacks:
-        first, first_lse = attend_all(q[:, :, rest], k[:, :, :seen], v[:, :, :seen], scale)
+        first, first_lse = attend(q[:, :, rest], k[:, :, :seen], v[:, :, :seen], scale, None, causal=False)
         both = torch.logaddexp(first_lse, lse[:, :, rest])
         share = (first_lse - both).exp_()[..., None].to(out.dtype)
         out[:, :, rest].lerp_(first, share)

@@ -2,7 +2,7 @@
 
 The memory that counts is all of the device's, not what happens to be free: a command that is run again, or goes on after a
 kill, then cuts its work in the same way and computes the same to the last bit. Where the estimate is too high, a GPU says
-so, and the work goes on with half the tokens (`scoring`) or with gradient checkpointing (`trainers.training`).
+so, and the work goes on with half the tokens (`scoring`) or with gradient checkpointing (`trainers.training.loop`).
 """
 
 from __future__ import annotations

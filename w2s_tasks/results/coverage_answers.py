@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks.metrics import TABLE_METRICS, table_score, table_stderr
 from w2s_tasks.results.association import rank_correlation
 from w2s_tasks.results.drift import PARTS, UNPARSED, contributions, drift
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import Z95
+from w2s_tasks.scoring.metrics import TABLE_METRICS, table_score, table_stderr
 
 Array = npt.NDArray[Any]
 

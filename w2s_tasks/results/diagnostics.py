@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks.metrics import clustered_stderr
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import Difference, accuracy_interval, paired_difference
+from w2s_tasks.scoring.metrics import clustered_stderr
 
 Array = npt.NDArray[Any]
 

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks import generated, no_answer, system_place
 from w2s_tasks.errors import UserError
-from w2s_tasks.metrics import NO_ANSWER, pair_margins, ranked
 from w2s_tasks.paths import file_name
 from w2s_tasks.results.gold import gold_of
+from w2s_tasks.scoring import generated, no_answer, system_place
+from w2s_tasks.scoring.metrics import NO_ANSWER, pair_margins, ranked
 from w2s_tasks.user_text import one_line, parse_json
 
 Array = npt.NDArray[Any]
@@ -55,7 +55,7 @@ class TaskScores:
     mode: str | None = None
     """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
     system_prompt: str | None = None
-    """Where system prompt and description stand in its prompts (`w2s_tasks.system_place`); None where there is neither."""
+    """Where system prompt and description stand in its prompts (`scoring.system_place`); None where there is neither."""
 
     @property
     def choices(self) -> int:

@@ -18,8 +18,6 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from w2s_tasks import no_answer, system_place
-from w2s_tasks.answers import lenient
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models import prices as price_tables
 from w2s_tasks.models.chat import wire
@@ -29,6 +27,8 @@ from w2s_tasks.models.chat.replies import RefusedError, Reply
 from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, Request, Writer
+from w2s_tasks.scoring import no_answer, system_place
+from w2s_tasks.scoring.answers import lenient
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class TaskReport:
     """Share of documents with a choice outside the listed tokens, scored at the floor."""
     unlisted: float = 0.0
     """Share of documents without any listed choice; in mode generated: whose answer is no choice. They have no answer, which
-    is wrong whatever the right one is (see `w2s_tasks.no_answer`)."""
+    is wrong whatever the right one is (see `w2s_tasks.scoring.no_answer`)."""
     refused: float = 0.0
     """Share of documents whose answer the model refused or the endpoint withheld; a part of `unlisted`."""
     second_requests: int = 0

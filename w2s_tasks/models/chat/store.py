@@ -17,10 +17,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from w2s_tasks import assets
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.choices import Position
 from w2s_tasks.models.chat.replies import Reply, Usage
+from w2s_tasks.rows import assets
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,57 @@
+"""Names of training methods: what happens to the weak labels, then the loss, joined by ``+``.
+
+``logconf`` is a loss on the weak labels as they are; ``filter`` keeps the labels of which the supervisor is sure and
+trains with cross-entropy; ``bootstrap+filter+logconf`` does all three, from left to right. Settings of each part are in
+`trainers.config.experiment.MethodArgs`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainers.labels.operations import METHOD_OPS
+from trainers.training.losses import LOSSES
+from w2s_tasks.errors import nearest
+
+SOURCES = ("ensemble", "bootstrap")
+"""Parts that take labels from other supervisors: an ensemble can only stand first."""
+MODEL_OPS = (*SOURCES, "relabel")
+"""Parts that train or ask a model on the way, each with stages of its own."""
+NEEDS_CONFIDENCE = ("filter", "relabel")
+"""Parts that rank rows by the supervisor's probability, so that hard labels are of no use to them."""
+PARTS = (*LOSSES, *METHOD_OPS, *MODEL_OPS)
+
+
+@dataclass(frozen=True)
+class Method:
+    """A parsed name: operations on the labels in order, and a loss."""
+
+    ops: tuple[str, ...] = ()
+    loss: str = "xent"
+
+
+def parse_method(name: str) -> Method:
+    """Read a method's name.
+
+    Raises:
+        ValueError: an unknown part, two losses, a part twice, or parts in an order that makes no sense.
+    """
+    parts = name.split("+")
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"no method '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}; join several by +.")
+    if len(set(parts)) != len(parts):
+        raise ValueError(f"'{name}' names a part twice")
+    losses = [p for p in parts if p in LOSSES]
+    if len(losses) > 1:
+        raise ValueError(f"'{name}' has two losses, {losses[0]} and {losses[1]}")
+    ops = tuple(p for p in parts if p not in LOSSES)
+    if losses and parts[-1] != losses[0]:
+        raise ValueError(f"'{name}': the loss comes last, as in {'+'.join((*ops, losses[0]))}")
+    if "ensemble" in ops[1:]:
+        raise ValueError(f"'{name}': ensemble comes first, because its members label all rows")
+    hardened = ops.index("harden") if "harden" in ops else len(ops)
+    late = next((p for p in ops[hardened:] if p in NEEDS_CONFIDENCE), None)
+    if late:
+        raise ValueError(f"'{name}': {late} needs soft labels, so it comes before harden")
+    return Method(ops, losses[0] if losses else "xent")

@@ -1,0 +1,38 @@
+"""Settings that a user wrote and that change nothing in this experiment: what they are for is not part of it.
+
+Settings that contradict each other are refused where they are read; these are only told, because an experiment file may
+hold settings for methods and arms that another command line asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from trainers.config.experiment import Experiment, is_plain
+from trainers.config.methods import parse_method
+
+
+def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
+    """Each setting as it is written, and what would use it."""
+    methods = [parse_method(name) for name in config.methods]
+    parts = {part for method in methods for part in (*method.ops, method.loss)} if "student" in config.arms else set()
+    for part in sorted(config.method_args.model_fields_set - parts):
+        yield f"method_args.{part}", f"the arm student with a method {part}"
+    if "unsupervised" in config.model_fields_set and "unsupervised" not in config.arms:
+        yield "unsupervised", "the arm unsupervised"
+    evaluate, safety = config.evaluate, config.safety
+    if "few_shot_k" in evaluate.model_fields_set and "few_shot" not in config.arms:
+        yield "evaluate.few_shot_k", "the arm few_shot"
+    if all(map(is_plain, config.arms)):
+        for key in sorted({"checkpoints", "tuned_task"} & evaluate.model_fields_set):
+            yield f"evaluate.{key}", "an arm that is trained"
+    if safety and "fewshot_as_multiturn" in safety.model_fields_set:
+        if not config.strong.chat_template:
+            yield "safety.fewshot_as_multiturn", "strong.chat_template: true"
+        elif safety.shots == [0]:
+            yield "safety.fewshot_as_multiturn", "safety.num_fewshot above 0"
+
+
+def unused(config: Experiment) -> list[str]:
+    """A sentence for every setting that a user wrote and that nothing in the experiment uses."""
+    return [f"{setting} changes nothing here: it is for {user}" for setting, user in _inactive(config)]

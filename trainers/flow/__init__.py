@@ -1,0 +1,1 @@
+"""An experiment's way from its file to its stages."""

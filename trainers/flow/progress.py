@@ -1,0 +1,50 @@
+"""One line a step on the terminal: number, what it does, how long it took, or that it was there already."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from trainers.store import processes
+
+
+class Shown:
+    """Takes a step's outcome for its line."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def done(self, seconds: float, reused: bool) -> None:
+        """Say how the step ended."""
+        self.text = f"[dim]there already ({seconds:.1f} s when it was made)[/dim]" if reused else f"{seconds:.1f} s"
+
+
+class Progress:
+    """Writes to standard error, so that standard output holds only results."""
+
+    def __init__(self, quiet: bool = False, *, new_only: bool = False) -> None:
+        """Set up.
+
+        Args:
+            quiet: write nothing.
+            new_only: write no line for a step that was there already.
+        """
+        self.new_only = new_only
+        self.console = Console(stderr=True, quiet=quiet or not processes.is_main(), highlight=False)
+        self.start = time.monotonic()
+
+    @contextmanager
+    def step(self, number: int, total: int, title: str) -> Iterator[Shown]:
+        """A step is under way; its line is completed when it ends."""
+        head = f"\\[{number:>{len(str(total))}}/{total}] {title}"
+        self.console.print(f"{head} ...", end="\r" if self.console.is_terminal else "\n")
+        shown = Shown()
+        yield shown
+        self.console.print(f"{head:<52} {shown.text}")
+
+    def note(self, text: str) -> None:
+        """A line of its own."""
+        self.console.print(text)

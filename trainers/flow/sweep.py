@@ -1,0 +1,343 @@
+"""`w2s sweep`: many variants of one experiment over one store, so that a stage that several of them need is built once.
+
+A cell is the experiment with one value of each grid key. Its report goes to ``<run folder>/cells/<cell>/``; the stages of
+all cells, and of a plain `w2s run` of the same file, are in ``<run folder>/stages``. Several processes may work on one
+sweep (``--shard i/n``, or the same command twice): a stage is built by one of them while the others wait for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import logging
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trainers.config.experiment import Experiment, load
+from trainers.report.tables import percent, pgr_text, standard_output
+from trainers.store import processes
+from trainers.store.stages import Store, recipe_key, write_atomic
+from w2s_tasks.code_scope import all_code
+from w2s_tasks.errors import UserError
+from w2s_tasks.keys import refuse
+from w2s_tasks.paths import cut
+from w2s_tasks.user_text import parse_yaml, shown
+
+if TYPE_CHECKING:
+    from trainers.flow.experiment import Flow
+    from trainers.flow.progress import Progress
+
+log = logging.getLogger(__name__)
+
+SCHEMA = 1
+ONE_OF = {"method": "methods", "arm": "arms", "seed": "seeds"}
+"""Grid keys for one entry of a list: method=logconf is methods=[logconf]."""
+LONGEST_NAME = 80
+"""Bytes of a cell's folder name, before its hash."""
+
+Grid = dict[str, list[Any]]
+Outcome = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One variant: its number, folder name, grid values and configuration."""
+
+    number: int
+    name: str
+    values: dict[str, Any]
+    config: Experiment
+
+    @property
+    def title(self) -> str:
+        """For progress lines."""
+        return " ".join(f"{k}={_text(v)}" for k, v in self.values.items())
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _shown(values: dict[str, Any]) -> list[str]:
+    return [escape(_text(value)) for value in values.values()]
+
+
+def parse_grid(entries: Sequence[str]) -> Grid:
+    """Read ``--grid key=a,b``: the values are YAML, separated by commas outside of brackets.
+
+    Raises:
+        UserError: no ``=``, no value, a value or key twice, or what is not YAML.
+    """
+    grid: Grid = {}
+    for entry in entries:
+        key, equals, raw = entry.partition("=")
+        key = key.strip()
+        if not equals or not key or not raw.strip():
+            raise UserError(f"--grid {entry}: write key=a,b, e.g. --grid method=xent,logconf --grid seed=0,1,2.")
+        try:
+            values = parse_yaml(f"[{raw}]", f"--grid {key}")
+        except UserError as error:
+            raise UserError(f"--grid {shown(entry)}: the values are not YAML, separated by commas ({error}).") from error
+        try:
+            json.dumps(values, allow_nan=False, sort_keys=True)
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"--grid {key}: a value is no plain number, word, list or mapping ({error}); quote it."
+            ) from error
+        refuse(values, f"--grid {key}")
+        refuse({key.rpartition(".")[2]: values}, f"--grid {key}")
+        if key in grid:
+            raise UserError(f"--grid {entry}: '{key}' is given twice; put all its values into one --grid.")
+        if len({json.dumps(v, sort_keys=True) for v in values}) != len(values):
+            raise UserError(f"--grid {entry}: a value occurs twice.")
+        grid[key] = values
+    for short, long in ONE_OF.items():
+        if short in grid and long in grid:
+            raise UserError(f"--grid: '{short}' and '{long}' set the same key.")
+    return grid
+
+
+def _cell_name(values: dict[str, Any]) -> str:
+    """A folder name that tells the values; where that is not possible in plain characters, with a hash of them."""
+    raw = ".".join(f"{key.split('.')[-1]}-{_text(value)}" for key, value in values.items())
+    name = cut(re.sub(r"[^\w.-]+", "-", raw), LONGEST_NAME)
+    digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:6]
+    return name if name == raw else f"{name}.{digest}"
+
+
+def lay_out(config: str, assignments: Sequence[str], grid: Grid) -> tuple[Experiment, list[Cell]]:
+    """The experiment without the grid, and its cells: every combination, the last key changing fastest.
+
+    Raises:
+        UserError: as `trainers.config.experiment.load`, naming the cell; no grid.
+    """
+    if not grid:
+        raise UserError("a sweep needs at least one --grid key=a,b; for one variant use w2s run.")
+    base, _ = load(config, list(assignments))
+    cells = []
+    for number, chosen in enumerate(itertools.product(*grid.values()), start=1):
+        values = dict(zip(grid, chosen, strict=True))
+        sets = [f"{ONE_OF.get(k, k)}={json.dumps([v] if k in ONE_OF else v)}" for k, v in values.items()]
+        try:
+            found, _ = load(config, [*assignments, *sets])
+        except UserError as error:
+            raise UserError(f"--grid, cell {' '.join(sets)}: {error}") from error
+        name = _cell_name(values)
+        cells.append(Cell(number, name, values, found.model_copy(update={"name": f"{base.name}.{name}"})))
+    return base, cells
+
+
+def of_shard(cells: Sequence[Cell], shard: str | None) -> list[Cell]:
+    """The cells of one shard, ``i/n`` with i from 1 to n: every n-th cell.
+
+    Raises:
+        UserError: not of that form.
+    """
+    if shard is None:
+        return list(cells)
+    found = re.fullmatch(r"(\d+)/(\d+)", shard)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--shard {shard}: write i/n with i from 1 to n, e.g. --shard 1/4.")
+    i, n = int(found[1]), int(found[2])
+    return [cell for cell in cells if (cell.number - 1) % n == i - 1]
+
+
+@dataclass
+class Sweep:
+    """What the cells share: the store, the task index, the loaded model, and what is known about models by name."""
+
+    base: Experiment
+    grid: Grid
+    cells: list[Cell]
+    folder: Path
+    max_cost: float | None = None
+    """USD that services may cost in all cells together."""
+    store: Store = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = Store(self.folder, remember=True)
+        self._harnesses: dict[tuple[str, ...], Any] = {}
+        self._identities: dict[str, str] = {}
+        self._pool: Any = None
+        self._lines: dict[str, tuple[tuple[int, int], str]] = {}
+        """Cells as they stand in sweep.json, each with the time and inode of its file."""
+
+    def folder_of(self, cell: Cell) -> Path:
+        """Where a cell's report is."""
+        return self.folder / "cells" / cell.name
+
+    def _flow(self, cell: Cell) -> Flow:
+        from trainers.flow.experiment import Flow
+        from trainers.harness.evaluate import Harness, ModelPool
+        from trainers.store.costs import Budget
+
+        paths = tuple(cell.config.include_path)
+        if paths not in self._harnesses:
+            self._harnesses[paths] = Harness(cell.config.include_path)
+        self._pool = self._pool or ModelPool(Budget(self.max_cost))
+        harness, folder = self._harnesses[paths], self.folder_of(cell)
+        return Flow(cell.config, folder, harness, pool=self._pool, identities=self._identities)
+
+    def outcome(self, cell: Cell) -> Outcome:
+        """What is known of a cell: its cell.json, or that it is pending."""
+        head = {"cell": cell.name, "values": cell.values}
+        try:
+            found: Outcome = json.loads((self.folder_of(cell) / "cell.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return head | {"status": "pending"}
+        return head | found
+
+    def run_cell(self, cell: Cell, progress: Progress) -> tuple[Outcome, bool]:
+        """Bring one cell to its report; whether it was there already.
+
+        A cell is finished where its report was made from the very stages, settings and program that it would be made from
+        now; then neither its stages nor its rows are looked at again.
+
+        Raises:
+            UserError: as `Flow.run`.
+        """
+        from trainers.report.report import write_report
+
+        flow, folder = self._flow(cell), self.folder_of(cell)
+        stages = {name: flow.key(name) for name in flow.steps}
+        key = recipe_key({"config": cell.config.model_dump(), "stages": stages, "code": all_code()})
+        known = self.outcome(cell)
+        if known.get("key") == key and (folder / "report.json").is_file():
+            for name, step in flow.steps.items() if self.max_cost is not None else ():
+                flow.pool.budget.book_stage(self.store.folder_of(step.kind, stages[name]), reused=True)
+            return known, True
+        folder.mkdir(parents=True, exist_ok=True)
+        flow.run(progress, self.store)
+        report, _ = write_report(flow)
+        outcome = {"status": "done", "key": key, **_summary(report), "report": f"cells/{cell.name}/report.json"}
+        return self._keep(cell, outcome), False
+
+    def fail(self, cell: Cell, error: Exception) -> Outcome:
+        """Note why a cell failed; what is no user's mistake leaves its traceback in error.txt."""
+        folder = self.folder_of(cell)
+        folder.mkdir(parents=True, exist_ok=True)
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        if not isinstance(error, UserError):
+            write_atomic(folder / "error.txt", "".join(traceback.format_exception(error)))
+            reason += f" (see {folder / 'error.txt'})"
+        return self._keep(cell, {"status": "failed", "error": reason})
+
+    def _keep(self, cell: Cell, outcome: Outcome) -> Outcome:
+        write_atomic(self.folder_of(cell) / "cell.json", json.dumps(outcome, indent=2, allow_nan=False))
+        return {"cell": cell.name, "values": cell.values} | outcome
+
+    def write(self) -> Path:
+        """Write sweep.json: all cells of all shards, as far as they are, one line each."""
+        path = self.folder / "sweep.json"
+        head = json.dumps({"schema": SCHEMA, "experiment": self.base.name, "grid": self.grid}, allow_nan=False)
+        with FileLock(self.folder / ".lock-sweep"):
+            cells = ",\n".join(self._line(cell) for cell in self.cells)
+            write_atomic(path, f'{head[:-1]}, "cells": [\n{cells}\n]}}\n')
+        return path.resolve()
+
+    def _line(self, cell: Cell) -> str:
+        """A cell in sweep.json; what has not changed since it was read is not read again."""
+        try:
+            found = (self.folder_of(cell) / "cell.json").stat()
+            stamp = (found.st_mtime_ns, found.st_ino)
+        except OSError:
+            stamp = (0, 0)
+        known = self._lines.get(cell.name)
+        if known is None or known[0] != stamp:
+            outcome = {k: v for k, v in self.outcome(cell).items() if k != "key"}
+            known = self._lines[cell.name] = stamp, json.dumps(outcome, allow_nan=False)
+        return known[1]
+
+
+def _summary(report: dict[str, Any]) -> Outcome:
+    """What sweep.json tells of a cell: every arm's accuracy, every PGR, the time of its stages."""
+    keys = ("arm", "method", "seed", "n", "mode")
+    arms = [{k: a[k] for k in keys} | {"acc": a["metrics"]["acc"], "stderr": a["stderr"].get("acc")} for a in report["arms"]]
+    gap = report["gap"] or {}
+    return {
+        "pgr": gap.get("pgr"),
+        "ci95": gap.get("ci95"),
+        "defined": gap.get("defined", False),
+        "reason": gap.get("reason", "no ceiling among the arms"),
+        "gap": report["gap"],
+        "arms": arms,
+        "gaps": report["gaps"],
+        "seconds": report["seconds"]["total"],
+    }
+
+
+def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path, max_cost: float | None = None) -> Sweep:
+    """Lay out a sweep over its folder, ``runs_dir/<experiment>``.
+
+    Raises:
+        UserError: as `lay_out`; several processes of one launch.
+    """
+    if processes.count() > 1:
+        raise UserError(
+            "w2s sweep runs in one process: share its cells out with --shard i/n, or launch w2s run for one large cell."
+        )
+    base, cells = lay_out(config, assignments, grid)
+    return Sweep(base, grid, cells, runs_dir / base.name, max_cost)
+
+
+def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterator[Outcome]:
+    """Run cells one after the other; one that fails does not stop the others."""
+    for place, cell in enumerate(cells, start=1):
+        head = f"cell {place}/{len(cells)}: {cell.title}"
+        progress.note(escape(head))
+        try:
+            outcome, there = sweep.run_cell(cell, progress)
+        except Exception as error:  # whatever ends one cell must not end the others
+            log.debug("%s failed", cell.name, exc_info=True)
+            outcome, there = sweep.fail(cell, error), False
+        if outcome["status"] == "failed":
+            progress.note(escape(f"  failed: {outcome['error']}"))
+        elif there:
+            progress.note("  there already")
+        if not there:
+            sweep.write()
+        yield outcome
+    sweep.write()
+
+
+def _accuracy(outcome: Outcome, arm: str) -> str:
+    """Mean accuracy of an arm over the seeds of a cell, of its first method."""
+    found = [a for a in outcome.get("arms", []) if a["arm"] == arm]
+    values = [a["acc"] for a in found if a["method"] == found[0]["method"]]
+    return percent(sum(values) / len(values)) if values else "–"
+
+
+def show_sweep(outcomes: Sequence[Outcome], console: Console | None = None) -> None:
+    """Print one line a cell: its values, accuracies in per cent, and the PGR of its first student."""
+    console = console or standard_output()
+    table = Table(title="accuracy %, PGR of the first student with 95 % interval", title_justify="left")
+    arms = ("weak", "zero_shot", "student", "ceiling")
+    for column in (*outcomes[0]["values"], *arms, "PGR [95 %]", "seconds"):
+        table.add_column(column, justify="left" if column in outcomes[0]["values"] else "right")
+    for outcome in outcomes:
+        done = outcome["status"] == "done"
+        pgr = outcome["status"] if not done else pgr_text(outcome["gap"]) if outcome["gap"] else "–"
+        scores = [_accuracy(outcome, arm) for arm in arms]
+        table.add_row(*_shown(outcome["values"]), *scores, pgr, f"{outcome['seconds']:.0f}" if done else "–")
+    console.print(table)
+
+
+def show_cells(cells: Sequence[Cell], console: Console | None = None) -> None:
+    """Print the cells without running them."""
+    console = console or standard_output()
+    table = Table(title=f"{len(cells)} cells", title_justify="left")
+    for column in ("#", *cells[0].values, "folder"):
+        table.add_column(column)
+    for cell in cells:
+        table.add_row(str(cell.number), *_shown(cell.values), f"cells/{cell.name}")
+    console.print(table)

@@ -1,0 +1,1 @@
+"""Tasks and models of lm_eval, in process."""

@@ -1,0 +1,300 @@
+"""An lm_eval task as the trainers see it: documents with stable ids, choices, and the strings that lm_eval would score."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import hashlib
+import itertools
+import json
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import lm_eval
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+from lm_eval.api.task import ConfigurableTask
+from tqdm import tqdm
+
+from trainers.labels.label_set import LabelSet, gold_labels, row_ids
+from trainers.store import processes
+from w2s_tasks.errors import UserError, causes
+from w2s_tasks.plugin.task_settings import ROWS, settings
+from w2s_tasks.rows.problems import label_remedy, row_problem, targets
+from w2s_tasks.rows.readable import place_of, unreadable
+from w2s_tasks.user_text import shown
+
+log = logging.getLogger(__name__)
+
+SEED = 1234  # lm_eval's default for numpy, torch and the shots
+
+
+@dataclass(frozen=True)
+class PromptStyle:
+    """How a document becomes a prompt: shots (None for the task's own number), chat template, system message.
+
+    ``multiturn`` makes shots turns of their own under a chat template; without it they stand in one user message.
+    """
+
+    num_fewshot: int | None = 0
+    chat_template: bool = False
+    system_prompt: str | None = None
+    multiturn: bool = True
+
+
+def rendering(docs: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+    """Documents one by one, with a bar where rendering all of them takes more than a moment."""
+    return tqdm(docs, desc="rendering", unit="row", leave=False, delay=2, disable=None if processes.is_main() else True)
+
+
+class HarnessTask:
+    """An lm_eval task as the trainers see it."""
+
+    def __init__(self, task: ConfigurableTask) -> None:
+        self.task = task
+        self.name = str(task.config.task)
+        task.set_fewshot_seed(seed=SEED)
+        # A sweep asks for the same hashes for every cell.
+        self._renderer_hashes: dict[PromptStyle, str] = {}
+        self._eval_hashes: dict[int, str] = {}
+        self._trainable = self._evaluable = False
+
+    def as_loaded(self) -> ConfigurableTask:
+        """The task for one evaluation, which sets the shots in its settings."""
+        task = copy.copy(self.task)
+        task._config = copy.copy(self.task.config)
+        return task
+
+    @functools.cached_property
+    def train_docs(self) -> list[dict[str, Any]]:
+        """The training split, in the data set's order."""
+        try:
+            docs = self.task.training_docs()
+        except KeyError as error:
+            known = ", ".join(map(str, self.task.dataset or ()))
+            raise UserError(
+                f"the task '{self.name}': its data has no split {error}, which training_split names. It has: {known}."
+            ) from error
+        return list(docs.to_list() if hasattr(docs, "to_list") else docs)
+
+    @functools.cached_property
+    def train_ids(self) -> list[str]:
+        """Row ids of the training split."""
+        return row_ids(self.train_docs)
+
+    @functools.cached_property
+    def train_hash(self) -> str:
+        """Hash of the training split's rows."""
+        return hashlib.sha256("\n".join(self.train_ids).encode()).hexdigest()[:16]
+
+    @functools.cached_property
+    def choices(self) -> list[str]:
+        """The choices of the first document."""
+        return list(self.task.doc_to_choice(self.task.eval_docs[0]))
+
+    def gold(self, doc: Mapping[str, Any]) -> int:
+        """Index of the right choice; -1 where the label is none of them."""
+        return self._place(self.task.doc_to_target(doc), doc)
+
+    def _place(self, target: Any, doc: Mapping[str, Any]) -> int:
+        place = place_of(target, lambda: self.task.doc_to_choice(doc))
+        if place is None:
+            raise UserError(
+                f"the task '{self.name}': a label must be a choice's number or text, found {shown(target)} in {shown(doc)}."
+            )
+        return place
+
+    def gold_labels(self, ids: Sequence[str], docs: Sequence[Mapping[str, Any]]) -> LabelSet:
+        """The gold labels of training rows, which `check_trainable` has looked at."""
+        return gold_labels(ids, [self.gold(doc) for doc in docs], len(self.choices))
+
+    def _row_problem(self, docs: Sequence[Mapping[str, Any]], split: str) -> str | None:
+        with self._telling("a row", split, docs[0]):
+            return row_problem(self.task, docs, split)
+
+    def _check_labels(self, docs: Sequence[Mapping[str, Any]], split: str) -> None:
+        """Refuse a label that is none of its row's choices, with the row, counted from 0."""
+        with self._telling("a label", split, docs[0]):
+            found = list(targets(self.task, docs))
+        for row, (doc, target) in enumerate(zip(docs, found, strict=True)):
+            choices = self.task.doc_to_choice(doc)
+            if not 0 <= self._place(target, doc) < len(choices):
+                where = f"the task '{self.name}': row {row} of its {split} split has the gold label {shown(target)}"
+                known = f"{len(choices)} choices (0 to {len(choices) - 1}): {shown(choices)}"
+                raise UserError(f"{where}, but the task has {known}.{label_remedy(self.task, doc, choices)}")
+
+    def check_trainable(self) -> None:
+        """Refuse a task that has no right choice to learn, nothing to learn from, or rows that would be read otherwise.
+
+        Raises:
+            UserError: with the reason.
+        """
+        if self._trainable:
+            return
+        metadata = self.task.config.metadata or {}
+        reason = None
+        if self.task.OUTPUT_TYPE != "multiple_choice":
+            reason = f"its output_type is {self.task.OUTPUT_TYPE}, not multiple_choice"
+        elif metadata.get("trainable") is False:
+            reason = "it is scored as a ranking: its documents have no right choice"
+        elif self.task.multiple_input or self.task.multiple_target:
+            reason = "it has several contexts or several right answers a document"
+        elif not self.task.has_training_docs():
+            reason = "it has no training_split"
+        elif not len(self.train_docs):
+            reason = "its training split is empty"
+        else:
+            reason = unreadable(self.task) or self._row_problem(self.train_docs, "training")
+        if reason:
+            raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
+        self._render(self.train_docs[0], "training")
+        self._check_labels(self.train_docs, "training")
+        self._trainable = True
+
+    @contextlib.contextmanager
+    def _telling(self, rows: str, split: str, doc: Mapping[str, Any]) -> Iterator[None]:
+        """Turn what a task's templates and functions raise into one clear error, before hours of work."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # templates and functions of a task's YAML raise anything
+            raise UserError(
+                f"the task '{self.name}': {rows} of its {split} split can't be read: {reason(error)}. Its columns: "
+                f"{', '.join(map(str, doc))}."
+            ) from error
+
+    def _render(self, doc: Mapping[str, Any], split: str) -> None:
+        """Render a document once, so that a wrong column is told."""
+        with self._telling("row 0", split, doc):
+            texts = [text for pair in self.pairs(doc, PromptStyle()) for text in pair]
+        if any("\0" in text for text in texts):
+            log.warning("the task '%s': a NUL character stands in row 0 of its %s split", self.name, split)
+
+    def check_evaluable(self) -> None:
+        """Refuse a task whose evaluation rows can't be asked, or have a right answer that is none of the choices.
+
+        Raises:
+            UserError: with the row, counted from 0.
+        """
+        if self._evaluable:
+            return
+        docs = list(self.task.eval_docs)
+        if not docs:
+            raise UserError(f"the task '{self.name}' can't be evaluated: its evaluation split is empty.")
+        reason = unreadable(self.task) or self._row_problem(docs, "evaluation")
+        if reason:
+            raise UserError(f"the task '{self.name}' can't be evaluated: {reason}.")
+        self._render(docs[0], "evaluation")
+        ranking = (self.task.config.metadata or {}).get("trainable") is False
+        if self.task.OUTPUT_TYPE == "multiple_choice" and not (
+            self.task.multiple_input or self.task.multiple_target or ranking
+        ):
+            self._check_labels(docs, "evaluation")
+        self._evaluable = True
+
+    def has_system(self, style: PromptStyle) -> bool:
+        """Whether prompts of this style begin with a system prompt or with the task's description."""
+        return bool(style.system_prompt or self.task.config.description)
+
+    def shots(self, style: PromptStyle) -> int:
+        """How many shots a prompt of this style has; a task that says `num_fewshot: 0` gets none, whatever is asked for."""
+        own = self.task.config.num_fewshot
+        return int(own or 0) if style.num_fewshot is None or own == 0 else style.num_fewshot
+
+    def check_shots(self, style: PromptStyle) -> None:
+        """Refuse shots that lm_eval would leave out.
+
+        Raises:
+            UserError: the task's YAML, or a group's, says `num_fewshot: 0`.
+        """
+        if style.num_fewshot and self.shots(style) == 0:
+            raise UserError(
+                f"the task '{self.name}' would be asked without the {style.num_fewshot} shots that are wanted: it says "
+                "`num_fewshot: 0`, which lm_eval lets nothing override. Take that line out of its YAML or its group."
+            )
+
+    def pairs(self, doc: Mapping[str, Any], style: PromptStyle, lm: LM | None = None) -> list[tuple[str, str]]:
+        """The (context, continuation) strings of a document's choices, rendered by lm_eval's own task."""
+        return [request.args for request in self.requests([doc], style, lm)]
+
+    def requests(self, docs: Sequence[Mapping[str, Any]], style: PromptStyle, lm: LM | None = None) -> list[Instance]:
+        """lm_eval's requests for documents, in order, all choices of a document together."""
+        template = getattr(lm, "apply_chat_template", None) if style.chat_template else None
+        out: list[Instance] = []
+        for i, doc in enumerate(rendering(docs) if len(docs) > 1 else docs):
+            context = self.task.fewshot_context(
+                doc,
+                num_fewshot=self.shots(style),
+                system_instruction=style.system_prompt,
+                apply_chat_template=style.chat_template,
+                fewshot_as_multiturn=style.chat_template and style.multiturn,
+                chat_template=template,
+                gen_prefix=self.task.doc_to_prefix(doc),
+            )
+            built = self.task.construct_requests(
+                doc=doc,
+                ctx=context,
+                metadata=(self.name, i, 1),
+                apply_chat_template=style.chat_template,
+                chat_template=template,
+            )
+            out += built if isinstance(built, list) else [built]
+        return out
+
+    def prompts(self, docs: Sequence[Mapping[str, Any]], style: PromptStyle) -> list[str]:
+        """The plain prompt of each document."""
+        return [self.pairs(doc, style)[0][0] for doc in rendering(docs)]
+
+    def source_texts(self) -> tuple[list[str], bool]:
+        """The text that tells each training row's source, and whether rows are phrases of other rows.
+
+        From the task's ``metadata: {source: {column, contained}}``; without it the rendered prompt.
+        """
+        source = (self.task.config.metadata or {}).get("source")
+        if source is None:
+            return [str(self.task.doc_to_text(doc)) for doc in rendering(self.train_docs)], False
+        column = source["column"]
+        if column not in self.train_docs[0]:
+            raise UserError(f"the task '{self.name}' names the source column '{column}', which its rows don't have.")
+        return [str(doc[column]) for doc in self.train_docs], bool(source.get("contained", False))
+
+    def renderer_hash(self, style: PromptStyle) -> str:
+        """Hash of all that turns a document into prompts, choices and scores."""
+        if style not in self._renderer_hashes:
+            self._renderer_hashes[style] = self._hash_renderer(style)
+        return self._renderer_hashes[style]
+
+    def _hash_renderer(self, style: PromptStyle) -> str:
+        n = self.shots(style)
+        # lm_eval's own samplers go on where the last draw ended: what is hashed must not hang on what was hashed before.
+        self.task.set_fewshot_seed(seed=SEED)
+        shots = list(self.task.sampler.sample(n)) if n else []
+        self.task.set_fewshot_seed(seed=SEED)
+        parts = [settings(self.task, without=(*ROWS, "num_fewshot")), vars(style), n, shots, lm_eval.__version__]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def eval_hash(self, limit: int | None) -> str:
+        """Hash of the documents that an evaluation with this limit asks."""
+        n = self.eval_rows(limit)
+        if n not in self._eval_hashes:
+            chosen = self.task.eval_docs.select(range(n)).to_list()
+            self._eval_hashes[n] = hashlib.sha256("\n".join(row_ids(chosen)).encode()).hexdigest()[:16]
+        return self._eval_hashes[n]
+
+    def eval_rows(self, limit: int | None) -> int:
+        """How many documents an evaluation with this limit asks."""
+        n = len(self.task.eval_docs)
+        return min(limit or n, n)
+
+
+def reason(error: BaseException) -> str:
+    """An error with what caused it: datasets says `while generating the dataset` and keeps file and line in the cause."""
+    parts: dict[str, None] = {}  # an error is often raised again in the same words
+    for cause in causes(error):
+        words = " ".join(str(cause).split())
+        parts[f"{type(cause).__name__}: {words[:300]}{'...' if len(words) > 300 else ''}"] = None
+    return "; because of ".join(itertools.islice(parts, 4))

@@ -1,0 +1,121 @@
+"""The arms of an experiment: ways to get a strong model, one entry each, with all that the rest needs to know of it.
+
+An arm that is trained on labels made without a model is a function from labels to labels with `arm` above it; those that no
+labels train, and those whose labels a model finds, are entries of `ARMS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trainers.labels.label_set import LabelSet, gold_labels
+from trainers.labels.operations import METHOD_OPS, LabelOp
+from trainers.registry import Registry
+
+Teacher = Literal["weak", "method", "gold", "all gold", "itself", "search"]
+"""Where an arm's labels come from: the weak supervisor; it and what the student's method does; gold labels of the transfer
+rows, or of all; the strong model untuned; labels that predict each other (`trainers.labels.unsupervised`)."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What an arm is."""
+
+    colour: str
+    """In figures; Okabe-Ito's and near them, told apart by colour-blind readers and in grey."""
+    provenance: str
+    """What its model learnt from, for model cards, with the fields weak, percent and n of the weak labels."""
+    teacher: Teacher | None = None
+    """None where nothing is trained for it."""
+    model: Literal["weak", "strong"] = "strong"
+    """The section of the experiment whose model it is."""
+    labels: LabelOp | None = None
+    """What makes its labels of its teacher's."""
+
+
+ARMS: Registry[Kind] = Registry(
+    zero_shot=Kind("#56b4e9", "no label: the model as it is"),
+    few_shot=Kind("#0072b2", "no label: the model as it is, with examples in its prompt"),
+    weak=Kind("#777777", "gold labels of the weak half of the training split", model="weak"),
+    weak_untrained=Kind("#aaaaaa", "no label: the weak model as it is", model="weak"),
+    self_labels=Kind("#6a5acd", "the untuned strong model's own zero-shot labels; no teacher", "itself"),
+    unsupervised=Kind(
+        "#8fb339", "labels that the untuned strong model finds mutually predictable (arXiv 2506.10139); no teacher", "search"
+    ),
+)
+"""What each name in `arms` stands for; the names of the others are their functions'."""
+
+
+def arm(colour: str, provenance: str, teacher: Teacher = "weak") -> Callable[[LabelOp], LabelOp]:
+    """Register an arm by the function that makes its labels of its teacher's; see `Kind`."""
+
+    def register(function: LabelOp) -> LabelOp:
+        ARMS[function.__name__] = Kind(colour, provenance, teacher, labels=function)
+        return function
+
+    return register
+
+
+def kind_of(name: str) -> Kind:
+    """The entry of an arm; few_shot(4) is a few_shot."""
+    return ARMS[name.partition("(")[0]]
+
+
+def operation(name: str) -> LabelOp:
+    """A label operation by its name: an arm's or a method's."""
+    made = ARMS[name].labels if name in ARMS else METHOD_OPS[name]
+    assert made is not None  # noqa: S101 - arms without an operation are in no list of operations
+    return made
+
+
+@arm(
+    "#d55e00",
+    "labels of the weak supervisor ({weak}), {percent} % right on these {n} rows; no gold label was seen",
+    "method",
+)
+def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The labels as they are."""
+    return labels
+
+
+@arm("#009e73", "gold labels of the {n} rows that the student learns from", "gold")
+def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The gold labels of the same rows."""
+    return gold_labels(labels.row_id, labels.gold.tolist(), labels.soft.shape[1])
+
+
+@arm("#006d50", "gold labels of all rows", "all gold")
+def ceiling_full(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The gold labels of all rows, the weak supervisor's too."""
+    return ceiling(labels, rng)
+
+
+@arm("#cc79a7", "a uniformly random choice for each row: a control, not a useful model", "gold")
+def random_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """A uniformly random choice for each row: what training on this many examples does without any information."""
+    choices = labels.soft.shape[1]
+    return labels.with_soft(np.eye(choices)[rng.integers(choices, size=len(labels))])
+
+
+@arm("#e69f00", "the weak labels dealt out to other rows: a control, not a useful model")
+def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The weak labels dealt out to other rows: their marginal distribution without their information."""
+    return labels.with_soft(labels.soft[rng.permutation(len(labels))])
+
+
+@arm("#a6761d", "gold labels with random errors drawn from the weak supervisor's confusion matrix: a control")
+def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The weak labels dealt out anew among the rows of each gold class: as wrong and as sure, but not systematically.
+
+    That draws errors from the weak supervisor's confusion matrix without replacement: the matrix, and with it the accuracy
+    and the class priors, stay exactly what they were; only which row of a class is mistaken is left to chance.
+    """
+    soft = labels.soft.copy()
+    for gold in np.unique(labels.gold):
+        rows = np.flatnonzero(labels.gold == gold)
+        soft[rows] = labels.soft[rng.permutation(rows)]
+    return labels.with_soft(soft)

@@ -1,0 +1,68 @@
+"""What a method of the student does to labels before a trainer sees them: LabelSet -> LabelSet, seeded, without a model.
+
+A new operation is a new function with `METHOD_OPS.entry` above it; its keyword arguments are its settings in an experiment
+file (`method_args`). Operations that need a model are in `trainers.labels.relabel` and `trainers.labels.unsupervised`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field
+
+from trainers.labels.label_set import Array, LabelSet
+from trainers.registry import Registry
+
+LabelOp = Callable[..., LabelSet]
+METHOD_OPS: Registry[LabelOp] = Registry()
+
+
+@METHOD_OPS.entry
+def harden(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """All weight on the most probable choice: cross-entropy with hard labels."""
+    return labels.hardened()
+
+
+def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
+    """Which rows a confidence filter keeps: a mask, shape [rows].
+
+    Args:
+        labels: with soft labels; the confidence of a row is its largest probability. Ties go to the earlier row.
+        keep: share of the rows, rounded up.
+        by_class: take that share within each predicted class, so that the class shares stay.
+    """
+    confidence, hard = labels.soft.max(axis=1), labels.hard
+    groups = [np.flatnonzero(hard == c) for c in np.unique(hard)] if by_class else [np.arange(len(labels))]
+    mask = np.zeros(len(labels), dtype=bool)
+    for rows in groups:
+        order = rows[np.argsort(-confidence[rows], kind="stable")]
+        mask[order[: int(np.ceil(keep * len(rows) - 1e-9))]] = True
+    return mask
+
+
+@METHOD_OPS.named("filter")
+def confidence_filter(
+    labels: LabelSet, rng: np.random.Generator, *, keep: Annotated[float, Field(gt=0, le=1)] = 0.5, by_class: bool = True
+) -> LabelSet:
+    """Only the rows of which the supervisor is surest.
+
+    Args:
+        labels: with soft labels.
+        rng: not used.
+        keep: share of the rows that is kept, the most confident first.
+        by_class: keep that share of each labelled class, so that the class shares stay; false: of all rows together.
+    """
+    return labels.subset(most_confident(labels, keep, by_class))
+
+
+@METHOD_OPS.entry
+def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """As many rows of each labelled class as the rarest has: rows of the commoner ones are left out at random."""
+    hard = labels.hard
+    classes, counts = np.unique(hard, return_counts=True)
+    mask = np.zeros(len(labels), dtype=bool)
+    for c in classes:
+        mask[rng.choice(np.flatnonzero(hard == c), size=counts.min(), replace=False)] = True
+    return labels.subset(mask)

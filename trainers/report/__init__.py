@@ -1,0 +1,1 @@
+"""A finished experiment's numbers, page, tables and cards."""

@@ -1,0 +1,124 @@
+"""The evaluations of a finished flow, by arm, task, seed and shots: what every section of the report is formed from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from trainers.flow.experiment import MODES, Arm, Flow
+from w2s_tasks.results.read import TaskScores, read_evaluation
+from w2s_tasks.results.safety import split_of
+
+Scores = dict[str, TaskScores]
+Evaluations = dict[Arm, Scores]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One arm and method over its seeds."""
+
+    name: str
+    method: str | None
+    arms: tuple[Arm, ...]
+
+    @property
+    def seeds(self) -> list[int | None]:
+        """Its seeds; [None] where no seed changes it."""
+        return [arm.seed for arm in self.arms]
+
+    def entry(self) -> dict[str, Any]:
+        """How the report's JSON names it."""
+        return {"arm": self.name, "method": self.method, "seeds": self.seeds}
+
+
+@dataclass(frozen=True)
+class Collected:
+    """All evaluations: on the training task, on the safety tasks, and on those with other numbers of shots."""
+
+    flow: Flow
+    training: Evaluations
+    safety: Evaluations
+    ladder: dict[int | None, Evaluations]
+    """Safety evaluations by number of shots, the main one included; None for each task's own number."""
+    checkpoints: dict[float, Collected] = field(default_factory=dict)
+    """The trained arms as they were after a share of their steps; `safety` with the untuned model, their reference."""
+
+    @property
+    def ceiling(self) -> str:
+        """The arm that PGR measures against: on the student's rows; on all rows where only that is there."""
+        arms = self.flow.config.arms
+        return "ceiling_full" if "ceiling_full" in arms and "ceiling" not in arms else "ceiling"
+
+    def groups(self, evaluations: Evaluations) -> list[Group]:
+        """Arms of the same name and method, in the order of the report."""
+        found: dict[tuple[str, str | None], list[Arm]] = {}
+        for arm in self.flow.arms():
+            if arm in evaluations:
+                found.setdefault((arm.name, arm.method), []).append(arm)
+        return [Group(*key, tuple(sorted(arms, key=lambda a: a.seed or 0))) for key, arms in found.items()]
+
+    def group(self, evaluations: Evaluations, name: str) -> Group | None:
+        """The first group of that arm."""
+        return next((g for g in self.groups(evaluations) if g.name == name), None)
+
+    def objective(self, arm: Arm) -> str | None:
+        """What the arm's training optimised; a loss over the choices alone never teaches a format of text."""
+        if not arm.method:
+            return None
+        return "choices" if arm.name == "weak" else str(getattr(self.flow.config.strong, "objective", "language_model"))
+
+    def mode(self, arm: Arm, scores: TaskScores) -> str:
+        """How answers were scored."""
+        return "generated" if scores.generated else scores.mode or MODES.get(self.flow.model_of(arm).model, "loglikelihood")
+
+
+def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[list[Any], list[Any]]:
+    """Two groups' values seed by seed; a group that no seed changes stays a single value."""
+    if None in first.seeds or None in second.seeds:
+        return [read(a) for a in first.arms], [read(a) for a in second.arms]
+    by_seed = {a.seed: a for a in second.arms}
+    both = [(a, by_seed[a.seed]) for a in first.arms if a.seed in by_seed]
+    return [read(a) for a, _ in both], [read(b) for _, b in both]
+
+
+def parts_of(scores: Scores) -> list[tuple[str, bool, list[str]]]:
+    """Tasks that may be averaged: by split (test, hard) and by whether text was generated."""
+    found: dict[tuple[str, bool], list[str]] = {}
+    for task, one in scores.items():
+        found.setdefault((split_of(task), one.generated), []).append(task)
+    return [(*key, tasks) for key, tasks in sorted(found.items(), key=lambda item: (item[0][1], item[0][0] == "hard"))]
+
+
+def _shots(settings: dict[str, Any]) -> int | None:
+    shots: int | None = settings["style"]["num_fewshot"]
+    return shots
+
+
+def collect(flow: Flow) -> Collected:
+    """Read lm_eval's files of every evaluation stage.
+
+    Raises:
+        UserError: a file that is missing or not whole.
+    """
+    training: Evaluations = {}
+    ladder: dict[int | None, Evaluations] = {}
+    kept: dict[float, Collected] = {}
+    main = flow.config.safety.shots[0] if flow.config.safety else None
+    for name, step in flow.steps.items():
+        if step.arm is None or step.kind not in ("evaluate", "safety"):
+            continue
+        scores = read_evaluation(flow.stages[name].path, step.asked)
+        arm, then = replace(step.arm, at=None), None
+        if step.arm.at is not None:
+            then = kept.setdefault(step.arm.at, Collected(flow, {}, {}, {}))
+        if step.kind == "evaluate":
+            # A task that asks the training task's documents another way stands in for it.
+            (then.training if then else training)[arm] = {flow.task.name: next(iter(scores.values()))}
+        else:
+            (then.safety if then else ladder.setdefault(_shots(step.settings), {}))[arm] = scores
+    by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
+    found = Collected(flow, training, ladder.get(main, {}), by_shots, dict(sorted(kept.items())))
+    for then in found.checkpoints.values():
+        then.safety.update({a: s for a, s in found.safety.items() if a.name == "zero_shot"})
+    return found

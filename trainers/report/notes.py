@@ -1,0 +1,56 @@
+"""What a reader has to know before models are compared: trainings that warned, and prompts that were not built alike."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from trainers.flow.experiment import Flow
+from trainers.report.collected import Collected
+from trainers.training.told import Told
+
+Entry = dict[str, Any]
+
+
+def training_warnings(flow: Flow) -> list[str]:
+    """What trainings warned of, those of models in between included."""
+    return [text for stage in flow.stages.values() if stage.kind == "fit" for text in Told.load(stage.path).warnings]
+
+
+def _asked(found: Collected) -> Iterator[tuple[str, str, str | None]]:
+    """Task, model and place of the system prompt, of everything that was prompted: evaluations, then trainings."""
+    for evaluations in (found.training, found.safety):
+        for arm, scores in evaluations.items():
+            for one in scores.values():
+                if found.mode(arm, one) != "classifier":
+                    yield one.task, replace(arm, seed=None).title, one.system_prompt
+    for name, stage in found.flow.stages.items():
+        if stage.kind == "fit" and found.flow.steps[name].settings["settings"]["trainer"] != "classifier":
+            model = re.sub(r", seed \d+$", "", name.removeprefix("fit/"))
+            yield found.flow.task.name, f"training of {model}", Told.load(stage.path).system_prompt
+
+
+def system_prompts(found: Collected) -> list[Entry]:
+    """For each task with a system prompt or description where it stood, and in whose prompts; None for those without it."""
+    places: dict[str, dict[str | None, dict[str, None]]] = {}
+    for task, model, place in _asked(found):
+        places.setdefault(task, {}).setdefault(place, {})[model] = None
+    return [
+        {"task": task, "place": place, "models": list(models)}
+        for task, by_place in places.items()
+        if set(by_place) != {None}
+        for place, models in by_place.items()
+    ]
+
+
+def unlike(entries: list[Entry]) -> list[str]:
+    """A sentence for every task whose system prompt or description did not stand in the same place for all models."""
+    sentences = []
+    for task in dict.fromkeys(entry["task"] for entry in entries):
+        own = [entry for entry in entries if entry["task"] == task]
+        if len(own) > 1:
+            parts = "; ".join(f"{entry['place'] or 'left out'} of {', '.join(entry['models'])}" for entry in own)
+            sentences.append(f"Not all models were prompted alike on {task}. System prompt and description: {parts}.")
+    return sentences

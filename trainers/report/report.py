@@ -1,0 +1,233 @@
+"""From the stages of a run to its report: report.json, report.html, CSV tables and a model card for every adapter.
+
+The numbers come from lm_eval's own files, read by `w2s_tasks.results.read`; every comparison is paired by question. The
+sections are formed in `report_training` and `report_safety`, shown by `tables` (terminal) and `page` (HTML).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors import safe_open
+
+from trainers.config.experiment import Experiment
+from trainers.flow import commands
+from trainers.flow.experiment import Flow
+from trainers.report import notes
+from trainers.report import safety as safe
+from trainers.report import training as trained
+from trainers.report.collected import collect
+from trainers.store.stages import MANIFEST, Stage, whole, write_atomic
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.ref import resolve
+
+SCHEMA = 1
+REQUIRED = ("experiment", "task", "arms", "gaps", "gap", "safety", "seconds", "config")
+"""What a report without is not whole."""
+CONFIG = "config.yaml"
+WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
+"""What a run folder holds beside its stages."""
+
+
+def _seconds(flow: Flow) -> dict[str, float]:
+    kinds: dict[str, float] = {}
+    for stage in flow.stages.values():
+        kinds[stage.kind] = kinds.get(stage.kind, 0.0) + stage.seconds
+    return {k: round(v, 1) for k, v in kinds.items()} | {"total": round(sum(kinds.values()), 1)}
+
+
+def _stages_folder(flow: Flow) -> str:
+    """Where the stages are, seen from the report: the cells of a sweep share theirs."""
+    stage = next(iter(flow.stages.values()))
+    return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
+
+
+def _commands(flow: Flow) -> list[dict[str, str]]:
+    """For every model the command that evaluates it on the training task again."""
+    return [
+        {"arm": arm.title, "command": commands.evaluation(flow.model_of(arm), flow.harness, *flow.main_evaluation(arm))}
+        for arm in flow.arms()
+        if arm.name != "weak_untrained"
+    ]
+
+
+def _command(flow: Flow) -> str:
+    """How to run the experiment again, over the same stages; a cell of a sweep becomes a run of its own beside the sweep."""
+    stage = next(iter(flow.stages.values()))
+    return commands.experiment(flow.folder / CONFIG, runs_dir=stage.path.parent.parent.parent)
+
+
+def parameters(model: str) -> int | None:
+    """Parameters of a local model, from the headers of its safetensors files; None where they are not here."""
+    try:
+        folder = Path(resolve(model))
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(model, local_files_only=True))
+    except (UserError, OSError, ValueError):
+        return None
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as f:
+            total += sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118 - no mapping
+    return total or None
+
+
+def _costs(flow: Flow) -> dict[str, float | None]:
+    """USD of every stage that a service was paid for; None where its price is not known."""
+    files = {name: stage.path / "cost.json" for name, stage in flow.stages.items()}
+    return {n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()}
+
+
+def _software(flow: Flow) -> dict[str, Any]:
+    """Library versions and commits that the stages were made with, from their manifests."""
+    versions: dict[str, set[str]] = {}
+    commits: set[str] = set()
+    for stage in flow.stages.values():
+        manifest = json.loads((stage.path / MANIFEST).read_text(encoding="utf-8"))
+        for library, version in manifest.get("versions", {}).items():
+            versions.setdefault(library, set()).add(version)
+        if manifest.get("git"):
+            commits.add(manifest["git"])
+    return {"versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}, "git": sorted(commits)}
+
+
+def build_report(flow: Flow) -> dict[str, Any]:
+    """All of report.json (schema 1) from the stages of a finished flow.
+
+    Raises:
+        UserError: evaluations that don't fit together.
+    """
+    task, config = flow.task.name, flow.config
+    found = collect(flow)
+    missing = [a.title for a in flow.arms() if task not in found.training.get(a, {})]
+    if missing:
+        raise UserError(f"no evaluation of {', '.join(missing)} on {task}.")
+    gaps = trained.gap_entries(found)
+    safety_gaps, family = safe.gap_entries(found)
+    mean_gaps = safe.mean_gap_entries(found)
+    prompts = notes.system_prompts(found)
+    return {
+        "schema": SCHEMA,
+        "experiment": config.name,
+        "task": task,
+        "choices": [c.strip() for c in flow.task.choices],
+        "arms": [trained.arm_entry(found, arm) for arm in flow.arms()],
+        "arm_means": trained.mean_entries(found),
+        "gaps": gaps,
+        "gap": gaps[0] if gaps else None,
+        "notes": [*notes.training_warnings(flow), *notes.unlike(prompts)],
+        "system_prompts": prompts,
+        "weak_labels": trained.label_entries(flow),
+        "diagnostics": trained.diagnostic_entries(found),
+        "disagreements": trained.disagreements(found),
+        "safety": safe.safety_entries(found),
+        "safety_means": safe.safety_means(found),
+        "safety_gaps": safety_gaps,
+        "safety_family": family,
+        "safety_mean_gaps": mean_gaps,
+        "drift": safe.drift_entries(found),
+        "ladder": safe.ladder_entries(found),
+        "associations": safe.association_entries(found),
+        "tradeoff": safe.tradeoff_entries(found, gaps, mean_gaps),
+        "curves": trained.curve_entries(flow),
+        "models": {
+            part: {"model": section.model, "parameters": parameters(section.model)}
+            for part, section in (("weak", config.weak), ("strong", config.strong))
+        },
+        "stages_folder": _stages_folder(flow),
+        "stages": {name: stage.path.name for name, stage in flow.stages.items()},
+        "stage_seconds": {name: round(stage.seconds, 2) for name, stage in flow.stages.items()},
+        "commands": _commands(flow),
+        "costs_usd": _costs(flow),
+        "command": _command(flow),
+        "config": config.model_dump(),
+        "software": _software(flow),
+        "seconds": _seconds(flow),
+    }
+
+
+def write_report(flow: Flow) -> tuple[dict[str, Any], Path]:
+    """Write report.json and report.html, config.yaml, tables/*.csv and model_cards/*.md into the run folder.
+
+    Returns:
+        The report, and the path of report.json.
+    """
+    path = flow.folder / "report.json"
+    text = json.dumps(build_report(flow), indent=2, default=str, allow_nan=False)
+    report: dict[str, Any] = json.loads(text)
+    write_atomic(flow.folder / CONFIG, yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True))
+    write_atomic(path, text)
+    present(report, flow.folder)
+    return report, path.resolve()
+
+
+def present(report: Mapping[str, Any], folder: Path) -> None:
+    """Write what follows from report.json alone: the page, the tables and the model cards."""
+    from trainers.report.exports import write_tables
+    from trainers.report.model_card import write_cards
+    from trainers.report.page import render
+
+    write_atomic(folder / "report.html", render(dict(report)))
+    write_tables(report, folder / "tables")
+    write_cards(report, folder / "model_cards")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report.json, or the one of a run folder.
+
+    Raises:
+        UserError: it is missing, not JSON, or of another schema.
+    """
+    file = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{file}: not a readable report ({error}). Give a run folder, e.g. runs/quickstart.") from error
+    if not isinstance(report, dict) or report.get("schema") != SCHEMA:
+        raise UserError(f"{file}: not a report of schema {SCHEMA}.")
+    missing = [key for key in REQUIRED if key not in report]
+    if missing:
+        raise UserError(
+            f"{file}: this report lacks {', '.join(missing)}; it is cut or altered. Write it again with w2s run."
+        )
+    return report
+
+
+def runs_of(paths: Sequence[Path]) -> list[Path]:
+    """The run folders that are meant: a sweep's folder stands for its cells."""
+    out: list[Path] = []
+    for path in paths:
+        cells = sorted(p.parent for p in path.glob("cells/*/report.json")) if (path / "sweep.json").is_file() else []
+        out += cells if cells and not (path / "report.json").is_file() else [path]
+    return out
+
+
+def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Form a run's report anew from the stages that its report.json names: new statistics over old weights.
+
+    Raises:
+        UserError: no report there, or a stage of it is gone.
+    """
+    report = read_report(folder)
+    try:
+        config = Experiment.model_validate(report["config"])
+    except ValueError as error:
+        raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
+    flow = Flow(config, folder)
+    for name in flow.steps:
+        stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
+        if name not in report["stages"] or not (stage / MANIFEST).is_file():
+            raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
+        manifest, altered = whole(stage)
+        if manifest is None:
+            raise UserError(f"{stage}: {altered} is not as its manifest says; w2s run builds the stage of '{name}' anew.")
+        flow.stages[name] = Stage(manifest["kind"], manifest["key"], stage, float(manifest["seconds"]), reused=True)
+    return write_report(flow)

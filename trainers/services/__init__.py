@@ -1,0 +1,1 @@
+"""What speaks to a service that trains or answers."""

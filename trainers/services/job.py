@@ -1,0 +1,314 @@
+"""One fine-tuning job, submitted so that it can't be paid twice, and followed to its end.
+
+A job is known by its run key: the hash of its files, model, hyperparameters and seed, which the service keeps as metadata.
+Before a job is created the intent is on disk and the service's list has been asked for the key; the request that creates
+is never repeated blindly, because the SDK's own repetition has no idempotency key and makes one job a request. A killed
+process, a lost answer, another run folder, a newer version of this program: all find the first job.
+
+Order: state on disk -> list -> model, budget -> upload (found again by sha256) -> list -> intent on disk -> create -> id on
+disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime as dt
+import hashlib
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock
+
+from trainers.services.service import Endpoint, check_model, explain, is_quota, listed, message_of, once, said_in, steady
+from trainers.store.stages import write_atomic
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.states import Standing, standing
+from w2s_tasks.rows.assets import cache_dir, sha256_file
+
+if TYPE_CHECKING:
+    import openai
+    from openai.types.fine_tuning import FineTuningJob
+
+Note = Callable[[str], None]
+RUN_KEY = "w2s_run_key"
+SETTLE = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
+"""Seconds between looks at the list of jobs after an unclear answer: a new job may take a while to be listed."""
+SETTLED = 600.0
+"""After this many seconds a job that was created is listed; one look is enough."""
+CREATE_ATTEMPTS = 3
+LONGEST_WAIT = 300.0
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """What is asked of the service. Specs with one run key are one job, whatever their suffix."""
+
+    model: str
+    training: Path
+    validation: Path | None = None
+    hyperparameters: dict[str, Any] = field(default_factory=dict)
+    """n_epochs, batch_size, learning_rate_multiplier; what is left out is the service's choice."""
+    seed: int = 0
+    suffix: str | None = None
+
+    @property
+    def run_key(self) -> str:
+        """32 hex digits of the sha256 over all that the fine-tuned model depends on."""
+        files = [sha256_file(p) if p else None for p in (self.training, self.validation)]
+        text = json.dumps([self.model, files, self.hyperparameters, self.seed], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass
+class State:
+    """What is known about a submission, on disk after each change."""
+
+    run_key: str
+    base_url: str
+    training_file: str | None = None
+    validation_file: str | None = None
+    intent: float | None = None
+    """When a request to create was about to be sent whose answer is not known (Unix time); None where there is none."""
+    job: str | None = None
+
+    @classmethod
+    def load(cls, path: Path, run_key: str, base_url: str) -> State:
+        """The state on disk, or a new one where there is none for this job."""
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+            state = cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(run_key, base_url)
+        return state if (state.run_key, state.base_url) == (run_key, base_url) else cls(run_key, base_url)
+
+    def save(self, path: Path) -> None:
+        """Write whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps(dataclasses.asdict(self), indent=2))
+
+
+def _now() -> float:
+    return dt.datetime.now(dt.UTC).timestamp()
+
+
+class Submission:
+    """Finds the job of a spec, or creates it once."""
+
+    def __init__(
+        self,
+        client: openai.OpenAI,
+        endpoint: Endpoint,
+        spec: JobSpec,
+        path: Path,
+        *,
+        note: Note,
+        approve: Callable[[], None] = lambda: None,
+        ignore: Sequence[str] = (),
+        settle: Sequence[float] = SETTLE,
+    ) -> None:
+        """Prepare; nothing is sent.
+
+        Args:
+            client: of the endpoint.
+            endpoint: whose service.
+            spec: the job.
+            path: where the state is kept (JSON).
+            note: takes lines for the user.
+            approve: called before anything that leads to a new job; raises to stop it (a budget).
+            ignore: ids of failed or cancelled jobs that a new one shall replace.
+            settle: pauses between looks at the list after an unclear answer, in seconds.
+        """
+        self.client, self.endpoint, self.spec, self.path = client, endpoint, spec, path
+        self.note, self.approve, self.ignore, self.settle = note, approve, tuple(ignore), settle
+        self.key = spec.run_key
+        self.created = False
+        """Whether `submit` made a new job."""
+        self.state = State.load(path, self.key, endpoint.base_url)
+
+    def _save(self, **changes: Any) -> None:
+        for name, value in changes.items():
+            setattr(self.state, name, value)
+        self.state.save(self.path)
+
+    def submit(self) -> str:
+        """The id of the job: the recorded one, one that the service lists under the run key, or a new one.
+
+        Processes of one machine take turns: two that look at the list at once would both find nothing.
+
+        Raises:
+            UserError: with the reason and what to do; no job was created then, or the next run finds it.
+        """
+        folder = cache_dir() / "jobs"
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / f"{self.key}.lock"):
+            return self._submit()
+
+    def _submit(self) -> str:
+        if self.state.job and self.state.job not in self.ignore:
+            return self.state.job
+        self._save(job=None)
+        found = self._find(patient=self.state.intent is not None)
+        if found is None:
+            warning = check_model(self.client, self.endpoint, self.spec.model)
+            if warning:
+                self.note(warning)
+            self.approve()
+            self._save(training_file=self._upload(self.spec.training, self.state.training_file))
+            if self.spec.validation:
+                self._save(validation_file=self._upload(self.spec.validation, self.state.validation_file))
+            return self._create()
+        self.note(f"found the job {found}, submitted before; nothing is sent again.")
+        self._save(job=found, intent=None)
+        return found
+
+    # ---- files --------------------------------------------------------------------------------------------------
+
+    def _upload(self, path: Path, known: str | None) -> str:
+        """The service's id of a file; one with the same content (its name holds the sha256) is used again."""
+        import openai
+
+        name = f"w2s-{sha256_file(path)}.jsonl"
+        what = f"uploading {path.name}"
+        last: Exception = UserError("the service gave the file no id")
+        for attempt in range(CREATE_ATTEMPTS):
+            found = self._uploaded(name, path.stat().st_size, known)
+            if found:
+                return found
+            try:
+                with path.open("rb") as f:
+                    file = once(self.client).files.create(file=(name, f), purpose="fine-tune")
+                if getattr(file, "id", None):
+                    return file.id
+                last = UserError(said_in(file))
+            except openai.APIStatusError as error:
+                if error.status_code < 500 and (error.status_code not in (408, 409, 429) or is_quota(error)):
+                    raise explain(error, what, self.endpoint) from error
+                last = error
+            except (openai.APIError, ValueError) as error:
+                last = error
+            time.sleep(retry_after(last, self.settle[min(attempt + 1, len(self.settle) - 1)]))
+        found = self._uploaded(name, path.stat().st_size, known)
+        if found:
+            return found
+        raise explain(last, what, self.endpoint) from last
+
+    def _uploaded(self, name: str, size: int, known: str | None) -> str | None:
+        import openai
+
+        try:
+            for file in steady(lambda: listed(self.client.files.list(purpose="fine-tune"))):
+                if file.filename == name and file.bytes == size and standing(file.status) is not Standing.FAILED:
+                    return file.id
+        except openai.AuthenticationError as error:
+            raise explain(error, "listing files", self.endpoint) from error
+        except (openai.APIError, ValueError):
+            return known  # a second copy of a file costs nothing
+        return None
+
+    # ---- the job ------------------------------------------------------------------------------------------------
+
+    def _mine(self, job: FineTuningJob) -> bool:
+        metadata = getattr(job, "metadata", None) or {}
+        if RUN_KEY in metadata:
+            return metadata[RUN_KEY] == self.key
+        # A provider that forgets metadata: the file's id stands for its content.
+        same_file = self.state.training_file is not None and job.training_file == self.state.training_file
+        return same_file and job.model == self.spec.model and getattr(job, "seed", None) in (None, self.spec.seed)
+
+    def _listed(self) -> list[FineTuningJob]:
+        jobs = listed(self.client.fine_tuning.jobs.list(metadata={RUN_KEY: self.key}, limit=100))
+        return [job for job in jobs if self._mine(job) and job.id not in self.ignore]
+
+    def _find(self, *, patient: bool) -> str | None:
+        """The id of this spec's job in the service's list; with `patient`, looked for until a new one must be there."""
+        import openai
+
+        old = self.state.intent is not None and _now() - self.state.intent > SETTLED
+        for pause in self.settle if patient and not old else (0.0,):
+            time.sleep(pause)
+            try:
+                found = steady(self._listed)
+            except (openai.APIError, ValueError) as error:
+                raise explain(error, "looking for the job among those submitted before", self.endpoint) from error
+            if found:
+                return self._best(found)
+        return None
+
+    def _best(self, found: list[FineTuningJob]) -> str:
+        def rank(job: FineTuningJob) -> tuple[int, float]:
+            place = standing(job.status)
+            return 0 if place is Standing.SUCCEEDED else 2 if place.ended else 1, job.created_at or 0
+
+        best = min(found, key=rank)
+        if len(found) > 1:
+            others = ", ".join(j.id for j in found if j.id != best.id)
+            self.note(
+                f"warning: {self.endpoint.host} has more than one job for these files: {best.id} is used, not {others}."
+            )
+        return best.id
+
+    def _parameters(self) -> dict[str, Any]:
+        supervised: dict[str, Any] = {"hyperparameters": self.spec.hyperparameters} if self.spec.hyperparameters else {}
+        optional = {"validation_file": self.state.validation_file, "suffix": self.spec.suffix}
+        return {
+            "model": self.spec.model,
+            "training_file": self.state.training_file,
+            "method": {"type": "supervised", "supervised": supervised},
+            "seed": self.spec.seed,
+            "metadata": {RUN_KEY: self.key},
+        } | {k: v for k, v in optional.items() if v}
+
+    def _create(self) -> str:
+        """Create the job, once: each attempt begins with a look at the list, and a patient one after an unclear answer."""
+        import openai
+
+        what, unclear = "creating the job", False
+        last: Exception | None = None
+        for attempt in range(CREATE_ATTEMPTS + 1):
+            found = self._find(patient=unclear)
+            if found or attempt == CREATE_ATTEMPTS:
+                break
+            self._save(intent=_now())
+            try:
+                job = once(self.client).fine_tuning.jobs.create(**self._parameters())
+                found = getattr(job, "id", None)
+                if found:
+                    self.created = True
+                    break
+                last, unclear = UserError(said_in(job)), True
+            except openai.RateLimitError as error:
+                self._save(intent=None)
+                if is_quota(error):
+                    raise explain(error, what, self.endpoint) from error
+                last, unclear = error, False
+                wait = retry_after(error, self.settle[-1])
+                said = self.endpoint.safe(message_of(error))
+                self.note(f"{self.endpoint.host} takes no job now ({said}); again in {wait:.0f} s.")
+                time.sleep(wait)
+            except openai.APIStatusError as error:
+                if error.status_code < 500 and error.status_code not in (408, 409):
+                    self._save(intent=None)
+                    raise explain(error, what, self.endpoint) from error
+                last, unclear = error, True
+            except (openai.APIError, ValueError) as error:
+                last, unclear = error, True
+            if unclear:
+                self.note(f"{self.endpoint.host} gave no clear answer; looking whether the job was created ...")
+        if found is None:
+            raise explain(last or UserError("no answer"), what, self.endpoint) from last
+        self._save(job=found, intent=None)
+        return found
+
+
+def retry_after(error: Exception, default: float) -> float:
+    """Seconds that a service asks to wait, at most five minutes."""
+    response = getattr(error, "response", None)
+    text = response.headers.get("retry-after", "") if response is not None else ""
+    try:
+        return min(LONGEST_WAIT, max(0.0, float(text)))
+    except ValueError:
+        return default

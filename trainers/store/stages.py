@@ -1,0 +1,260 @@
+"""The stage store: finished work is found again by the hash of its recipe, never by its name.
+
+A stage is a folder ``stages/<kind>-<key>``. It is written to a work folder; its manifest, with the hash of every file, is
+written last, and the folder is then renamed. A killed build leaves only a work folder, whose checkpoints the next build
+goes on from. Files are checked against the manifest when a stage is found; an altered stage is built anew.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import glob
+import hashlib
+import importlib.metadata
+import json
+import logging
+import os
+import secrets
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock, Timeout
+
+from trainers.store import processes
+from w2s_tasks.errors import UserError
+from w2s_tasks.paths import check_folder
+from w2s_tasks.rows.assets import sha256_file
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+CHECKPOINTS = "checkpoints"
+LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
+
+
+def recipe_key(recipe: Mapping[str, Any]) -> str:
+    """The key of a recipe: 16 hex digits of the sha256 of its canonical JSON."""
+    text = json.dumps(recipe, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in LIBRARIES:
+        try:
+            found[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            found[library] = "missing"
+    return found
+
+
+@functools.cache
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _locked(file: IO[str], *, wait: bool) -> bool:
+    """Lock an open file until it is closed; False where another process holds it, or where locks don't work."""
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except (ImportError, OSError):
+        return False
+    return True
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old one or the new one, whole.
+
+    What a killed writer of the same file left behind is removed.
+    """
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError), leftover.open(encoding="utf-8") as f:
+            if _locked(f, wait=False):
+                leftover.unlink()
+    # A name of its own: two processes may write the same file, e.g. the report of one run folder.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as f:
+            _locked(f, wait=True)  # says that its writer lives
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        with contextlib.suppress(FileNotFoundError):  # another writer took it for a leftover in the moment without a lock
+            temporary.replace(path)
+            return
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    write_atomic(path, text)
+
+
+def busy(root: Path) -> str | None:
+    """The stage of a run folder that a process is building now; None where nobody is at work."""
+    for path in sorted((root / "stages").glob(".lock-*")):
+        try:
+            FileLock(path).acquire(timeout=0).lock.release()
+        except Timeout:
+            return path.name.removeprefix(".lock-")
+    return None
+
+
+def whole(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """A finished stage's manifest where every file is as it says; else None and what is wrong."""
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        altered = [n for n, digest in manifest["files"].items() if sha256_file(folder / n) != digest]
+        float(manifest["seconds"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return None, str(error)
+    return (None, altered[0]) if altered else (manifest, "")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A finished stage: its folder, its key, how long it took, and whether it was there already."""
+
+    kind: str
+    key: str
+    path: Path
+    seconds: float
+    reused: bool
+
+
+class Store:
+    """The stages of a run folder."""
+
+    def __init__(self, root: Path, *, remember: bool = False) -> None:
+        """Open or make the store.
+
+        Args:
+            root: the run folder.
+            remember: check a stage's files once in this process, not each time it is found; for sweeps.
+        """
+        self.root = root / "stages"
+        self._checked: dict[Path, Stage] | None = {} if remember else None
+        check_folder(root, "--runs-dir")
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"the run folder {root} can't be written: {error.strerror}. Choose another with --runs-dir."
+            ) from error
+
+    def folder_of(self, kind: str, key: str) -> Path:
+        """Where a finished stage is, or would be."""
+        return self.root / f"{kind}-{key}"
+
+    def work_folder(self, kind: str, key: str) -> Path:
+        """Where a stage is being built; its checkpoints outlive a kill."""
+        return self.root / f".work-{kind}-{key}"
+
+    def find(self, kind: str, key: str) -> Stage | None:
+        """The finished stage, if it is there and every file is as its manifest says."""
+        folder = self.folder_of(kind, key)
+        if not (folder / MANIFEST).is_file():
+            return None
+        if self._checked and folder in self._checked:
+            return self._checked[folder]
+        manifest, altered = whole(folder)
+        if manifest is None:
+            log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered)
+            return None
+        stage = Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+        if self._checked is not None:
+            self._checked[folder] = stage
+        return stage
+
+    def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        """Return the stage of this recipe, building it where it is not there whole.
+
+        Args:
+            kind: a word for the folder's name.
+            recipe: all that the result depends on.
+            builder: fills an empty folder (which may hold checkpoints of a killed build).
+        """
+        key = recipe_key(recipe)
+        if processes.count() > 1:
+            return self._build_together(kind, key, recipe, builder)
+        return self.find(kind, key) or self._build_locked(kind, key, recipe, builder)
+
+    def _build_locked(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        lock = FileLock(self.root / f".lock-{kind}-{key}")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            log.warning("%s-%s is being built by another process; waiting for it", kind, key)
+            lock.acquire()
+        try:
+            found = self.find(kind, key)
+            processes.agree(found is None)
+            return found or self._build(kind, key, recipe, builder)
+        finally:
+            lock.release()
+
+    def _build_together(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        """The same in several processes: the main one builds the stage, the others take part in a folder of their own."""
+        stage = self.find(kind, key) if processes.is_main() else None
+        if not processes.agree(stage is not None):
+            if processes.is_main():
+                stage = self._build_locked(kind, key, recipe, builder)
+            else:
+                self._take_part(kind, key, builder)
+        processes.wait()
+        return stage or self._finished(kind, key)
+
+    def _take_part(self, kind: str, key: str, builder: Callable[[Path], None]) -> None:
+        # Another run may finish the stage while this one waits for its lock; then nothing is built here either.
+        if not processes.agree(False):
+            return
+        processes.wait()
+        with tempfile.TemporaryDirectory(dir=self.root, prefix=f".part{processes.index()}-") as folder:
+            (Path(folder) / CHECKPOINTS).symlink_to(self.work_folder(kind, key) / CHECKPOINTS, target_is_directory=True)
+            builder(Path(folder))
+
+    def _finished(self, kind: str, key: str) -> Stage:
+        folder = self.folder_of(kind, key)
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
+
+    def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+        work = self.work_folder(kind, key)
+        (work / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        for leftover in work.iterdir():
+            if leftover.name != CHECKPOINTS:
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        processes.wait()  # the others' folders point into this one
+        start = time.monotonic()
+        builder(work)
+        shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
+        seconds = round(time.monotonic() - start, 3)
+        files = {p.relative_to(work).as_posix(): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
+        manifest = {
+            "kind": kind,
+            "key": key,
+            "recipe": recipe,
+            "files": files,
+            "seconds": seconds,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "versions": _versions(),
+            "git": _git_commit(),
+        }
+        write_atomic(work / MANIFEST, json.dumps(manifest, indent=2, default=str))
+        final = self.folder_of(kind, key)
+        if final.exists():
+            shutil.rmtree(final)
+        work.replace(final)
+        return Stage(kind, key, final, seconds, reused=False)

@@ -1,0 +1,1 @@
+"""The training loop: losses, checkpoints, what a trainer shares with the others."""

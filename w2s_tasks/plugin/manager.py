@@ -1,0 +1,142 @@
+"""lm_eval's task manager with our tasks in it; its own 14,683-name index is read only when one of its tasks is wanted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks.manager import TaskDict
+
+from w2s_tasks import TASK_PATH
+from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.plugin.task_settings import refuse_two
+from w2s_tasks.rows.fewshot import tell_small_pool
+from w2s_tasks.rows.readable import whole_labels
+from w2s_tasks.user_text import shown
+
+
+class _NoCustomDatasetNotice(logging.Filter):
+    """lm_eval tells at every task with a ``custom_dataset`` that it takes metadata; here that is all of them."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        return "Custom kwargs can be passed" not in str(record.msg)
+
+
+def refuse_odd_choices(name: str, choices: Any) -> None:
+    """Refuse choices of a YAML that are no texts: lm_eval stops at them without saying what they are.
+
+    Raises:
+        UserError: with the choice, and why yes and no without quotes are none.
+    """
+    listed = list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
+    odd = [c for c in listed if not isinstance(c, str) or not c]
+    if odd:
+        raise UserError(
+            f"the task '{name}': doc_to_choice: choices must be a list of texts, found {odd[0]!r} in {shown(listed)}. "
+            'YAML reads yes, no, on, off, null and digits as other things than text; put quotes around them: ["no", "yes"].'
+        )
+
+
+def _on_disk(name: str) -> bool:
+    """Whether a task's name is that of a YAML or of a folder of them, which lm_eval takes too."""
+    try:
+        return Path(name).exists()
+    except OSError:  # longer than a file's name can be
+        return False
+
+
+class _Factory(TaskFactory):
+    """lm_eval's builder of groups, which keeps one of two members of a name; here two that differ are an error."""
+
+    def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
+        choices = self._load_full_config(entry, overrides).get("doc_to_choice")
+        refuse_odd_choices(entry.name, choices)
+        return super()._build_task(entry, overrides)
+
+    def _build_group_members(self, *args: Any, **kwargs: Any) -> Any:
+        children = super()._build_group_members(*args, **kwargs)
+        found: dict[str, Any] = {}
+        for child in children:
+            for task in child.get_all_tasks() if isinstance(child, Group) else [child]:
+                refuse_two(found.setdefault(task.task_name, task), task)
+        return children
+
+
+class W2STaskManager(TaskManager):
+    """`TaskManager` that knows this pack and the user's folders first, and builds the large index only when needed."""
+
+    def __init__(
+        self,
+        verbosity: str | None = None,
+        include_path: str | Path | Sequence[str | Path] | None = None,
+        include_defaults: bool = True,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        extra = [include_path] if isinstance(include_path, str | Path) else list(include_path or [])
+        for folder in extra:
+            if not Path(folder).exists():
+                raise UserError(f"include_path: the folder {folder} does not exist.")
+        logging.getLogger("lm_eval.api.task").addFilter(_NoCustomDatasetNotice())
+        self._paths = [TASK_PATH, *extra]
+        self._can_widen = include_defaults
+        self._metadata = metadata
+        self._read_index(include_defaults=False)
+
+    def _read_index(self, *, include_defaults: bool) -> None:
+        super().__init__(include_path=self._paths, include_defaults=include_defaults, metadata=self._metadata)
+        self._factory = _Factory(meta=self._metadata)
+
+    def _widen(self) -> None:
+        self._can_widen = False
+        self._read_index(include_defaults=True)
+
+    def match_tasks(self, task_list: list[str]) -> list[str]:
+        """Match names and patterns; a plain name that is not ours makes the built-in index be read."""
+        missing = self._unmatched(task_list)
+        if missing is not None and self._can_widen:
+            self._widen()
+            missing = self._unmatched(task_list)
+        if missing is not None and not _on_disk(missing):
+            raise self._unknown(missing)
+        found: list[str] = super().match_tasks(task_list)
+        return found
+
+    def _unmatched(self, task_list: list[str]) -> str | None:
+        return next((t for t in task_list if not super(W2STaskManager, self).match_tasks([t])), None)
+
+    def _unknown(self, name: str) -> UserError:
+        hint = nearest(name, self.all_tasks, most=3)
+        return UserError(f"no task {shown(name)}.{hint} `w2s tasks` lists ours, `lm_eval ls tasks` all.")
+
+    def load(self, task_list: Any) -> TaskDict:
+        """Load tasks and groups as lm_eval does.
+
+        Raises:
+            UserError: a task that two groups name, or one group twice with different settings; lm_eval refuses the first
+                and drops one of the second.
+        """
+        try:
+            loaded = super().load(task_list)
+        except ValueError as error:
+            if not str(error).startswith("Duplicate task"):
+                raise
+            raise UserError(f"{error}; lm_eval can't evaluate it twice in one run. Name it once.") from error
+        for task in loaded["tasks"].values():
+            if isinstance(task, ConfigurableTask):
+                whole_labels(task)
+                tell_small_pool(task)
+        return loaded
+
+    def _load_spec(self, spec: Any) -> Any:
+        if isinstance(spec, str) and self._entry(spec) is None and not _on_disk(spec):
+            if self._can_widen:
+                self._widen()
+            if self._entry(spec) is None:
+                raise self._unknown(spec)
+        return super()._load_spec(spec)

@@ -1,0 +1,1 @@
+"""Where documents come from: data sources, few-shot pools, checks of rows."""

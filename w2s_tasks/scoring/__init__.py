@@ -1,0 +1,1 @@
+"""From replies and log-likelihoods to numbers."""
