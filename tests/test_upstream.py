@@ -1,7 +1,7 @@
-"""The export to lm-evaluation-harness: self-contained, the same tasks under other names, and good by upstream's own test.
+"""The folders for lm-evaluation-harness: self-contained, the same tasks under other names, good by upstream's own test.
 
 Upstream's test needs a checkout, which is cloned and never changed:
-``W2S_UPSTREAM=DIR W2S_DATA=DIR python -m pytest tests/test_export.py``.
+``W2S_UPSTREAM=DIR W2S_DATA=DIR python -m pytest tests/test_upstream.py``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ import yaml
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from w2s_tasks import TASK_PATH, export
-from w2s_tasks.errors import UserError
+from w2s_tasks import TASK_PATH
 from w2s_tasks.plugin.manager import W2STaskManager
 
 SUBTASKS = ["justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long"]
@@ -34,13 +33,14 @@ CONFIGS = SUBTASKS[:5]
 CHOICES = ["sst2_review", "boolq_passage", *(f"ethics_paper_{s}{h}" for s, h in itertools.product(SUBTASKS, ("", "_hard")))]
 NAMES = [f"{name}{twin}" for name, twin in itertools.product(CHOICES, ("", "_gen"))]
 TAGS = ["ethics_paper", "ethics_paper_gen", "ethics_paper_hard", "ethics_paper_hard_gen"]
-FOLDERS = {family.name: family for family in export.FAMILIES}
+FOLDERS = {"sst2_review": "w2s_sst2", "boolq_passage": "w2s_boolq", "ethics_paper": "w2s_ethics"}
+"""Each with how its tasks begin here."""
+OUT = Path(__file__).parents[1] / "scripts" / "upstream"
 
 
 def home_name(name: str) -> str:
     """Our name of an exported task."""
-    family = next(f for f in export.FAMILIES if name.startswith(f.name))
-    return name.replace(family.name, family.ours)
+    return next(name.replace(folder, ours) for folder, ours in FOLDERS.items() if name.startswith(folder))
 
 
 class HashModel(LM):
@@ -116,26 +116,20 @@ def data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Pat
     return root
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("export") / "new"
-    export.main([str(folder)])
-    return folder
-
-
 @pytest.fixture
-def exported(out: Path) -> TaskManager:
-    return TaskManager(include_path=[str(out / name) for name in FOLDERS], include_defaults=False)
+def exported() -> TaskManager:
+    return TaskManager(include_path=[str(OUT / name) for name in FOLDERS], include_defaults=False)
 
 
 # ---- the folders ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_of_this_package_is_left_in_a_folder(out: Path):
-    for path in (p for p in out.rglob("*") if p.is_file()):
+def test_nothing_of_this_package_is_left_in_a_folder():
+    folders = [OUT / name for name in (*FOLDERS, "afterwards")]
+    for path in (p for folder in folders for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"):
         assert not re.search("w2s|trainers", path.read_text(encoding="utf-8")), path
     for name in FOLDERS:
-        tree = ast.parse((out / name / "utils.py").read_text(encoding="utf-8"))
+        tree = ast.parse((OUT / name / "utils.py").read_text(encoding="utf-8"))
         roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         roots |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
         assert roots <= set(sys.stdlib_module_names) | {"datasets", "numpy"}
@@ -154,9 +148,9 @@ def test_no_name_is_taken_upstream():
         assert not taken.search(str(path))
 
 
-def test_each_readme_follows_upstreams_template_and_names_its_tasks(out: Path):
+def test_each_readme_follows_upstreams_template_and_names_its_tasks():
     for folder in FOLDERS:
-        readme = (out / folder / "README.md").read_text(encoding="utf-8")
+        readme = (OUT / folder / "README.md").read_text(encoding="utf-8")
         sections = ["## Paper", "### Citation", "### Groups, Tags, and Tasks", "### Checklist", "### Changelog"]
         assert [line for line in readme.splitlines() if line in sections] == sections
         assert readme.count("* [x]") == 6
@@ -164,38 +158,14 @@ def test_each_readme_follows_upstreams_template_and_names_its_tasks(out: Path):
         assert "1.0: " in readme
         for name in (n for n in NAMES if n.startswith(folder) and not n.endswith("_gen")):
             assert f"`{name}`" in readme
-    rows = (out / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
+    rows = (OUT / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
     assert [row.count("|") for row in rows] == [4, 4, 4]
 
 
-def test_the_list_of_changed_files_is_what_was_written(out: Path):
-    listed = (out / "changed_files.txt").read_text(encoding="utf-8").split()
-    there = {f"lm_eval/tasks/{p.relative_to(out)}" for name in FOLDERS for p in (out / name).iterdir()}
-    assert set(listed) == there
-
-
-def test_groups_come_afterwards_with_every_task_once(out: Path):
-    groups = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (out / "afterwards").rglob("*.yaml.txt")]
+def test_groups_come_afterwards_with_every_task_once():
+    groups = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in (OUT / "afterwards").rglob("*.yaml.txt")]
     assert sorted(g["group"] for g in groups) == sorted(f"{tag}_mean" for tag in TAGS)
     assert sorted(t for g in groups for t in g["task"]) == sorted(n for n in NAMES if n.startswith("ethics_paper"))
-
-
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "mine.txt").write_text("mine", encoding="utf-8")
-    for out in (tmp_path, tmp_path / "mine.txt"):
-        with pytest.raises(SystemExit) as stop:
-            export.main([str(out)])
-        assert stop.value.code == 2
-        assert "is not an empty folder" in capsys.readouterr().err
-    with pytest.raises(UserError, match="can't be written"):
-        export.export(tmp_path / "mine.txt" / "below")
-    assert [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
-
-
-def test_what_only_this_package_needs_is_told_when_it_changes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(export, "EDITS", (("w2s_tasks.scoring.metrics", "no such text", ""),))
-    with pytest.raises(ValueError, match="no longer holds 'no such text'"):
-        export._text_of("w2s_tasks.scoring.metrics")
 
 
 # ---- the same tasks ---------------------------------------------------------------------------------------------------
@@ -276,15 +246,15 @@ def test_stock_commonsense_is_our_short_and_long_together(stock: W2STaskManager)
 
 
 @pytest.fixture
-def checkout(tmp_path: Path, out: Path, real_data: Path) -> Path:
-    """A clone of the checkout in W2S_UPSTREAM with the export in it, and the hub ids as folders."""
+def checkout(tmp_path: Path, real_data: Path) -> Path:
+    """A clone of the checkout in W2S_UPSTREAM with the folders in it, and the hub ids as folders."""
     upstream = os.environ.get("W2S_UPSTREAM")
     if not upstream:
         pytest.skip("needs a checkout of EleutherAI/lm-evaluation-harness: set W2S_UPSTREAM to its folder")
     clone = tmp_path / "upstream"
     subprocess.run(["git", "clone", "--quiet", "--shared", upstream, str(clone)], check=True)
     for name in FOLDERS:
-        shutil.copytree(out / name, clone / "lm_eval" / "tasks" / name)
+        shutil.copytree(OUT / name, clone / "lm_eval" / "tasks" / name)
     for organisation in ("stanfordnlp", "google", "hendrycks"):
         (clone / organisation).symlink_to(real_data / organisation)
     return clone
@@ -311,15 +281,16 @@ def passed_tasks(cases: list[ET.Element]) -> set[str]:
     return {str(case.get("name")).partition("[")[2].rstrip("]") for case in cases}
 
 
-def test_upstreams_own_test_passes_and_tests_every_task(checkout: Path, out: Path):
-    cases = run_upstreams_test(checkout, (out / "changed_files.txt").read_text(encoding="utf-8").split())
+def test_upstreams_own_test_passes_and_tests_every_task(checkout: Path):
+    changed = [f"lm_eval/tasks/{path.relative_to(OUT)}" for name in FOLDERS for path in sorted((OUT / name).iterdir())]
+    cases = run_upstreams_test(checkout, changed)
     assert passed_tasks(cases) == set(NAMES)
     assert len(cases) == 13 * len(NAMES)
 
 
-def test_upstreams_own_test_passes_for_the_groups_afterwards(checkout: Path, out: Path):
+def test_upstreams_own_test_passes_for_the_groups_afterwards(checkout: Path):
     added = []
-    for path in (out / "afterwards").rglob("*.yaml.txt"):
-        added.append(f"lm_eval/tasks/{path.relative_to(out / 'afterwards')}".removesuffix(".txt"))
+    for path in (OUT / "afterwards").rglob("*.yaml.txt"):
+        added.append(f"lm_eval/tasks/{path.relative_to(OUT / 'afterwards')}".removesuffix(".txt"))
         shutil.copy(path, checkout / added[-1])
     assert passed_tasks(run_upstreams_test(checkout, added)) == {n for n in NAMES if n.startswith("ethics_paper")}
