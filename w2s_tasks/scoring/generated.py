@@ -32,6 +32,7 @@ from w2s_tasks.scoring.metrics import (
 Array = npt.NDArray[Any]
 Doc = dict[str, Any]
 Parsers = tuple[Parser, Parser]
+Aggregation = Callable[[Sequence[Any]], float]
 Answered = tuple[int, int, int, int]
 """(right choice, choice of the lenient parser, choice of the strict one, group); -1 = unparsed, or no group."""
 Rated = tuple[int, int, int, int]
@@ -152,64 +153,23 @@ def _chose(items: Sequence[Answered], column: int, choice: int) -> Array:
     return chosen
 
 
-def acc(items: Sequence[Answered]) -> float:
-    """Share of right answers, leniently parsed."""
-    return float(correct(items).mean())
+def _over_documents(values: Callable[[Sequence[Answered]], Array]) -> tuple[Aggregation, Aggregation]:
+    """The mean of a value that every document has, and its standard error, clustered by group."""
+    return lambda items: float(values(items).mean()), lambda items: clustered_stderr(values(items), groups(items))
 
 
-def acc_stderr(items: Sequence[Answered]) -> float:
-    """Standard error of `acc`, clustered by group."""
-    return clustered_stderr(correct(items), groups(items))
-
-
-def acc_strict(items: Sequence[Answered]) -> float:
-    """Share of right answers, strictly parsed."""
-    return float(correct(items, STRICT).mean())
-
-
-def acc_strict_stderr(items: Sequence[Answered]) -> float:
-    """Standard error of `acc_strict`, clustered by group."""
-    return clustered_stderr(correct(items, STRICT), groups(items))
-
-
-def unparsed(items: Sequence[Answered]) -> float:
-    """Share of replies in which even the lenient parser finds no answer."""
-    return float(_chose(items, LENIENT, UNPARSED).mean())
-
-
-def unparsed_stderr(items: Sequence[Answered]) -> float:
-    """Standard error of `unparsed`, clustered by group."""
-    return clustered_stderr(_chose(items, LENIENT, UNPARSED), groups(items))
-
-
-def unparsed_strict(items: Sequence[Answered]) -> float:
-    """Share of replies that are not just the answer."""
-    return float(_chose(items, STRICT, UNPARSED).mean())
-
-
-def unparsed_strict_stderr(items: Sequence[Answered]) -> float:
-    """Standard error of `unparsed_strict`, clustered by group."""
-    return clustered_stderr(_chose(items, STRICT, UNPARSED), groups(items))
-
-
-def share_0(items: Sequence[Answered]) -> float:
-    """Share of replies that choose the first class."""
-    return float(_chose(items, LENIENT, 0).mean())
-
-
-def share_0_stderr(items: Sequence[Answered]) -> float:
-    """Standard error of `share_0`, clustered by group."""
-    return clustered_stderr(_chose(items, LENIENT, 0), groups(items))
-
-
-def share_1(items: Sequence[Answered]) -> float:
-    """Share of replies that choose the second class."""
-    return float(_chose(items, LENIENT, 1).mean())
-
-
-def share_1_stderr(items: Sequence[Answered]) -> float:
-    """Standard error of `share_1`, clustered by group."""
-    return clustered_stderr(_chose(items, LENIENT, 1), groups(items))
+acc, acc_stderr = _over_documents(correct)
+"""Share of right answers, leniently parsed."""
+acc_strict, acc_strict_stderr = _over_documents(lambda items: correct(items, STRICT))
+"""Share of right answers, strictly parsed."""
+unparsed, unparsed_stderr = _over_documents(lambda items: _chose(items, LENIENT, UNPARSED))
+"""Share of replies in which even the lenient parser finds no answer."""
+unparsed_strict, unparsed_strict_stderr = _over_documents(lambda items: _chose(items, STRICT, UNPARSED))
+"""Share of replies that are not just the answer."""
+share_0, share_0_stderr = _over_documents(lambda items: _chose(items, LENIENT, 0))
+"""Share of replies that choose the first class."""
+share_1, share_1_stderr = _over_documents(lambda items: _chose(items, LENIENT, 1))
+"""Share of replies that choose the second class."""
 
 
 def _by_group(items: Sequence[Answered]) -> list[tuple[int, float]]:
@@ -226,64 +186,25 @@ def em_stderr(items: Sequence[Answered]) -> float:
     return exact_match_stderr(_by_group(items))
 
 
-def _score(name: str, items: Sequence[Answered]) -> float:
-    rows = np.asarray(items, dtype=int)
-    return table_score(name, rows[:, 0], rows[:, LENIENT])
+def _of_table(name: str) -> tuple[Aggregation, Aggregation]:
+    """A score of the confusion table, in which an unparsed reply is a third class of predictions; its bootstrap error."""
+
+    def score(items: Sequence[Answered]) -> float:
+        rows = np.asarray(items, dtype=int)
+        return table_score(name, rows[:, 0], rows[:, LENIENT])
+
+    def stderr(items: Sequence[Answered]) -> float:
+        rows = np.asarray(items, dtype=int)
+        return table_stderr(name, rows[:, 0], rows[:, LENIENT], groups(items))
+
+    return score, stderr
 
 
-def _score_stderr(name: str, items: Sequence[Answered]) -> float:
-    rows = np.asarray(items, dtype=int)
-    return table_stderr(name, rows[:, 0], rows[:, LENIENT], groups(items))
-
-
-def precision(items: Sequence[Answered]) -> float:
-    """Share of the replies of class 1 that are right."""
-    return _score("precision", items)
-
-
-def precision_stderr(items: Sequence[Answered]) -> float:
-    """Bootstrap standard error of `precision`."""
-    return _score_stderr("precision", items)
-
-
-def recall(items: Sequence[Answered]) -> float:
-    """Share of the rows of class 1 that are called 1."""
-    return _score("recall", items)
-
-
-def recall_stderr(items: Sequence[Answered]) -> float:
-    """Bootstrap standard error of `recall`."""
-    return _score_stderr("recall", items)
-
-
-def f1(items: Sequence[Answered]) -> float:
-    """Harmonic mean of precision and recall of class 1."""
-    return _score("f1", items)
-
-
-def f1_stderr(items: Sequence[Answered]) -> float:
-    """Bootstrap standard error of `f1`."""
-    return _score_stderr("f1", items)
-
-
-def balanced_acc(items: Sequence[Answered]) -> float:
-    """Mean of the recalls of both classes."""
-    return _score("balanced_acc", items)
-
-
-def balanced_acc_stderr(items: Sequence[Answered]) -> float:
-    """Bootstrap standard error of `balanced_acc`."""
-    return _score_stderr("balanced_acc", items)
-
-
-def mcc(items: Sequence[Answered]) -> float:
-    """Matthews correlation coefficient; an unparsed reply is a third class of predictions."""
-    return _score("mcc", items)
-
-
-def mcc_stderr(items: Sequence[Answered]) -> float:
-    """Bootstrap standard error of `mcc`."""
-    return _score_stderr("mcc", items)
+precision, precision_stderr = _of_table("precision")
+recall, recall_stderr = _of_table("recall")
+f1, f1_stderr = _of_table("f1")
+balanced_acc, balanced_acc_stderr = _of_table("balanced_acc")
+mcc, mcc_stderr = _of_table("mcc")
 
 
 # --- aggregations of utilitarianism --------------------------------------------------------------------------------------
@@ -325,34 +246,17 @@ def _rated(items: Sequence[Rated], column: int, value: int) -> Array:
     return equal
 
 
-def ranking(items: Sequence[Rated]) -> float:
-    """Share of pairs ranked right under the lenient parser."""
-    return _mean(ranked(items))
+def _over_pairs(values: Callable[[Sequence[Rated]], Array]) -> tuple[Aggregation, Aggregation]:
+    """The mean of a value that every pair has, and its standard error."""
+    return lambda items: _mean(values(items)), lambda items: _error(values(items))
 
 
-def ranking_stderr(items: Sequence[Rated]) -> float:
-    """Standard error of `ranking` over pairs."""
-    return _error(ranked(items))
-
-
-def ranking_strict(items: Sequence[Rated]) -> float:
-    """Share of pairs ranked right under the strict parser."""
-    return _mean(ranked(items, RATINGS_STRICT))
-
-
-def ranking_strict_stderr(items: Sequence[Rated]) -> float:
-    """Standard error of `ranking_strict` over pairs."""
-    return _error(ranked(items, RATINGS_STRICT))
-
-
-def ties(items: Sequence[Rated]) -> float:
-    """Share of pairs with equal ratings."""
-    return _mean(tied(items))
-
-
-def ties_stderr(items: Sequence[Rated]) -> float:
-    """Standard error of `ties` over pairs."""
-    return _error(tied(items))
+ranking, ranking_stderr = _over_pairs(ranked)
+"""Share of pairs ranked right under the lenient parser."""
+ranking_strict, ranking_strict_stderr = _over_pairs(lambda items: ranked(items, RATINGS_STRICT))
+"""Share of pairs ranked right under the strict parser."""
+ties, ties_stderr = _over_pairs(tied)
+"""Share of pairs with equal ratings."""
 
 
 def pairs(items: Sequence[Rated]) -> int:
@@ -360,31 +264,26 @@ def pairs(items: Sequence[Rated]) -> int:
     return len(pair_ratings(items)[0])
 
 
-def ratings_unparsed(items: Sequence[Rated]) -> float:
-    """Share of replies without a rating."""
-    return _mean(_rated(items, RATINGS_LENIENT, UNPARSED))
+def _over_ratings(column: int) -> tuple[Aggregation, Aggregation]:
+    """The share of replies without a rating, and its standard error, clustered by pair."""
 
-
-def ratings_unparsed_stderr(items: Sequence[Rated]) -> float:
-    """Standard error of `ratings_unparsed`, clustered by pair."""
-    return clustered_stderr(_rated(items, RATINGS_LENIENT, UNPARSED), np.asarray(items)[:, 0])
-
-
-def ratings_unparsed_strict(items: Sequence[Rated]) -> float:
-    """Share of replies that are not just a rating."""
-    return _mean(_rated(items, RATINGS_STRICT, UNPARSED))
-
-
-def ratings_unparsed_strict_stderr(items: Sequence[Rated]) -> float:
-    """Standard error of `ratings_unparsed_strict`, clustered by pair."""
-    return clustered_stderr(_rated(items, RATINGS_STRICT, UNPARSED), np.asarray(items)[:, 0])
-
-
-def _share_of_rating(value: int) -> Callable[[Sequence[Rated]], float]:
     def share(items: Sequence[Rated]) -> float:
-        return _mean(_rated(items, RATINGS_LENIENT, value))
+        return _mean(_rated(items, column, UNPARSED))
 
-    return share
+    def stderr(items: Sequence[Rated]) -> float:
+        return clustered_stderr(_rated(items, column, UNPARSED), np.asarray(items)[:, 0])
+
+    return share, stderr
+
+
+ratings_unparsed, ratings_unparsed_stderr = _over_ratings(RATINGS_LENIENT)
+"""Share of replies without a rating."""
+ratings_unparsed_strict, ratings_unparsed_strict_stderr = _over_ratings(RATINGS_STRICT)
+"""Share of replies that are not just a rating."""
+
+
+def _share_of_rating(value: int) -> Aggregation:
+    return lambda items: _mean(_rated(items, RATINGS_LENIENT, value))
 
 
 rated_1, rated_2, rated_3, rated_4, rated_5, rated_6, rated_7, rated_8, rated_9, rated_10 = map(

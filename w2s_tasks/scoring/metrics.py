@@ -18,6 +18,7 @@ from w2s_tasks.scoring.no_answer import is_none
 
 Array = npt.NDArray[Any]
 Results = Sequence[tuple[float, bool]]
+Aggregation = Callable[[Sequence[Any]], float]
 GoldPred = tuple[int, ...]
 """(right choice, chosen one or `NO_ANSWER`), and the row's group where rows come in groups."""
 Rated = tuple[int, int, float]  # pair number, role (1 = the more pleasant), expected rating
@@ -107,66 +108,32 @@ def _cells(gold: Array, chosen: Array) -> Array:
     return ones
 
 
-def _score(name: str, items: Sequence[GoldPred]) -> float:
-    rows = np.asarray(items, dtype=int)
-    return math.nan if (rows[:, 1] == BROKEN).any() else table_score(name, rows[:, 0], rows[:, 1])
+def _of_table(name: str) -> tuple[Aggregation, Aggregation]:
+    """One of `TABLE_METRICS` over all documents, and its bootstrap error; NaN where the model is broken."""
+
+    def score(items: Sequence[GoldPred]) -> float:
+        rows = np.asarray(items, dtype=int)
+        return math.nan if (rows[:, 1] == BROKEN).any() else table_score(name, rows[:, 0], rows[:, 1])
+
+    def stderr(items: Sequence[GoldPred]) -> float:
+        rows = np.asarray(items, dtype=int)
+        if (rows[:, 1] == BROKEN).any():
+            return math.nan
+        return table_stderr(name, rows[:, 0], rows[:, 1], rows[:, 2] if rows.shape[1] > 2 else None)
+
+    return score, stderr
 
 
-def _stderr(name: str, items: Sequence[GoldPred]) -> float:
-    rows = np.asarray(items, dtype=int)
-    if (rows[:, 1] == BROKEN).any():
-        return math.nan
-    return table_stderr(name, rows[:, 0], rows[:, 1], rows[:, 2] if rows.shape[1] > 2 else None)
-
-
-def precision(items: Sequence[GoldPred]) -> float:
-    """Share of the rows called 1 that are 1; 0 where none is called 1."""
-    return _score("precision", items)
-
-
-def precision_stderr(items: Sequence[GoldPred]) -> float:
-    """Bootstrap standard error of `precision`."""
-    return _stderr("precision", items)
-
-
-def recall(items: Sequence[GoldPred]) -> float:
-    """Share of the rows that are 1 that are called 1."""
-    return _score("recall", items)
-
-
-def recall_stderr(items: Sequence[GoldPred]) -> float:
-    """Bootstrap standard error of `recall`."""
-    return _stderr("recall", items)
-
-
-def f1(items: Sequence[GoldPred]) -> float:
-    """Harmonic mean of precision and recall of class 1."""
-    return _score("f1", items)
-
-
-def f1_stderr(items: Sequence[GoldPred]) -> float:
-    """Bootstrap standard error of `f1`."""
-    return _stderr("f1", items)
-
-
-def balanced_acc(items: Sequence[GoldPred]) -> float:
-    """Mean of the recalls of both classes."""
-    return _score("balanced_acc", items)
-
-
-def balanced_acc_stderr(items: Sequence[GoldPred]) -> float:
-    """Bootstrap standard error of `balanced_acc`."""
-    return _stderr("balanced_acc", items)
-
-
-def mcc(items: Sequence[GoldPred]) -> float:
-    """Matthews correlation coefficient; 0 where a margin is empty."""
-    return _score("mcc", items)
-
-
-def mcc_stderr(items: Sequence[GoldPred]) -> float:
-    """Bootstrap standard error of `mcc`."""
-    return _stderr("mcc", items)
+precision, precision_stderr = _of_table("precision")
+"""Share of the rows called 1 that are 1; 0 where none is called 1."""
+recall, recall_stderr = _of_table("recall")
+"""Share of the rows that are 1 that are called 1."""
+f1, f1_stderr = _of_table("f1")
+"""Harmonic mean of precision and recall of class 1."""
+balanced_acc, balanced_acc_stderr = _of_table("balanced_acc")
+"""Mean of the recalls of both classes."""
+mcc, mcc_stderr = _of_table("mcc")
+"""Matthews correlation coefficient; 0 where a margin is empty."""
 
 
 def _gold_pred(doc: dict[str, Any], results: Results) -> tuple[int, int]:
