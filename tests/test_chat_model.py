@@ -155,6 +155,7 @@ def test_all_our_tasks_are_answered(service: Service, tmp_path: Path) -> None:
 
 def test_reports_read_the_mode(service: Service, own_task: Path, tmp_path: Path) -> None:
     from trainers.harness import evaluate as hn
+    from trainers.labels.ask import label
     from w2s_tasks.models.ref import ModelRef
 
     harness = hn.Harness([str(own_task)])
@@ -166,7 +167,7 @@ def test_reports_read_the_mode(service: Service, own_task: Path, tmp_path: Path)
     line = compared(scores, scores)
     assert line.startswith("own_reviews: n 6, accuracy ")
     assert "same answer 100.0%, log-likelihoods differ by 0.0000" in line
-    labels = hn.label(hn.ModelPool().load(ref), harness.task("own_reviews"), harness.task("own_reviews").train_docs[:4],
+    labels = label(hn.ModelPool().load(ref), harness.task("own_reviews"), harness.task("own_reviews").train_docs[:4],
                       list("abcd"), style)  # fmt: skip
     assert labels.soft.shape == (4, 2)
     assert labels.soft.sum(axis=1) == pytest.approx(1.0)

@@ -24,9 +24,10 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.client import Connection
 from w2s_tasks.models.chat.replies import RefusedError, Reply, Usage
 from w2s_tasks.models.chat.store import AnswerStore
-from w2s_tasks.models.chat.transport import AdaptiveLimit, Meter, Policy, Sender, retry_after
+from w2s_tasks.models.chat.transport import AdaptiveLimit, Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Endpoint, Request
 from w2s_tasks.models.prices import TokenPrice
+from w2s_tasks.models.service import retry_after
 
 CHAT = "POST /v1/chat/completions"
 FAULTS: dict[str, dict[str, Any]] = {
@@ -87,7 +88,7 @@ def test_no_credit_is_said_at_once(service: Service, tmp_path: Path) -> None:
     with pytest.raises(RefusedError) as error:
         s.ask(questions(1), "test", quiet=True)
     assert service.count("POST", "/v1/chat/completions") == 1
-    assert "no credit left" in str(s.connection.explain(error.value))
+    assert "quota is used up" in str(s.connection.explain(error.value))
 
 
 def test_retries_are_bounded_and_end_in_a_sentence(service: Service, tmp_path: Path) -> None:
@@ -272,7 +273,7 @@ def test_the_key_is_in_no_file_and_no_output(reviewer: Path, own_task: Path, tmp
         running.faults.add(CHAT, "status", times=99, status=401, message=f"Incorrect API key provided: {CANARY}.")
         done = _run(own_task, args | {"model": "tiny", "top_logprobs": 7}, home)
         assert done.returncode == 2
-        assert "does not take the key in $MY_KEY" in done.stderr
+        assert "the key in $MY_KEY was not accepted" in done.stderr
         outputs += [done.stdout, done.stderr]
     done = _run(own_task, {"model": "tiny", "base_url": "http://127.0.0.1:9/v1", "api_key_env": CANARY}, home)
     assert done.returncode == 2

@@ -20,9 +20,10 @@ from trainers.services import follow as ft_follow
 from trainers.services import job as ft_job
 from trainers.services import service as ft_service
 from trainers.services.job import JobSpec, State, Submission
-from trainers.services.service import Endpoint
+from trainers.services.service import reading_client
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat import wire
+from w2s_tasks.models.service import Access
 
 KEY = "sk-canary-4f1d9c77e2b84a0d"
 REQUESTS = {
@@ -71,10 +72,10 @@ def one_job(service: Service) -> None:
 
 
 def submission(service: Service, folder: Path, **settings: object) -> Submission:
-    endpoint = Endpoint(service.base_url)
+    endpoint = Access(service.base_url)
     spec = JobSpec("base", folder / "train.jsonl", hyperparameters={"n_epochs": 2}, seed=1)
     chosen = {"note": lambda text: None, "settle": SETTLE} | settings
-    return Submission(endpoint.client(), endpoint, spec, folder / "state.json", **chosen)  # type: ignore[arg-type]
+    return Submission(reading_client(endpoint), endpoint, spec, folder / "state.json", **chosen)  # type: ignore[arg-type]
 
 
 def process(service: Service, folder: Path) -> subprocess.Popen[str]:
@@ -240,7 +241,7 @@ def follow(service: Service, folder: Path, **settings: object) -> object:
     sub = submission(service, folder)
     job_id = sub.submit()
     chosen = {"interval": 0.01, "title": "train", "note": lambda text: None} | settings
-    return ft_follow.follow(sub.client, sub.endpoint, job_id, **chosen)  # type: ignore[arg-type]
+    return ft_follow.follow(sub.client, sub.access, job_id, **chosen)  # type: ignore[arg-type]
 
 
 def test_an_unknown_state_is_not_the_end(service: Service, folder: Path):
@@ -319,7 +320,7 @@ def test_a_job_of_which_nearly_nothing_is_told_is_followed(service: Service, fol
     page = json.dumps({"object": "list", "data": [event, {"id": "f"}], "has_more": True}).encode()
     service.faults.add(REQUESTS["events"], "body", status=200, times=1000, body=page)
     service.faults.add(REQUESTS["checkpoints"], "body", status=200, times=1000, body=b'{"data": null}')
-    job = ft_follow.follow(sub.client, sub.endpoint, job_id, interval=0.01, title="train", note=lambda text: None)
+    job = ft_follow.follow(sub.client, sub.access, job_id, interval=0.01, title="train", note=lambda text: None)
     outcome = ft_follow.collect(sub.client, job, note=lambda text: None)
     assert [e["id"] for e in outcome.events] == ["f", "e"]
     assert (outcome.checkpoints, outcome.curve) == ([], [])
@@ -380,7 +381,7 @@ def test_an_outage_while_a_job_runs_is_waited_out(service: Service, folder: Path
 @pytest.mark.parametrize(
     ("status", "code", "said"),
     [
-        (401, "invalid_api_key", "the key in OPENAI_API_KEY was not accepted"),
+        (401, "invalid_api_key", "the key in .OPENAI_API_KEY was not accepted"),
         (403, "model_not_available", "not permitted.*trainer: lora.*Azure"),
         (429, "insufficient_quota", "quota is used up.*Add credit"),
         (400, "billing_hard_limit_reached", "quota is used up"),
@@ -434,16 +435,16 @@ def test_a_budget_stops_before_anything_is_sent(service: Service, folder: Path):
 def test_no_key_names_the_variable(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with pytest.raises(UserError, match="OPENAI_API_KEY"):
-        Endpoint().client()
+        reading_client(Access())
 
 
 def test_the_closing_dates_are_told_to_openais_customers_only():
-    assert "2027-01-06" in str(ft_service.closing_note(Endpoint()))
-    assert "trainer: lora" in str(ft_service.closing_note(Endpoint()))
+    assert "2027-01-06" in str(ft_service.closing_note(Access()))
+    assert "trainer: lora" in str(ft_service.closing_note(Access()))
     for other in ("https://api.together.xyz/v1", "https://notopenai.com/v1", "https://api.openai.com.evil.org/v1"):
-        assert ft_service.closing_note(Endpoint(other)) is None
+        assert ft_service.closing_note(Access(other)) is None
         assert not wire.Endpoint(other, "m").is_openai
-    assert Endpoint("https://eu.api.openai.com/v1").is_openai
+    assert Access("https://eu.api.openai.com/v1").is_openai
     assert wire.Endpoint("https://me.openai.azure.com", "m").is_openai
 
 

@@ -8,16 +8,17 @@ from pathlib import Path
 
 from trainers.services.follow import as_lines, collect, follow
 from trainers.services.job import JobSpec, Submission
-from trainers.services.service import Endpoint
+from trainers.services.service import reading_client
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.service import Access
 
 SETTLE = (0.0, 0.05, 0.1, 0.2)
 
 
 def submit(url: str, folder: Path) -> str:
     """The trainer's own steps, without a task: find or create, follow, collect. Returns the fine-tuned model's name."""
-    endpoint = Endpoint(url)
-    client = endpoint.client()
+    endpoint = Access(url)
+    client = reading_client(endpoint)
     spec = JobSpec("base", folder / "train.jsonl", hyperparameters={"n_epochs": 2}, seed=1)
     note = sys.stderr.write
     job_id = Submission(client, endpoint, spec, folder / "state.json", note=note, settle=SETTLE).submit()

@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from trainers.services.job import LONGEST_WAIT, Note, retry_after
-from trainers.services.service import ALTERNATIVES, Endpoint, explain, is_quota, listed, said_in, steady
+from trainers.services.job import LONGEST_WAIT, Note, asked_pause
+from trainers.services.service import ALTERNATIVES, explain, is_quota, listed, said_in, steady
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.states import Standing, standing
+from w2s_tasks.models.service import Access
 
 if TYPE_CHECKING:
     import openai
@@ -82,7 +83,7 @@ class _Line:
 
 def follow(
     client: openai.OpenAI,
-    endpoint: Endpoint,
+    access: Access,
     job_id: str,
     *,
     interval: float,
@@ -97,8 +98,8 @@ def follow(
     job, is told and looked at `PUZZLED` times; then the user decides.
 
     Args:
-        client: of the endpoint.
-        endpoint: whose service.
+        client: of the service.
+        access: whose service.
         job_id: which job.
         interval: seconds between looks.
         title: of the live line.
@@ -124,32 +125,32 @@ def follow(
                 if place.ended:
                     break
             except ValueError as error:
-                puzzled, word = puzzled + 1, f"no job ({endpoint.safe(str(error))})"
+                puzzled, word = puzzled + 1, f"no job ({access.safe(str(error))})"
                 line.say(f"the service answers with {word}; looking again")
             except _openai().APIError as error:
                 if _is_refusal(error):
-                    raise explain(error, f"asking for the job {job_id}", endpoint) from error
-                pause = min(LONGEST_WAIT, max(interval, pause * 2), retry_after(error, math.inf))
+                    raise explain(error, f"asking for the job {job_id}", access) from error
+                pause = min(LONGEST_WAIT, max(interval, pause * 2), asked_pause(error, math.inf))
                 word = "no answer"
                 line.say(f"the service does not answer; again in {pause:.0f} s")
             if puzzled >= PUZZLED:
                 raise UserError(
-                    f"{endpoint.host} answered {puzzled} times with {word} when asked for the job {job_id}: not known here "
+                    f"{access.host} answered {puzzled} times with {word} when asked for the job {job_id}: not known here "
                     "as running, nor as an end. Look at it on the service's pages; the same command goes on following it."
                 )
             if time.monotonic() + pause > deadline:
                 raise UserError(
-                    f"{endpoint.host}: the job {job_id} has not ended within {patience / 3600:g} hours (strong.max_hours); "
+                    f"{access.host}: the job {job_id} has not ended within {patience / 3600:g} hours (strong.max_hours); "
                     f"the last answer was {word}. It was not cancelled: the same command goes on waiting for it."
                 )
             time.sleep(pause)
     finally:
         line.close()
     if place is not Standing.SUCCEEDED:
-        raise _ended_badly(job, place, endpoint)
+        raise _ended_badly(job, place, access)
     if not job.fine_tuned_model:
         raise UserError(
-            f"{endpoint.host}: the job {job_id} {job.status} but names no model; look at it on the service's pages."
+            f"{access.host}: the job {job_id} {job.status} but names no model; look at it on the service's pages."
         )
     return job
 
@@ -184,24 +185,24 @@ def _latest(client: openai.OpenAI, job_id: str) -> list[FineTuningJobEvent]:
         return []
 
 
-def _ended_badly(job: FineTuningJob, place: Standing, endpoint: Endpoint) -> UserError:
+def _ended_badly(job: FineTuningJob, place: Standing, access: Access) -> UserError:
     again = (
         "Running again finds this job and stops here; to submit a new one in its place add "
         f"--set {shlex.quote(f'strong.replace=[{job.id}]')} (with `w2s finetune`: --set 'replace=[...]')."
     )
     if place is Standing.CANCELLED:
-        return UserError(f"{endpoint.host}: the job {job.id} was cancelled, on the service's side or by you. {again}")
+        return UserError(f"{access.host}: the job {job.id} was cancelled, on the service's side or by you. {again}")
     error = job.error
     code, said = str(getattr(error, "code", None) or ""), str(getattr(error, "message", None) or "")
-    said = endpoint.safe(" ".join(said.split())) or "no reason given"
+    said = access.safe(" ".join(said.split())) or "no reason given"
     if MODERATION.search(f"{code} {said}"):
         return UserError(
-            f"{endpoint.host}: the service's moderation blocked the job {job.id} ({said}). The rows hold text that it takes "
+            f"{access.host}: the service's moderation blocked the job {job.id} ({said}). The rows hold text that it takes "
             f"for unsafe (ETHICS texts can). Train on another task or leave such rows out. {ALTERNATIVES}"
         )
     if "quota" in f"{code} {said}".lower() or "billing" in code.lower():
-        return UserError(f"{endpoint.host}: the job {job.id} stopped at the account's quota ({said}). Add credit. {again}")
-    return UserError(f"{endpoint.host}: the job {job.id} ended as '{job.status}' ({code or 'no code'}: {said}). {again}")
+        return UserError(f"{access.host}: the job {job.id} stopped at the account's quota ({said}). Add credit. {again}")
+    return UserError(f"{access.host}: the job {job.id} ended as '{job.status}' ({code or 'no code'}: {said}). {again}")
 
 
 # ---- what is left of a job -------------------------------------------------------------------------------------

@@ -23,10 +23,11 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from trainers.services.service import Endpoint, check_model, explain, is_quota, listed, message_of, once, said_in, steady
+from trainers.services.service import check_model, explain, is_quota, listed, message_of, once, said_in, steady
 from trainers.store.stages import write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.states import Standing, standing
+from w2s_tasks.models.service import Access, retry_after
 from w2s_tasks.rows.assets import cache_dir, sha256_file
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Submission:
     def __init__(
         self,
         client: openai.OpenAI,
-        endpoint: Endpoint,
+        access: Access,
         spec: JobSpec,
         path: Path,
         *,
@@ -113,8 +114,8 @@ class Submission:
         """Prepare; nothing is sent.
 
         Args:
-            client: of the endpoint.
-            endpoint: whose service.
+            client: of the service.
+            access: whose service.
             spec: the job.
             path: where the state is kept (JSON).
             note: takes lines for the user.
@@ -122,12 +123,12 @@ class Submission:
             ignore: ids of failed or cancelled jobs that a new one shall replace.
             settle: pauses between looks at the list after an unclear answer, in seconds.
         """
-        self.client, self.endpoint, self.spec, self.path = client, endpoint, spec, path
+        self.client, self.access, self.spec, self.path = client, access, spec, path
         self.note, self.approve, self.ignore, self.settle = note, approve, tuple(ignore), settle
         self.key = spec.run_key
         self.created = False
         """Whether `submit` made a new job."""
-        self.state = State.load(path, self.key, endpoint.base_url)
+        self.state = State.load(path, self.key, access.base_url)
 
     def _save(self, **changes: Any) -> None:
         for name, value in changes.items():
@@ -153,7 +154,7 @@ class Submission:
         self._save(job=None)
         found = self._find(patient=self.state.intent is not None)
         if found is None:
-            warning = check_model(self.client, self.endpoint, self.spec.model)
+            warning = check_model(self.client, self.access, self.spec.model)
             if warning:
                 self.note(warning)
             self.approve()
@@ -186,15 +187,15 @@ class Submission:
                 last = UserError(said_in(file))
             except openai.APIStatusError as error:
                 if error.status_code < 500 and (error.status_code not in (408, 409, 429) or is_quota(error)):
-                    raise explain(error, what, self.endpoint) from error
+                    raise explain(error, what, self.access) from error
                 last = error
             except (openai.APIError, ValueError) as error:
                 last = error
-            time.sleep(retry_after(last, self.settle[min(attempt + 1, len(self.settle) - 1)]))
+            time.sleep(asked_pause(last, self.settle[min(attempt + 1, len(self.settle) - 1)]))
         found = self._uploaded(name, path.stat().st_size, known)
         if found:
             return found
-        raise explain(last, what, self.endpoint) from last
+        raise explain(last, what, self.access) from last
 
     def _uploaded(self, name: str, size: int, known: str | None) -> str | None:
         import openai
@@ -204,7 +205,7 @@ class Submission:
                 if file.filename == name and file.bytes == size and standing(file.status) is not Standing.FAILED:
                     return file.id
         except openai.AuthenticationError as error:
-            raise explain(error, "listing files", self.endpoint) from error
+            raise explain(error, "listing files", self.access) from error
         except (openai.APIError, ValueError):
             return known  # a second copy of a file costs nothing
         return None
@@ -233,7 +234,7 @@ class Submission:
             try:
                 found = steady(self._listed)
             except (openai.APIError, ValueError) as error:
-                raise explain(error, "looking for the job among those submitted before", self.endpoint) from error
+                raise explain(error, "looking for the job among those submitted before", self.access) from error
             if found:
                 return self._best(found)
         return None
@@ -246,9 +247,7 @@ class Submission:
         best = min(found, key=rank)
         if len(found) > 1:
             others = ", ".join(j.id for j in found if j.id != best.id)
-            self.note(
-                f"warning: {self.endpoint.host} has more than one job for these files: {best.id} is used, not {others}."
-            )
+            self.note(f"warning: {self.access.host} has more than one job for these files: {best.id} is used, not {others}.")
         return best.id
 
     def _parameters(self) -> dict[str, Any]:
@@ -283,32 +282,29 @@ class Submission:
             except openai.RateLimitError as error:
                 self._save(intent=None)
                 if is_quota(error):
-                    raise explain(error, what, self.endpoint) from error
+                    raise explain(error, what, self.access) from error
                 last, unclear = error, False
-                wait = retry_after(error, self.settle[-1])
-                said = self.endpoint.safe(message_of(error))
-                self.note(f"{self.endpoint.host} takes no job now ({said}); again in {wait:.0f} s.")
+                wait = asked_pause(error, self.settle[-1])
+                said = self.access.safe(message_of(error))
+                self.note(f"{self.access.host} takes no job now ({said}); again in {wait:.0f} s.")
                 time.sleep(wait)
             except openai.APIStatusError as error:
                 if error.status_code < 500 and error.status_code not in (408, 409):
                     self._save(intent=None)
-                    raise explain(error, what, self.endpoint) from error
+                    raise explain(error, what, self.access) from error
                 last, unclear = error, True
             except (openai.APIError, ValueError) as error:
                 last, unclear = error, True
             if unclear:
-                self.note(f"{self.endpoint.host} gave no clear answer; looking whether the job was created ...")
+                self.note(f"{self.access.host} gave no clear answer; looking whether the job was created ...")
         if found is None:
-            raise explain(last or UserError("no answer"), what, self.endpoint) from last
+            raise explain(last or UserError("no answer"), what, self.access) from last
         self._save(job=found, intent=None)
         return found
 
 
-def retry_after(error: Exception, default: float) -> float:
+def asked_pause(error: Exception, default: float) -> float:
     """Seconds that a service asks to wait, at most five minutes."""
     response = getattr(error, "response", None)
-    text = response.headers.get("retry-after", "") if response is not None else ""
-    try:
-        return min(LONGEST_WAIT, max(0.0, float(text)))
-    except ValueError:
-        return default
+    pause = None if response is None else retry_after(response.headers)
+    return default if pause is None else min(LONGEST_WAIT, pause)

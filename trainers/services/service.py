@@ -1,30 +1,25 @@
-"""The fine-tuning service as a trainer sees it: the client, its dates, and one plain sentence for each of its errors.
+"""The fine-tuning service as a trainer sees it: its dates, its answers of other shapes, a sentence for its errors.
 
-Works with OpenAI and with providers of the same API (``base_url``). The key is read from the environment when the client is
-made and is in no message: what a service answers passes through `safe` first.
+Works with OpenAI and with providers of the same API (``base_url``), which `w2s_tasks.models.service` reaches.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 import functools
-import os
-import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.chat.wire import is_below
+from w2s_tasks.models.chat.replies import RefusedError
+from w2s_tasks.models.service import OUT_OF_MONEY, Access
 
 if TYPE_CHECKING:
     import openai
 
 T = TypeVar("T")
 
-OPENAI_URL = "https://api.openai.com/v1"
 LAST_JOBS = dt.date(2027, 1, 6)
 """From this day OpenAI takes no new fine-tuning jobs from anyone."""
 CLOSED_TO_NEW = dt.date(2026, 5, 7)
@@ -35,43 +30,15 @@ ALTERNATIVES = (
 )
 READ_RETRIES = 5
 TIMEOUT = 120.0
-KEYS = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|Bearer \S+")
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    """Where the service is, and the NAME of the environment variable that holds its key."""
+def reading_client(access: Access) -> openai.OpenAI:
+    """A client that repeats what only reads; what costs money is sent with `once`.
 
-    base_url: str = OPENAI_URL
-    api_key_env: str = "OPENAI_API_KEY"
-
-    @property
-    def host(self) -> str:
-        """For messages."""
-        return urlsplit(self.base_url).netloc or self.base_url
-
-    @property
-    def is_openai(self) -> bool:
-        """Whether this is OpenAI's own service, whose dates apply."""
-        return is_below(self.base_url, "openai.com")
-
-    def client(self) -> openai.OpenAI:
-        """A client that repeats what only reads; what costs money is sent with `once`.
-
-        Raises:
-            UserError: the variable is not set.
-        """
-        import openai
-
-        key = os.environ.get(self.api_key_env)
-        if not key:
-            raise UserError(f"no key for {self.host}: set the environment variable {self.api_key_env}.")
-        return openai.OpenAI(base_url=self.base_url, api_key=key, max_retries=READ_RETRIES, timeout=TIMEOUT)
-
-    def safe(self, text: str) -> str:
-        """A message of the service without anything that looks like a key."""
-        key = os.environ.get(self.api_key_env)
-        return KEYS.sub("(key)", text.replace(key, "(key)") if key else text)
+    Raises:
+        UserError: there is no key.
+    """
+    return access.open(timeout=TIMEOUT, retries=READ_RETRIES)
 
 
 def once(client: openai.OpenAI) -> openai.OpenAI:
@@ -123,42 +90,36 @@ def message_of(error: Exception) -> str:
 
 def is_quota(error: Exception) -> bool:
     """Whether the account is out of money, which waiting does not mend (a 429 like any other by its number)."""
-    code = getattr(error, "code", None)
-    return code in ("insufficient_quota", "billing_hard_limit_reached", "billing_not_active")
+    return getattr(error, "code", None) in OUT_OF_MONEY
 
 
-def explain(error: Exception, what: str, endpoint: Endpoint) -> UserError:
+def explain(error: Exception, what: str, access: Access) -> UserError:
     """One sentence for an error of the SDK, and what to do.
 
     Args:
         error: what the SDK raised.
         what: what was being done, e.g. "creating the job".
-        endpoint: whose service.
+        access: whose service.
     """
     import openai
 
-    said = endpoint.safe(message_of(error))
-    head = f"{endpoint.host}, {what}"
-    code = getattr(error, "code", None)
-    if isinstance(error, openai.AuthenticationError):
-        return UserError(f"{head}: the key in {endpoint.api_key_env} was not accepted ({said}). Check it, and base_url.")
+    said, code = access.safe(message_of(error)), getattr(error, "code", None)
+    head = f"{access.host}, {what}"
     if isinstance(error, openai.PermissionDeniedError) or code in ("model_not_available", "training_not_available"):
-        return UserError(f"{head}: not permitted ({said}). {_closing(endpoint)}{ALTERNATIVES}")
-    if is_quota(error):
-        return UserError(f"{head}: the account's quota is used up ({said}). Add credit or raise its limit, then run again.")
-    if isinstance(error, openai.RateLimitError):
+        return UserError(f"{head}: not permitted ({said}). {_closing(access)}{ALTERNATIVES}")
+    if isinstance(error, openai.RateLimitError) and not is_quota(error):
         return UserError(f"{head}: too many requests or jobs at once ({said}). Wait a while, then run again.")
     if isinstance(error, openai.NotFoundError):
         return UserError(f"{head}: not found ({said}). Check strong.model and base_url.")
-    if isinstance(error, openai.APIStatusError) and error.status_code < 500:
-        return UserError(f"{head}: refused with {error.status_code} ({said}).")
+    if isinstance(error, openai.APIStatusError) and (error.status_code < 500 or is_quota(error)):
+        return access.explain(RefusedError(error.status_code, said, code=code), what)
     if isinstance(error, openai.APIConnectionError):
         return UserError(f"{head}: not reachable ({said}). Check the network and base_url, then run again.")
     return UserError(f"{head}: the service failed ({said}). Run again later; what was sent is found again.")
 
 
-def _closing(endpoint: Endpoint) -> str:
-    if not endpoint.is_openai:
+def _closing(access: Access) -> str:
+    if not access.is_openai:
         return ""
     return (
         f"OpenAI is closing its fine-tuning service: closed to organisations that never used it since {CLOSED_TO_NEW}, to "
@@ -166,12 +127,12 @@ def _closing(endpoint: Endpoint) -> str:
     )
 
 
-def closing_note(endpoint: Endpoint, today: dt.date | None = None) -> str | None:
+def closing_note(access: Access, today: dt.date | None = None) -> str | None:
     """What a user of OpenAI's own service should know before a job is made; None for other providers."""
     today = today or dt.datetime.now(dt.UTC).date()
-    if not endpoint.is_openai or today < CLOSED_TO_NEW:
+    if not access.is_openai or today < CLOSED_TO_NEW:
         return None
-    return f"note: {_closing(endpoint)}{ALTERNATIVES}"
+    return f"note: {_closing(access)}{ALTERNATIVES}"
 
 
 @functools.lru_cache(maxsize=8)
@@ -182,7 +143,7 @@ def _date(text: str) -> dt.date | None:
         return None
 
 
-def check_model(client: openai.OpenAI, endpoint: Endpoint, model: str, today: dt.date | None = None) -> str | None:
+def check_model(client: openai.OpenAI, access: Access, model: str, today: dt.date | None = None) -> str | None:
     """Ask for the base model before anything is sent.
 
     Returns:
@@ -196,19 +157,19 @@ def check_model(client: openai.OpenAI, endpoint: Endpoint, model: str, today: dt
     try:
         found = steady(lambda: client.models.retrieve(model))
     except openai.NotFoundError as error:
-        if getattr(error, "code", None) == "model_not_found" or endpoint.is_openai:
+        if getattr(error, "code", None) == "model_not_found" or access.is_openai:
             raise UserError(
-                f"{endpoint.host} has no model '{model}', or this key may not use it ({endpoint.safe(message_of(error))}). "
+                f"{access.host} has no model '{model}', or this key may not use it ({access.safe(message_of(error))}). "
                 f"Check strong.model; a model may be retired. {ALTERNATIVES}"
             ) from error
-        return f"note: {endpoint.host} does not tell about its models; '{model}' was not checked."
+        return f"note: {access.host} does not tell about its models; '{model}' was not checked."
     except (openai.APIError, ValueError) as error:
-        raise explain(error, f"asking for the model '{model}'", endpoint) from error
+        raise explain(error, f"asking for the model '{model}'", access) from error
     text = getattr(found, "shutdown_date", None)
     date = _date(str(text)) if text else None
     today = today or dt.datetime.now(dt.UTC).date()
     if date and date <= today:
-        raise UserError(f"{model} was retired on {date} by {endpoint.host}; nothing was sent. {ALTERNATIVES}")
+        raise UserError(f"{model} was retired on {date} by {access.host}; nothing was sent. {ALTERNATIVES}")
     if date:
-        return f"note: {endpoint.host} will shut {model} down on {date}; its fine-tuned models usually go with it."
+        return f"note: {access.host} will shut {model} down on {date}; its fine-tuned models usually go with it."
     return None

@@ -23,8 +23,9 @@ from w2s_tasks.models.chat.client import Connection
 from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, Reply, error_in, read_body, refusal_of, words
 from w2s_tasks.models.chat.states import Standing, standing
 from w2s_tasks.models.chat.store import AnswerStore
-from w2s_tasks.models.chat.transport import RETRIED, UNREADABLE, Meter, Policy, is_final, retry_after
+from w2s_tasks.models.chat.transport import RETRIED, UNREADABLE, Meter, Policy, is_final
 from w2s_tasks.models.chat.wire import Request
+from w2s_tasks.models.service import retry_after
 
 if TYPE_CHECKING:
     import openai
@@ -296,7 +297,7 @@ class BatchSender:
     def _store_answers(self, client: openai.OpenAI, batch: Batch, place: Standing) -> None:
         if place is Standing.FAILED:
             errors = (batch.errors.data if batch.errors else None) or []
-            reason = "; ".join(self.connection.without_key(str(e.message)) for e in errors[:3]) or "no reason given"
+            reason = "; ".join(self.connection.access.safe(str(e.message)) for e in errors[:3]) or "no reason given"
             self.ledger.write(state="done", batch=batch.id)
             raise UserError(f"the service refused the batch {batch.id} as a whole: {reason} Nothing of it was answered.")
         for file in (batch.output_file_id, batch.error_file_id):
@@ -315,13 +316,13 @@ class BatchSender:
             key = str(data["custom_id"])
             reply = self._line_reply(data)
         except RefusedError as error:
-            self._left = replace(error, message=self.connection.without_key(error.message)[:500])
+            self._left = replace(error, message=self.connection.access.safe(error.message)[:500])
             passing = error.code in PASSING or error.status in RETRIED or error.status >= 500
             if not passing or is_final(error):
                 self._refusal = self._left
             return
         except (ValueError, KeyError, TypeError, AttributeError, BadReplyError) as error:
-            said = self.connection.without_key(str(error))[:300]
+            said = self.connection.access.safe(str(error))[:300]
             self._left = RefusedError(200, said)
             log.warning("a line of a batch can't be read (%s: %s); its request is sent again", type(error).__name__, said)
             return
@@ -375,7 +376,7 @@ class BatchSender:
             wait = retry_after(error.response.headers)
         most = self.policy.retries if isinstance(error, openai.APIError) else min(UNREADABLE - 1, self.policy.retries)
         if attempt >= most:
-            reason = self.connection.without_key(str(error))[:300]
+            reason = self.connection.access.safe(str(error))[:300]
             raise UserError(f"{self.connection.endpoint.base_url} failed {attempt + 1} times: {reason}") from None
         longest = min(LONGEST_POLL, self.policy.backoff * 2**attempt)
         time.sleep(longest if wait is None else wait)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import email.utils
 import logging
 import random
 import re
@@ -23,6 +22,7 @@ from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, Reply, Us
 from w2s_tasks.models.chat.store import AnswerStore
 from w2s_tasks.models.chat.wire import Endpoint, Request
 from w2s_tasks.models.prices import TokenPrice
+from w2s_tasks.models.service import retry_after
 
 if TYPE_CHECKING:
     import openai
@@ -160,17 +160,6 @@ class _FailedError(Exception):
     throttled: bool = False
     unreachable: bool = False
     unreadable: bool = False
-
-
-def retry_after(headers: Any, now: float | None = None) -> float | None:
-    """Seconds that the endpoint asks to wait (``retry-after-ms``, ``Retry-After`` in seconds or as a date), or None."""
-    for name, unit in (("retry-after-ms", 1000), ("retry-after", 1)):
-        with contextlib.suppress(ValueError, TypeError):
-            return max(0.0, float(headers.get(name)) / unit)
-    with contextlib.suppress(ValueError, TypeError):
-        date = email.utils.parsedate_to_datetime(headers.get("retry-after"))
-        return max(0.0, date.timestamp() - (time.time() if now is None else now))
-    return None
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
@@ -333,16 +322,16 @@ class Sender:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             name = type(cause).__name__
-            reason = self.connection.without_key(f"{name}: {cause}"[:300])
+            reason = self.connection.access.safe(f"{name}: {cause}"[:300])
             unreachable = name == "ConnectError"
             raise _FailedError(reason, unreachable=unreachable, unreadable=name not in PASSING_CAUSES) from None
         try:
             return read_body(self.endpoint.kind, response.content)
         except RefusedError as refusal:
-            said = replace(refusal, message=self.connection.without_key(refusal.message)[:500])
+            said = replace(refusal, message=self.connection.access.safe(refusal.message)[:500])
             return self._judged(said, response.headers)
         except BadReplyError as error:
-            said_instead = self.connection.without_key(str(error))[:400]
+            said_instead = self.connection.access.safe(str(error))[:400]
             raise _FailedError(
                 f"status {response.status_code}, and the body is no answer of such an endpoint ({said_instead})."
                 + self.connection.redirected(response),

@@ -9,15 +9,14 @@ import hashlib
 import json
 import os
 import re
-import urllib.parse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.replies import Kind, RefusedError
+from w2s_tasks.models.service import OPENAI, Access, checked_url
 
-OPENAI = "https://api.openai.com/v1"
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
 MAX_STOPS = 4
 
@@ -39,11 +38,6 @@ class Conversation(str):
         return loaded
 
 
-def is_below(base_url: str, domain: str) -> bool:
-    """Whether an address is of a domain or below it: not one whose name only ends in the same letters."""
-    return f".{urllib.parse.urlsplit(base_url).hostname or ''}".endswith(f".{domain}")
-
-
 @dataclass(frozen=True)
 class Endpoint:
     """Where a model is: address, model name, kind of endpoint. This is its identity; a key is no part of it."""
@@ -55,8 +49,9 @@ class Endpoint:
 
     @property
     def is_openai(self) -> bool:
-        """Whether this is OpenAI's own service, or Azure's."""
-        return is_below(self.base_url, "openai.com") or is_below(self.base_url, "azure.com")
+        """Whether OpenAI's own models are behind it: at its own service, or at Azure's."""
+        access = Access(self.base_url)
+        return access.is_openai or access.is_azure
 
 
 @dataclass(frozen=True)
@@ -104,12 +99,10 @@ def resolve_base_url(given: str | None, *, azure: bool = False) -> str:
     url = (given or usual).strip().rstrip("/")
     for path in PATHS.values():
         url = url.removesuffix(path)
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise UserError("base_url must be an address such as http://localhost:8000/v1 or https://api.openai.com/v1.")
-    if parts.username or parts.password or parts.query:
-        raise UserError("base_url must carry no user, password or query: it is written into result files.")
-    return url
+    try:
+        return checked_url(url)
+    except ValueError as error:
+        raise UserError(f"{error}.") from error
 
 
 def _prompt(kind: Kind, context: str) -> dict[str, Any]:
