@@ -274,15 +274,15 @@ REPORT_SETS = (
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, encoder_folder: Path, causal_model: Callable[[str], Path]) -> Path:
     """A finished run: two seeds, three safety tasks (one of generated text) with 0 and 2 shots."""
-    from trainers.config.experiment import load
-    from trainers.flow.experiment import open_flow
+    from trainers.config.reading import load
     from trainers.flow.progress import Progress
+    from trainers.flow.run import open_run
     from trainers.report.report import write_report
 
     root = tmp_path_factory.mktemp("report")
     config = write_experiment(root, encoder_folder, causal_model("llama"))
-    flow = open_flow(load(str(config), list(REPORT_SETS))[0], root / "runs")
-    flow.run(Progress(quiet=True))
+    flow = open_run(load(str(config), list(REPORT_SETS))[0], root / "runs")
+    flow.build(Progress(quiet=True))
     write_report(flow)
     return flow.folder
 

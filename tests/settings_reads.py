@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from trainers.config import experiment as config
 from trainers.section import Section
 
 READERS = (
     "trainers.config.experiment",
     "trainers.section",
     "trainers.config.method_args",
-    "trainers.fit.openai_settings",
+    "trainers.training.settings",
+    "trainers.fit",
+    "trainers.labels.splits",
     "pydantic",
 )
 """Where settings are checked and copied, which is no use of them."""
@@ -24,17 +25,13 @@ READERS = (
 
 @contextlib.contextmanager
 def reads() -> Iterator[set[tuple[str, str]]]:
-    """Collect (section, field) of everything that is read outside of the schema itself.
-
-    A section with trainers is named with its own, as `Weak.lora`.
-    """
+    """Collect (section, field) of everything that is read outside of the schema itself."""
     found: set[tuple[str, str]] = set()
     plain = Section.__getattribute__
 
     def watched(self: Section, name: str) -> Any:
         if name in type(self).__pydantic_fields__ and not _in_schema(sys._getframe(1)):
-            trainer = f".{self.__dict__['trainer']}" if isinstance(self, config.Weak) else ""
-            found.add((type(self).__name__ + trainer, name))
+            found.add((type(self).__name__, name))
         return plain(self, name)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -45,4 +42,5 @@ def reads() -> Iterator[set[tuple[str, str]]]:
 def _in_schema(frame: Any) -> bool:
     """Whether a field is read by a validator; a property of a section is a use, made for the code that asks it."""
     name = frame.f_globals.get("__name__", "")
-    return name.startswith(READERS) and frame.f_code.co_name.startswith("_")
+    place, _, function = frame.f_code.co_qualname.rpartition(".")
+    return name.startswith(READERS) and bool(place) and function.startswith("_")

@@ -14,8 +14,8 @@ import torch
 import transformers as tf
 from tiny_models import VOCABULARY, WINDOW, causal_models, tiny_config, tiny_model
 
-from trainers.config.experiment import Strong
 from trainers.fit import lora
+from trainers.fit.lora import Lora
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 
@@ -103,7 +103,7 @@ def check_scores(model: Any) -> None:
 def check_training(model: Any) -> None:
     asked = requests()
     try:
-        tuned = lora._with_adapter(model, Strong(model="x", r=4)).eval()
+        tuned = lora._with_adapter(model, Lora(model="x", r=4)).eval()
     except UserError:
         return
     torch.manual_seed(1)
@@ -145,9 +145,9 @@ def test_layers_that_peft_cannot_run_are_refused_in_one_line():
     """Phi-3.5-MoE's router is a linear layer that gives three tensors."""
     model = tiny_model(tf.AutoModelForCausalLM, tiny_config("phimoe"))
     asked = requests()
-    tuned = lora._with_adapter(model, Strong(model="x", r=4))
+    tuned = lora._with_adapter(model, Lora(model="x", r=4))
     with pytest.raises(UserError, match=r"strong\.target_modules: phimoe does not run with LoRA on these layers"):
         lora._check_runs(tuned, "phimoe", asked[:CHOICES], MAX_LENGTH)
     tuned.unload()
-    tuned = lora._with_adapter(model, Strong(model="x", r=4, target_modules=["q_proj", "v_proj"]))
+    tuned = lora._with_adapter(model, Lora(model="x", r=4, target_modules=["q_proj", "v_proj"]))
     lora._check_runs(tuned, "phimoe", asked[:CHOICES], MAX_LENGTH)

@@ -8,14 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.config.experiment import Strong, load
 from trainers.config.methods import PARTS
+from trainers.config.reading import load
 from trainers.fit import lora
-from trainers.flow import experiment as ex
+from trainers.fit.lora import Lora
+from trainers.flow import run as ex
 from trainers.flow.progress import Progress
 from trainers.harness import evaluate as hn
 from trainers.labels.arms import ARMS
-from trainers.labels.label_set import LabelSet, gold_labels
+from trainers.labels.gold import GOLD, Gold, gold_labels
+from trainers.labels.label_set import LabelSet
 from trainers.report.report import write_report
 from trainers.training import loop as training
 from trainers.training.losses import LOSSES
@@ -26,15 +28,15 @@ SMALL = ["split.limit={weak: 48, transfer: 32}", "evaluate.limit=16", "evaluate.
 SMALL += ["unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}", "weak.holdout=0.2"]
 
 
-def _run(file: Path, runs: Path, *sets: str) -> tuple[ex.Flow, dict]:
-    flow = ex.open_flow(load(str(file), list(sets))[0], runs)
-    flow.run(Progress(quiet=True))
+def _run(file: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict]:
+    flow = ex.open_run(load(str(file), list(sets))[0], runs)
+    flow.build(Progress(quiet=True))
     return flow, write_report(flow)[0]
 
 
-def _learned(flow: ex.Flow) -> dict[str, LabelSet]:
+def _learned(flow: ex.Run) -> dict[str, LabelSet]:
     """What each model was trained on, by the title of its fit."""
-    fits = [n for n, s in flow.steps.items() if s.kind == "fit"]
+    fits = [n for n, s in flow.layout.steps.items() if s.kind == "fit"]
     return {n.removeprefix("fit/"): LabelSet.load(flow.stages[n].path / "labels.parquet") for n in fits}
 
 
@@ -49,7 +51,7 @@ def test_every_arm_and_every_method_runs_in_one_experiment(experiment_file: Path
     shots = {a["arm"]: a["num_fewshot"] for a in report["arms"]}
     assert (shots["zero_shot"], shots["few_shot"], shots["few_shot(4)"]) == (0, 2, 4)
     learned = _learned(flow)
-    weak_labels = LabelSet.load(flow.stages["labels/0"].path / "labels.parquet")
+    weak_labels = LabelSet.load(flow.stages["labels/weak, seed 0"].path / "labels.parquet")
     for loss in LOSSES:
         title = "student, seed 0" if loss == "xent" else f"student, {loss}, seed 0"
         assert (learned[title].soft == weak_labels.soft).all()
@@ -65,10 +67,11 @@ def test_every_arm_and_every_method_runs_in_one_experiment(experiment_file: Path
     assert len({path.read_bytes() for path in adapters.values()}) == len(adapters)
     full = learned["ceiling_full, seed 0"]
     assert set(full.row_id) == set(learned["weak, seed 0"].row_id) | set(weak_labels.row_id)
-    assert full.accuracy == learned["ceiling, seed 0"].accuracy == 1
+    gold = Gold.load(flow.stages["split/0"].path / GOLD)
+    assert gold.accuracy(full) == gold.accuracy(learned["ceiling, seed 0"]) == 1
     for name in ("noise_matched", "permuted_labels"):
         assert sorted(learned[f"{name}, seed 0"].soft[:, 0]) == sorted(weak_labels.soft[:, 0])
-    assert learned["noise_matched, seed 0"].accuracy == weak_labels.accuracy
+    assert gold.accuracy(learned["noise_matched, seed 0"]) == gold.accuracy(weak_labels)
     assert learned["unsupervised, seed 0"].row_id == weak_labels.row_id
     assert len(learned["student, filter, seed 0"]) == pytest.approx(16, abs=1)
     relabelled = learned["student, relabel, seed 0"]
@@ -101,7 +104,7 @@ def test_a_chain_and_an_ensemble_of_other_models(experiment_file: Path, tmp_path
     small = str(causal_model("gpt2"))
     args = (
         f"method_args={{bootstrap: {{chain: [{{model: {small}, r: 2}}, {{r: 8}}]}}, "
-        f"ensemble: {{members: [{{model: {small}, trainer: lora, text: null}}], weights: [1, 3]}}}}"
+        f"ensemble: {{members: [{{model: {small}, trainer: lora}}], weights: [1, 3]}}}}"
     )
     flow, _ = _run(experiment_file, tmp_path / "runs", *SMALL, "arms=[student]", "methods=[bootstrap, ensemble]", args)
     models = [
@@ -111,7 +114,7 @@ def test_a_chain_and_an_ensemble_of_other_models(experiment_file: Path, tmp_path
     assert [n for n in flow.stages if n.startswith("fit/bootstrap")][1] == "fit/bootstrap, link 2 of 2, seed 0"
     one, other, both = (
         LabelSet.load(flow.stages[n].path / "labels.parquet").soft
-        for n in ("labels/0", "labels/weak member 1, seed 0", "labels/ensemble, seed 0")
+        for n in ("labels/weak, seed 0", "labels/weak member 1, seed 0", "labels/ensemble, seed 0")
     )
     assert both == pytest.approx(0.25 * one + 0.75 * other)
 
@@ -128,7 +131,7 @@ def test_a_seed_changes_split_order_and_initialisation_and_is_stamped(experiment
 def _first_losses(task: hn.HarnessTask, model: Path, out: Path, seed: int, lr: float) -> tuple[list[float], bytes]:
     out.mkdir()
     labels = gold_labels(task.train_ids[:64], [task.gold(d) for d in task.train_docs[:64]], 2)
-    settings = Strong(model=str(model), r=4, lr=lr, batch_size=16, holdout=0)
+    settings = Lora(model=str(model), r=4, lr=lr, batch_size=16, holdout=0)
     lora.fit(task, task.train_docs[:64], labels, settings, out, pool=hn.ModelPool(), seed=seed)
     losses = [p["loss"] for p in json.loads((out / "curves.json").read_text())]
     return losses, (out / "adapter" / "adapter_model.safetensors").read_bytes()
@@ -176,8 +179,7 @@ def test_a_checkpoint_is_chosen_by_held_back_labels(
             seen.append({"same_as_last": all((states[-1][1][n] == final[n]).all() for n in final)})
         return warnings
 
-    monkeypatch.setattr("trainers.fit.lora.fit_choices", fitted)
-    monkeypatch.setattr("trainers.fit.classifier.fit_choices", fitted)
+    monkeypatch.setattr(training, "fit_choices", fitted)
     sets = [f"{section}.checkpoint={rule}", f"{section}.holdout=0.3", f"{section}.epochs=4", f"{section}.lr=0.05"]
     _run(experiment_file, tmp_path / "runs", *SMALL, "arms=[random_labels]", *sets)
     assert len(seen) == 1
@@ -223,7 +225,7 @@ def test_safety_limits_hold_for_single_tasks(experiment_file: Path, tmp_path: Pa
         (["arms=[noise_match]"], "Did you mean 'noise_matched'"),
         (["methods=[logcnf]"], "Did you mean 'logconf'"),
         (["methods=[logconf+xent]"], "two losses"),
-        (["methods=[filter]", "weak.labels=hard"], r"filter needs weak\.labels: soft"),
+        (["methods=[filter]", "labels=hard"], r"filter needs labels: soft"),
         (["method_args={logconf: {alpha: 2}}"], r"method_args\.logconf\.alpha"),
         (["method_args={logconf: {alhpa: 1}}"], "Did you mean 'alpha'"),
         (["method_args={ensemble: {weights: [1]}}"], "one number for `weak` and one for each member"),

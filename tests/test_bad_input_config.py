@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from bad_input import one_clear_error
 
-from trainers.config import experiment as config
-from trainers.flow.sweep import lay_out, of_shard, parse_grid
+from trainers.config import reading
+from trainers.sweep import lay_out, of_shard, parse_grid
 from w2s_tasks.models import prices
 
 GOOD = """\
@@ -132,7 +132,10 @@ FILES: dict[str, tuple[bytes, str]] = {
     "no safety task": (GOOD.encode() + b"safety: {tasks: []}\n", "safety.tasks: .*at least 1"),
     "safety limits of a word": (GOOD.encode() + b"safety: {tasks: [a], limits: {a: x}}\n", "safety.limits.a: .*integer"),
     "negative shots": (GOOD.encode() + b"evaluate: {num_fewshot: -1}\n", "evaluate.num_fewshot: .*greater"),
-    "chat prompt without template": (good('instruct"', 'instruct", system_prompt: x'), "needs strong.chat_template"),
+    "chat prompt without template": (
+        good('instruct"', 'instruct", system_prompt: x'),
+        "system_prompt needs chat_template",
+    ),
     "include_path is a word": (GOOD.encode() + b"include_path: here\n", "include_path: .*valid list"),
     # path tricks
     "name goes up": (GOOD.encode() + b"name: ../up\n", "name: .*pattern"),
@@ -150,8 +153,11 @@ FILES: dict[str, tuple[bytes, str]] = {
     "a folder of the user's": (good("lr: 5e-5", "trainer_args: {output_dir: x}"), "'output_dir' would be ignored"),
     "half a step": (good("lr: 5e-5", "trainer_args: {gradient_accumulation_steps: 1.5}"), "whole number from 1 on"),
     "a truth value as steps": (good("lr: 5e-5", "trainer_args: {max_steps: true}"), "whole number from 1 on"),
-    "LoRA's rank for a classifier": (good("lr: 5e-5", "r: 8"), "'r' is for trainer: lora"),
-    "LoRA that reads a column": (good("lr: 5e-5", "trainer: lora, text: sentence"), "'text' is for trainer: classifier"),
+    "LoRA's rank for a classifier": (good("lr: 5e-5", "r: 8"), r"weak\.r: unknown key\. It is for trainer: lora"),
+    "LoRA that reads a column": (
+        good("lr: 5e-5", "trainer: lora, text: sentence"),
+        r"weak\.text: unknown key\. It is for trainer: classifier",
+    ),
     # secrets and code
     "a key in weak": (good("lr: 5e-5", "model_args: {api_key: x}"), "'api_key' looks like a secret"),
     "a token in strong": (good('instruct"', 'instruct", model_args: {hub_token: x}'), "'hub_token' looks like a secret"),
@@ -177,7 +183,7 @@ def test_a_bad_experiment_file(case: str, tmp_path: Path):
     data, message = FILES[case]
     path = tmp_path / "mine.yaml"
     path.write_bytes(data)
-    text = one_clear_error(lambda: config.load(str(path)), message, names="mine.yaml", untouched=tmp_path)
+    text = one_clear_error(lambda: reading.load(str(path)), message, names="mine.yaml", untouched=tmp_path)
     assert "sk-live" not in text
     assert "hf_abc" not in text
 
@@ -185,7 +191,7 @@ def test_a_bad_experiment_file(case: str, tmp_path: Path):
 def test_a_byte_order_mark_and_windows_line_ends_are_accepted(tmp_path: Path):
     path = tmp_path / "mine.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
-    assert config.load(str(path))[0].task == "w2s_sst2"
+    assert reading.load(str(path))[0].task == "w2s_sst2"
 
 
 def test_what_only_looks_like_a_secret_is_accepted(tmp_path: Path):
@@ -193,24 +199,24 @@ def test_what_only_looks_like_a_secret_is_accepted(tmp_path: Path):
     path.write_bytes(
         good("lr: 5e-5", "model_args: {add_bos_token: true, think_end_token: '</t>', max_new_tokens: 5, token: null}")
     )
-    assert config.load(str(path))[0].weak.model_args["max_new_tokens"] == 5
+    assert reading.load(str(path))[0].weak.model_args["max_new_tokens"] == 5
 
 
 def test_files_that_are_no_files(tmp_path: Path):
-    one_clear_error(lambda: config.load(str(tmp_path)), "no config file", names=str(tmp_path))
+    one_clear_error(lambda: reading.load(str(tmp_path)), "no config file", names=str(tmp_path))
     link = tmp_path / "link.yaml"
     link.symlink_to(tmp_path / "gone.yaml")
-    one_clear_error(lambda: config.load(str(link)), "no config file", names="link.yaml")
+    one_clear_error(lambda: reading.load(str(link)), "no config file", names="link.yaml")
     loop = tmp_path / "loop.yaml"
     loop.symlink_to(loop)
-    one_clear_error(lambda: config.load(str(loop)), "no config file", names="loop.yaml")
+    one_clear_error(lambda: reading.load(str(loop)), "no config file", names="loop.yaml")
     dots = tmp_path / "...yaml"
     dots.write_text(GOOD)
-    one_clear_error(lambda: config.load(str(dots)), "put `name: ", names="...yaml")
+    one_clear_error(lambda: reading.load(str(dots)), "put `name: ", names="...yaml")
     good_link = tmp_path / "good.yaml"
     (tmp_path / "target.yaml").write_text(GOOD)
     good_link.symlink_to(tmp_path / "target.yaml")
-    assert config.load(str(good_link))[0].name == "good"
+    assert reading.load(str(good_link))[0].name == "good"
 
 
 SETS: dict[str, tuple[str, str]] = {
@@ -238,7 +244,7 @@ SETS: dict[str, tuple[str, str]] = {
 @pytest.mark.parametrize("case", SETS)
 def test_a_bad_assignment(case: str):
     assignment, message = SETS[case]
-    text = one_clear_error(lambda: config.parse(GOOD, "mine.yaml", [assignment]), message)
+    text = one_clear_error(lambda: reading.parse(GOOD, "mine.yaml", [assignment]), message)
     assert "sk-live" not in text
 
 

@@ -23,7 +23,7 @@ from w2s_tasks.study.rescore import rescore
 
 
 def table(path: Path, **columns: Any) -> None:
-    base = {"row_id": ["a", "b"], "soft": [[0.9, 0.1], [0.2, 0.8]], "hard": [0, 1], "gold": [0, 0]} | columns
+    base = {"row_id": ["a", "b"], "soft": [[0.9, 0.1], [0.2, 0.8]], "hard": [0, 1]} | columns
     pq.write_table(pa.table({k: v for k, v in base.items() if v is not None}), path)
 
 
@@ -37,7 +37,7 @@ def cut(path: Path) -> None:
 
 
 def flipped(path: Path) -> None:
-    table(path, row_id=[f"r{i}" for i in range(500)], soft=[[0.9, 0.1]] * 500, hard=[0] * 500, gold=[0] * 500)
+    table(path, row_id=[f"r{i}" for i in range(500)], soft=[[0.9, 0.1]] * 500, hard=[0] * 500)
     data = bytearray(path.read_bytes())
     for i in range(4, len(data) // 2):
         data[i] ^= 0xFF
@@ -45,8 +45,8 @@ def flipped(path: Path) -> None:
 
 
 def column_twice(path: Path) -> None:
-    columns = [pa.array(["a"]), pa.array([[0.9, 0.1]]), pa.array([0]), pa.array([0]), pa.array([1])]
-    pq.write_table(pa.Table.from_arrays(columns, names=["row_id", "soft", "hard", "gold", "gold"]), path)
+    columns = [pa.array(["a"]), pa.array([[0.9, 0.1]]), pa.array([0]), pa.array([1])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["row_id", "soft", "hard", "hard"]), path)
 
 
 NAN = float("nan")
@@ -63,19 +63,16 @@ LABELS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no row_id": (lambda p: table(p, row_id=None), "missing: row_id"),
     "no soft": (lambda p: table(p, soft=None), "missing: soft"),
     "no hard": (lambda p: table(p, hard=None), "missing: hard"),
-    "no gold": (lambda p: table(p, gold=None), "missing: gold"),
-    "another table": (lambda p: pq.write_table(pa.table({"x": [1]}), p), "missing: row_id, soft, hard, gold"),
-    "a column twice": (column_twice, "gold is there more than once"),
-    "no row": (lambda p: table(p, row_id=pa.array([], pa.string()), soft=[], hard=[], gold=[]), "the label set is empty"),
+    "another table": (lambda p: pq.write_table(pa.table({"x": [1]}), p), "missing: row_id, soft, hard"),
+    "a column twice": (column_twice, "hard is there more than once"),
+    "no row": (lambda p: table(p, row_id=pa.array([], pa.string()), soft=[], hard=[]), "the label set is empty"),
     "duplicate ids": (lambda p: table(p, row_id=["a", "a"]), "a row id occurs twice: 'a'"),
     "ids are numbers": (lambda p: table(p, row_id=[1, 2]), "row 0: row_id must be text, found 1"),
     "a missing id": (lambda p: table(p, row_id=["a", None]), "row 1: no row_id"),
     "a missing label": (lambda p: table(p, soft=[[0.9, 0.1], None]), "row 1: no soft"),
-    "a missing gold": (lambda p: table(p, gold=[0, None]), "row 1: no gold"),
     "a missing hard": (lambda p: table(p, hard=[None, 1]), "row 0: no hard"),
-    "gold in words": (lambda p: table(p, gold=["no", "yes"]), "row 0: gold must be a whole number, found 'no'"),
-    "gold in fractions": (lambda p: table(p, gold=[0.5, 1.0]), "row 0: gold must be a whole number, found 0.5"),
-    "hard in words": (lambda p: table(p, hard=["no", "yes"]), "row 0: hard must be a whole number"),
+    "hard in words": (lambda p: table(p, hard=["no", "yes"]), "row 0: hard must be a whole number, found 'no'"),
+    "hard in fractions": (lambda p: table(p, hard=[0.5, 1.0]), "row 0: hard must be a whole number, found 0.5"),
     "soft is a number": (lambda p: table(p, soft=[0.9, 0.2]), "lists of numbers of one length"),
     "soft is text": (lambda p: table(p, soft=["0.9", "0.2"]), "lists of numbers of one length"),
     "soft holds text": (lambda p: table(p, soft=[["a", "b"], ["c", "d"]]), "lists of numbers of one length"),
@@ -109,17 +106,17 @@ def test_label_sets_that_are_no_files(tmp_path: Path):
 
 
 def test_folder_names_above_a_label_set_are_no_columns(tmp_path: Path):
-    """pyarrow's read_table takes `gold=1/` above a file for a column of it."""
-    folder = tmp_path / "gold=1" / "row_id=z"
+    """pyarrow's read_table takes `hard=1/` above a file for a column of it."""
+    folder = tmp_path / "hard=1" / "row_id=z"
     folder.mkdir(parents=True)
     table(folder / "l.parquet")
-    assert LabelSet.load(folder / "l.parquet").gold.tolist() == [0, 0]
-    table(folder / "l.parquet", gold=None)
-    one_clear_error(lambda: LabelSet.load(folder / "l.parquet"), "missing: gold")
+    assert LabelSet.load(folder / "l.parquet").hard.tolist() == [0, 1]
+    table(folder / "l.parquet", hard=None)
+    one_clear_error(lambda: LabelSet.load(folder / "l.parquet"), "missing: hard")
 
 
 def test_a_label_set_that_cannot_be_written_leaves_nothing(tmp_path: Path):
-    labels = LabelSet(("a",), np.array([[0.9, 0.1]]), np.array([0]))
+    labels = LabelSet(("a",), np.array([[0.9, 0.1]]))
     with pytest.raises(OSError, match="No such file"):
         labels.save(tmp_path / "none" / "l.parquet")
     assert list(tmp_path.iterdir()) == []

@@ -19,8 +19,12 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trainers.config import experiment as config
-from trainers.flow.sweep import parse_grid
+from trainers.config import reading
+from trainers.fit.classifier import Classifier
+from trainers.fit.lora import Lora
 from trainers.labels.label_set import LabelSet
+from trainers.labels.splits import SplitSettings
+from trainers.sweep import parse_grid
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.recorded import read_replies
@@ -36,7 +40,7 @@ VALUES = st.recursive(
 )
 GOOD: dict[str, Any] = {"task": "t", "weak": {"model": "m"}, "strong": {"model": "s"}}
 KEYS = st.sampled_from(sorted(config.Experiment.model_fields))
-INNER = st.sampled_from(sorted({*config.Weak.model_fields, *config.Strong.model_fields, *config.Split.model_fields}))
+INNER = st.sampled_from(sorted({*Classifier.model_fields, *Lora.model_fields, *SplitSettings.model_fields}))
 YAML_TEXT = st.text(alphabet=st.sampled_from(list("ab:,-[]{}&*!|>#'\"%@`?<~ .0159\n\t\0\ufeffé\u2028")), max_size=60)
 
 
@@ -60,9 +64,9 @@ def test_yaml_text(text: str):
     with only_user_errors():
         parse_yaml(text, "x.yaml")
     with only_user_errors():
-        config.parse(text, "x.yaml")
+        reading.parse(text, "x.yaml")
     with only_user_errors():
-        config.parse(json.dumps(GOOD), "x.yaml", [f"weak.lr={text}", text])
+        reading.parse(json.dumps(GOOD), "x.yaml", [f"weak.lr={text}", text])
     with only_user_errors():
         parse_grid([f"seed={text}", text])
 
@@ -76,14 +80,14 @@ def test_yaml_text(text: str):
 @example("method_args", {"ensemble": {"members": [{"seed": [1]}]}})
 def test_any_value_of_any_key(key: str, value: Any):
     with only_user_errors():
-        config.parse(json.dumps(GOOD | {key: value}), "x.yaml")
+        reading.parse(json.dumps(GOOD | {key: value}), "x.yaml")
 
 
 @few
 @given(st.sampled_from(["weak", "strong", "split", "safety", "evaluate", "unsupervised"]), INNER, VALUES)
 def test_any_value_of_any_inner_key(section: str, key: str, value: Any):
     with only_user_errors():
-        config.parse(json.dumps(GOOD | {section: {**GOOD.get(section, {}), key: value}}), "x.yaml")
+        reading.parse(json.dumps(GOOD | {section: {**GOOD.get(section, {}), key: value}}), "x.yaml")
 
 
 @few

@@ -14,8 +14,8 @@ import torch
 from bad_input import one_clear_error
 from safetensors.torch import load_file, save_file
 
-from trainers.config.experiment import Strong
 from trainers.fit import lora
+from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier, document_text
@@ -204,7 +204,7 @@ def adapter(causal_model: Callable[[str], Path], tmp_path: Path) -> Path:
     """An adapter of the tiny llama, with weights that are not zero."""
     lm = W2SHF(str(causal_model("llama")), device="cpu")
     torch.manual_seed(5)
-    model = lora._with_adapter(lm.language_model, Strong(model="x", r=4))
+    model = lora._with_adapter(lm.language_model, Lora(model="x", r=4))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

@@ -26,6 +26,8 @@ from typer.testing import CliRunner
 
 from trainers import cli
 from trainers.config import experiment as config
+from trainers.config import reading
+from trainers.fit.trainer import TRAINERS
 from trainers.training.trainer_args import HONOURED
 from w2s_tasks import MODELS, register
 from w2s_tasks.errors import UserError
@@ -249,7 +251,12 @@ def fields(model: type[BaseModel], above: tuple[str, ...] = ()) -> Iterator[tupl
 
 FIELDS = [
     *((None, path) for path in fields(config.Experiment)),
-    *((trainer, ("strong", *path)) for trainer, kind in config.STRONG.items() for path in fields(kind)),
+    *(
+        (trainer, (role, *path))
+        for trainer, entry in TRAINERS.items()
+        for role in entry.roles
+        for path in fields(entry.settings)
+    ),
 ]
 
 
@@ -257,7 +264,7 @@ def parses(trainer: str | None, path: tuple[str, ...], value: Any) -> config.Exp
     """The experiment with a value in a field, in its file and by --set; None where it is refused in one sentence."""
     data = copy.deepcopy(GOOD)
     if trainer:
-        data["strong"]["trainer"] = trainer
+        data[path[0]]["trainer"] = trainer
     whole = json.dumps(data)
     place = data
     for part in path[:-1]:
@@ -266,7 +273,7 @@ def parses(trainer: str | None, path: tuple[str, ...], value: Any) -> config.Exp
     found, lengths = None, [0]
     for text, sets in ((json.dumps(data), []), (whole, [f"{'.'.join(path)}={json.dumps(value)}"])):
         try:
-            found = config.parse(text, "x.yaml", sets)
+            found = reading.parse(text, "x.yaml", sets)
         except UserError as error:
             lengths.append(len(str(error)))
     assert max(lengths) < LONGEST_MESSAGE, path
@@ -293,7 +300,7 @@ SETS = ["a..b=1", ".=1", "..=", "=", "", "weak..lr=1", ".weak=1", "weak.=1", "we
 
 @pytest.mark.parametrize("assignment", SETS)
 def test_a_key_of_set_has_no_empty_part(assignment: str):
-    one_clear_error(lambda: config.parse(json.dumps(GOOD), "x.yaml", [assignment]), "--set .*write key=value")
+    one_clear_error(lambda: reading.parse(json.dumps(GOOD), "x.yaml", [assignment]), "--set .*write key=value")
 
 
 @pytest.mark.parametrize(
@@ -301,12 +308,12 @@ def test_a_key_of_set_has_no_empty_part(assignment: str):
 )
 def test_a_key_of_set_into_a_value_is_told(assignment: str):
     data = GOOD | {"seeds": [0]}
-    one_clear_error(lambda: config.parse(json.dumps(data), "x.yaml", [assignment]), "no section|unknown key")
+    one_clear_error(lambda: reading.parse(json.dumps(data), "x.yaml", [assignment]), "no section|unknown key")
 
 
 def test_characters_that_json_writes_in_halves_are_whole():
-    assert config.parse(json.dumps(GOOD | {"task": "a😀"}), "x.yaml").task == "a😀"
-    one_clear_error(lambda: config.parse(json.dumps(GOOD | {"task": "a\ud800"}), "x.yaml"), "x.yaml:1: .* half a character")
+    assert reading.parse(json.dumps(GOOD | {"task": "a😀"}), "x.yaml").task == "a😀"
+    one_clear_error(lambda: reading.parse(json.dumps(GOOD | {"task": "a\ud800"}), "x.yaml"), "x.yaml:1: .* half a character")
 
 
 @pytest.mark.parametrize("section", ["weak", "strong"])
@@ -315,7 +322,7 @@ def test_model_args_that_a_run_sets_are_refused(section: str, key: str):
     data = copy.deepcopy(GOOD)
     data[section]["model_args"] = {key: "x"}
     one_clear_error(
-        lambda: config.parse(json.dumps(data), "x.yaml"), f"{section}.model_args: '{key}' is set by the run itself"
+        lambda: reading.parse(json.dumps(data), "x.yaml"), f"{section}.model_args: '{key}' is set by the run itself"
     )
 
 
@@ -323,17 +330,17 @@ def test_model_args_that_a_run_sets_are_refused(section: str, key: str):
 
 
 def _flow(experiment_file: Path, *sets: str) -> Any:
-    from trainers.flow.experiment import open_flow
+    from trainers.flow.run import open_run
 
-    found, _ = config.load(str(experiment_file), list(sets))
-    return open_flow(found, experiment_file.parent / "runs")
+    found, _ = reading.load(str(experiment_file), list(sets))
+    return open_run(found, experiment_file.parent / "runs")
 
 
 def _refused(experiment_file: Path, message: str, *sets: str) -> None:
     """A run ends with one sentence before any stage is built."""
     from trainers.flow.progress import Progress
 
-    one_clear_error(lambda: _flow(experiment_file, *sets).run(Progress(quiet=True)), message)
+    one_clear_error(lambda: _flow(experiment_file, *sets).build(Progress(quiet=True)), message)
     stages = experiment_file.parent / "runs" / "small" / "stages"
     assert not stages.is_dir() or not [p for p in stages.iterdir() if not p.name.startswith(".")]
 
@@ -413,7 +420,7 @@ def test_too_few_rows_for_the_shots_of_eval(own_task: Path, causal_model: Callab
 @pytest.mark.parametrize("value", [-1, 0.5, 257, 10**30, "x", None, True])
 def test_a_training_starts_no_more_processes_than_a_machine_has(value: Any):
     data = GOOD | {"strong": {"model": "s", "trainer_args": {"dataloader_num_workers": value}}}
-    one_clear_error(lambda: config.parse(json.dumps(data), "x.yaml"), "'dataloader_num_workers' must be .* 0 to 256")
+    one_clear_error(lambda: reading.parse(json.dumps(data), "x.yaml"), "'dataloader_num_workers' must be .* 0 to 256")
 
 
 @pytest.mark.slow
@@ -421,7 +428,7 @@ def test_a_training_starts_no_more_processes_than_a_machine_has(value: Any):
 def test_odd_trainer_args_train_or_are_one_sentence(key: str, experiment_file: Path, tmp_path: Path):
     from trainers.flow.alone import finetune_model
 
-    strong = config.load(str(experiment_file), [])[0].strong.model
+    strong = reading.load(str(experiment_file), [])[0].strong.model
     for i, value in enumerate([-1, 0, 0.5, 10**30, "x", "", [], ["a"], {}, {"a": 1}, None, True]):
         with contextlib.suppress(UserError):
             sets = [f"trainer_args={json.dumps({key: value})}", "batch_size=4"]

@@ -187,10 +187,10 @@ def test_a_bad_task_yaml(case: str, tmp_path: Path):
 # ---- labels against a task --------------------------------------------------------------------------------------------
 
 
-def labels(path: Path, ids: Sequence[str], soft: Any = None, gold: Any = None) -> Path:
+def labels(path: Path, ids: Sequence[str], soft: Any = None) -> Path:
     soft = [[0.9, 0.1]] * len(ids) if soft is None else soft
     hard = [int(np.argmax(s)) for s in soft]
-    columns = {"row_id": list(ids), "soft": soft, "hard": hard, "gold": [0] * len(ids) if gold is None else gold}
+    columns = {"row_id": list(ids), "soft": soft, "hard": hard}
     pq.write_table(pa.table(columns), path)
     return path
 
@@ -205,8 +205,6 @@ def test_labels_that_do_not_fit_the_task(tmp_path: Path):
 
     refused("labels over 3 classes, but 'mine' has 2 choices", ids, soft=[[0.8, 0.1, 0.1]] * 2)
     refused("is not in the training split of 'mine'; were these labels made for it", ["0123456789abcdef-0"])
-    refused("gold label outside the 2 choices", ids, gold=[0, 5])
-    refused("gold label outside the 2 choices", ids, gold=[-1, 0])
     assert len(_chosen(task, labels(file, ids), None)[1]) == 2
 
 

@@ -17,14 +17,17 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 
-from trainers.config.experiment import Strong, load
+from trainers.config.reading import load
 from trainers.fit import lora
-from trainers.flow import experiment as ex
+from trainers.fit.lora import Lora
+from trainers.flow import run as ex
 from trainers.flow.plan import show_plan
 from trainers.flow.progress import Progress
 from trainers.harness import evaluate as hn
-from trainers.labels.label_set import gold_labels
+from trainers.labels.gold import gold_labels
 from trainers.report.report import recomputed, write_report
+from trainers.steps.evaluation import Evaluation
+from trainers.steps.fit import Fit
 from trainers.training import kept
 from trainers.training import loop as training
 from trainers.training.checkpoints import newest_checkpoint
@@ -40,9 +43,9 @@ HALF = "evaluate.checkpoints=[0.5]"
 TRAINED = ("student", "ceiling", "random_labels")
 
 
-def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Flow, dict[str, Any]]:
-    flow = ex.open_flow(load(str(config), list(sets))[0], runs)
-    flow.run(Progress(quiet=True))
+def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict[str, Any]]:
+    flow = ex.open_run(load(str(config), list(sets))[0], runs)
+    flow.build(Progress(quiet=True))
     return flow, write_report(flow)[0]
 
 
@@ -53,7 +56,7 @@ def _fit(own_task: Path, model: Path, out: Path, *keep: float, **more: Any) -> N
     """100 rows in batches of 16 for three epochs: 18 steps (95 rows are left of the hold-out)."""
     task = hn.Harness([str(own_task)]).task("own_reviews")
     labels = gold_labels(task.train_ids[:100], [task.gold(d) for d in task.train_docs[:100]], 2)
-    settings = Strong(model=str(model), r=4, lr=1e-2, batch_size=16, epochs=3, **more)
+    settings = Lora(model=str(model), r=4, lr=1e-2, batch_size=16, epochs=3, **more)
     out.mkdir(exist_ok=True)
     lora.fit(task, task.train_docs[:100], labels, settings, out, pool=hn.ModelPool(), seed=3, keep=keep)
 
@@ -150,18 +153,19 @@ def test_mistakes_in_the_shares_are_named(experiment_file: Path, value: str, mes
 
 
 def test_a_service_has_no_checkpoints_to_keep(experiment_file: Path):
-    with pytest.raises(UserError, match=r"evaluate\.checkpoints: a service gives the final model alone"):
+    with pytest.raises(UserError, match=r"evaluate\.checkpoints: this trainer gives the final model alone"):
         load(str(experiment_file), [HALF, "strong={model: m, trainer: openai}"])
 
 
 def test_the_recipe_of_a_training_changes_only_where_checkpoints_are_kept(experiment_file: Path, tmp_path: Path):
-    plain, half = (ex.open_flow(load(str(experiment_file), list(s))[0], tmp_path) for s in ((), (HALF,)))
-    for name, step in plain.steps.items():
-        same = step.kind not in ("fit", "evaluate") or step.arm is None or step.arm.name not in TRAINED
-        assert (plain.recipe(name) == half.recipe(name)) == same, name
-    assert "keep" not in plain.steps["fit/student, seed 0"].settings
-    assert set(half.steps) - set(plain.steps) == {f"evaluate/{arm}, seed 0, at 0.5" for arm in TRAINED}
-    assert half.arms() == plain.arms()
+    plain, half = (ex.open_run(load(str(experiment_file), list(s))[0], tmp_path) for s in ((), (HALF,)))
+    before, after = plain.layout.steps, half.layout.steps
+    for name, step in before.items():
+        same = not isinstance(step, Fit | Evaluation) or step.arm is None or step.arm.name not in TRAINED
+        assert (plain.recipe(step) == half.recipe(after[name])) == same, name
+    assert "keep" not in before["fit/student, seed 0"].recipe()
+    assert set(after) - set(before) == {f"evaluate/{arm}, seed 0, at 0.5" for arm in TRAINED}
+    assert half.layout.arms() == plain.layout.arms()
 
 
 def test_a_plan_shows_and_counts_the_checkpoints(experiment_file: Path, capsys: pytest.CaptureFixture[str]):
@@ -179,7 +183,7 @@ def test_a_plan_shows_and_counts_the_checkpoints(experiment_file: Path, capsys: 
 
 def test_checkpoints_are_points_of_safety_against_capability_and_of_nothing_else(experiment_file: Path, tmp_path: Path):
     flow, report = _run(experiment_file, tmp_path / "runs", HALF, *SETS)
-    kinds = {n.split("/")[0] for n in flow.steps if n.endswith("at 0.5")}
+    kinds = {n.split("/")[0] for n in flow.layout.steps if n.endswith("at 0.5")}
     assert kinds == {"evaluate", "safety"}, "the ladder of shots is for the end of training"
     for arm in TRAINED:
         stage = flow.stages[f"fit/{arm}, seed 0"].path

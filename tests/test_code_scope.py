@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from trainers.config.experiment import load
-from trainers.flow.experiment import open_flow
+from trainers.config.reading import load
+from trainers.flow.run import open_run
 from trainers.registry import Registry
 from w2s_tasks import code_scope
 
@@ -197,7 +197,7 @@ def keys_after(
     folder = tmp_path_factory.mktemp("experiment")
     config = write_experiment(folder, encoder_folder, causal_model("llama"))
     sets = ["methods=[xent, logconf]", "arms=[zero_shot, student, ceiling, random_labels, noise_matched]"]
-    flow = open_flow(load(str(config), sets)[0], folder / "runs")
+    flow = open_run(load(str(config), sets)[0], folder / "runs")
     for package in code_scope.PACKAGES:
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
 
@@ -210,7 +210,7 @@ def keys_after(
                 (folder / name).write_text(text.replace(old, new), encoding="utf-8")
             forget()
             flow._keys.clear()
-            found = {step: flow.key(step) for step in flow.steps}
+            found = {name: flow.key(step) for name, step in flow.layout.steps.items()}
         if name:
             (folder / name).write_text(text, encoding="utf-8")
         return found
@@ -288,7 +288,7 @@ EDITS: dict[str, tuple[str, str, str, set[str]]] = {
         "trainers/training/losses.py",
         "    return _cross_entropy(logprobs, targets)\n",
         "    return 2 * _cross_entropy(logprobs, targets)\n",
-        {WEAK, "labels/0", *TRAINED, *evaluations({WEAK, *TRAINED})},
+        {WEAK, "labels/weak, seed 0", *TRAINED, *evaluations({WEAK, *TRAINED})},
     ),
 }
 
@@ -318,7 +318,7 @@ def test_weak_labels_stand_on_packing_where_the_supervisor_is_packed(
     experiment_file: Path, causal_model: Callable[[str], Path], weak: str, packed: bool
 ):
     sets = [f"weak={{trainer: lora, model: {causal_model('llama')}}}"] if weak == "lora" else []
-    flow = open_flow(load(str(experiment_file), sets)[0], experiment_file.parent / "runs")
-    for name in ("labels/0", "evaluate/weak, seed 0", "fit/weak, seed 0"):
-        step = flow.steps[name]
+    flow = open_run(load(str(experiment_file), sets)[0], experiment_file.parent / "runs")
+    for name in ("labels/weak, seed 0", "evaluate/weak, seed 0", "fit/weak, seed 0"):
+        step = flow.layout.steps[name]
         assert ("w2s_tasks.packing.plan" in code_scope.reached([step.build, *step.code])) is packed, name

@@ -18,10 +18,10 @@ from conftest import write_own_task
 from transformers import AutoTokenizer
 
 from trainers.cli import _model_arguments
-from trainers.config.experiment import load
+from trainers.config.reading import load
 from trainers.flow import commands
-from trainers.flow.experiment import open_flow
 from trainers.flow.progress import Progress
+from trainers.flow.run import open_run
 from trainers.harness.evaluate import Harness, ModelPool, PromptStyle, evaluate
 from trainers.report.report import write_report
 from w2s_tasks.models.ref import ModelRef
@@ -76,8 +76,8 @@ def run(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -
     """The report of a run whose folder is named relative to the working folder, as `w2s run` names it."""
     (folder / "odd.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
     monkeypatch.chdir(folder)
-    flow = open_flow(load("odd.yaml")[0], Path("my runs"))
-    flow.run(Progress(quiet=True))
+    flow = open_run(load("odd.yaml")[0], Path("my runs"))
+    flow.build(Progress(quiet=True))
     return write_report(flow)[0]
 
 

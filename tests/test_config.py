@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.config import experiment as config
+from trainers.config import reading
 from w2s_tasks.errors import UserError
 
 GOOD = """\
@@ -18,7 +18,7 @@ strong: {model: "pypi:smollm2-135m-instruct"}
 
 
 def test_defaults_and_short_forms():
-    found = config.parse(GOOD.replace("{by: source, limit: {weak: 100, transfer: 50}}", "study"), "x.yaml")
+    found = reading.parse(GOOD.replace("{by: source, limit: {weak: 100, transfer: 50}}", "study"), "x.yaml")
     assert found.split.by == "study"
     assert found.weak.lr == pytest.approx(5e-5)
     assert found.arms == ["zero_shot", "student", "ceiling", "random_labels"]
@@ -47,16 +47,19 @@ def test_defaults_and_short_forms():
         ("task: [", r"x\.yaml:1: not YAML"),
         ("- a\n", "an experiment is a mapping"),
         ("", "an experiment is a mapping"),
-        (GOOD.replace('smollm2-135m-instruct"', 'smollm2-135m-instruct", system_prompt: hi'), "needs strong.chat_template"),
+        (
+            GOOD.replace('smollm2-135m-instruct"', 'smollm2-135m-instruct", system_prompt: hi'),
+            "system_prompt needs chat_template",
+        ),
     ],
 )
 def test_mistakes_are_named(text: str, message: str):
     with pytest.raises(UserError, match=message):
-        config.parse(text, "x.yaml")
+        reading.parse(text, "x.yaml")
 
 
 def test_set_overrides_nested_keys():
-    found = config.parse(
+    found = reading.parse(
         GOOD, "x", ["strong.lr=1e-3", "seeds=[0, 1]", "split.limit.weak=64", "safety={tasks: [w2s_ethics]}"]
     )
     assert (found.strong.lr, found.seeds, found.split.limit.weak) == (1e-3, [0, 1], 64)
@@ -75,25 +78,25 @@ def test_set_overrides_nested_keys():
 )
 def test_bad_overrides_are_named(assignment: str, message: str):
     with pytest.raises(UserError, match=message):
-        config.parse(GOOD, "x.yaml", [assignment])
+        reading.parse(GOOD, "x.yaml", [assignment])
 
 
-@pytest.mark.parametrize("path", sorted(config.shipped().values()), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(reading.shipped().values()), ids=lambda p: p.stem)
 def test_every_shipped_experiment_is_valid(path: Path):
-    found, _ = config.load(str(path))
+    found, _ = reading.load(str(path))
     assert found.name == path.stem
 
 
 def test_shipped_experiments_are_found_by_name_and_near_misses_suggested():
-    assert config.find_config("quickstart").name == "quickstart.yaml"
+    assert reading.find_config("quickstart").name == "quickstart.yaml"
     with pytest.raises(UserError, match="Did you mean 'quickstart'"):
-        config.find_config("quickstrat")
+        reading.find_config("quickstrat")
 
 
 def test_a_bom_and_crlf_are_forgiven_and_bad_bytes_are_not(tmp_path: Path):
     path = tmp_path / "a.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
-    assert config.load(str(path))[0].task == "w2s_sst2"
+    assert reading.load(str(path))[0].task == "w2s_sst2"
     path.write_bytes(b"task: \xff\xfe\n")
     with pytest.raises(UserError, match="not readable as UTF-8"):
-        config.load(str(path))
+        reading.load(str(path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import os
 import subprocess
 import sys
@@ -14,19 +16,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from trainers.harness.tasks import row_ids
 from trainers.labels import arms, splits
-from trainers.labels.label_set import LabelSet, gold_labels, row_ids
+from trainers.labels.gold import Gold, gold_labels
+from trainers.labels.label_set import LabelSet
+from trainers.labels.operations import METHOD_OPS
 from w2s_tasks.errors import UserError
 from w2s_tasks.rows.fewshot import BalancedSampler, FixedThenSeededSampler, LongBalancedSampler
 
 
-def _labels(n: int = 400, accuracy: float = 0.8) -> LabelSet:
+def _labels(n: int = 400, accuracy: float = 0.8) -> tuple[LabelSet, Gold]:
     rng = np.random.default_rng(0)
     gold = rng.integers(2, size=n)
     hard = np.where(rng.random(n) < accuracy, gold, 1 - gold)
     sure = rng.uniform(0.55, 0.99, size=n)
     soft = np.where(np.arange(2) == hard[:, None], sure[:, None], 1 - sure[:, None])
-    return LabelSet(tuple(f"r{i}" for i in range(n)), soft, gold)
+    ids = tuple(f"r{i}" for i in range(n))
+    return LabelSet(ids, soft), Gold(dict(zip(ids, gold.tolist(), strict=True)))
 
 
 def test_row_ids_tell_duplicates_apart_and_ignore_order():
@@ -44,17 +50,15 @@ def test_row_ids_are_the_same_for_ever():
 
 
 def test_a_label_set_comes_back_as_it_was(tmp_path: Path):
-    labels = _labels()
+    labels, _ = _labels()
     labels.save(tmp_path / "l.parquet")
     back = LabelSet.load(tmp_path / "l.parquet")
     assert back.row_id == labels.row_id
     assert np.array_equal(back.soft, labels.soft)
-    assert np.array_equal(back.gold, labels.gold)
-    assert back.accuracy == labels.accuracy
 
 
 def _write(path: Path, **columns: object) -> Path:
-    base = {"row_id": ["a", "b"], "soft": [[0.9, 0.1], [0.2, 0.8]], "hard": [0, 1], "gold": [0, 0]} | columns
+    base = {"row_id": ["a", "b"], "soft": [[0.9, 0.1], [0.2, 0.8]], "hard": [0, 1]} | columns
     pq.write_table(pa.table({k: v for k, v in base.items() if v is not None}), path)
     return path
 
@@ -62,15 +66,15 @@ def _write(path: Path, **columns: object) -> Path:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"gold": None}, "missing: gold"),
+        ({"hard": None}, "missing: hard"),
         ({"soft": [[0.9, 0.2], [0.2, 0.8]]}, "no distribution"),
         ({"soft": [[float("nan"), 0.1], [0.2, 0.8]]}, "no distribution|altered"),
         ({"soft": [[0.9, 0.1], [0.8]]}, "one length"),
         ({"hard": [0, 0]}, "row 1: the column hard does not follow"),
         ({"hard": [1, 1]}, "row 0: the column hard does not follow"),
         ({"hard": [0.0, 1.0]}, "row 0: hard must be a whole number"),
-        ({"gold": [0, None]}, "row 1: no gold"),
-        ({"gold": [True, False]}, "row 0: gold must be a whole number"),
+        ({"hard": [0, None]}, "row 1: no hard"),
+        ({"hard": [True, False]}, "row 0: hard must be a whole number"),
         ({"row_id": [1, 2]}, "row 0: row_id must be text"),
         ({"soft": [[1.0], [1.0]]}, "two choices or more"),
         ({"soft": [0.9, 0.2]}, "one for each of two choices"),
@@ -83,12 +87,12 @@ def test_bad_label_files_are_refused(tmp_path: Path, change: dict[str, object], 
 
 
 def test_an_altered_hard_label_and_a_doubled_column_are_named(tmp_path: Path):
-    three = {"row_id": ["a", "b", "c"], "soft": [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]], "gold": [0, 0, 0]}
+    three = {"row_id": ["a", "b", "c"], "soft": [[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]]}
     with pytest.raises(UserError, match="row 2: the column hard does not follow"):
         LabelSet.load(_write(tmp_path / "l.parquet", **three, hard=[0, 1, 1]))
-    twice = pa.table([["a"], [[0.9, 0.1]], [0], [0], [1]], names=["row_id", "soft", "hard", "gold", "gold"])
+    twice = pa.table([["a"], [[0.9, 0.1]], [0], [1]], names=["row_id", "soft", "hard", "hard"])
     pq.write_table(twice, tmp_path / "twice.parquet")
-    with pytest.raises(UserError, match="the column gold is there more than once"):
+    with pytest.raises(UserError, match="the column hard is there more than once"):
         LabelSet.load(tmp_path / "twice.parquet")
 
 
@@ -104,33 +108,28 @@ def test_an_altered_hard_label_and_a_doubled_column_are_named(tmp_path: Path):
 )
 def test_labels_that_are_no_distribution_name_their_row(soft: list[list[float]], bad: str):
     with pytest.raises(UserError, match=f"row {bad} has the soft label"):
-        LabelSet(("a", "b", "c"), np.array(soft), np.zeros(3, dtype=int))
+        LabelSet(("a", "b", "c"), np.array(soft))
 
 
 @pytest.mark.parametrize(
-    ("ids", "soft", "gold"),
-    [
-        (("a", "b"), [0.5, 0.5], [0, 1]),
-        (("a", "b"), [[0.5, 0.5]], [0, 1]),
-        (("a", "b"), [[0.5, 0.5], [0.5, 0.5]], [0]),
-        (("a",), [[0.5, 0.5], [0.5, 0.5]], [0, 1]),
-    ],
+    ("ids", "soft"),
+    [(("a", "b"), [0.5, 0.5]), (("a", "b"), [[0.5, 0.5]]), (("a",), [[0.5, 0.5], [0.5, 0.5]])],
 )
-def test_label_sets_of_unequal_parts_are_refused(ids: tuple[str, ...], soft: list[object], gold: list[int]):
+def test_label_sets_of_unequal_parts_are_refused(ids: tuple[str, ...], soft: list[object]):
     with pytest.raises(UserError, match="row ids, soft labels"):
-        LabelSet(ids, np.array(soft), np.array(gold))
+        LabelSet(ids, np.array(soft))
 
 
 def test_label_sets_count_by_hand():
-    labels = LabelSet(
-        ("a", "b", "c", "d"), np.array([[0.5, 0.2, 0.3], [0, 1, 0], [0.1, 0.2, 0.7], [0, 0, 1]]), np.arange(4) % 3
-    )
+    labels = LabelSet(("a", "b", "c", "d"), np.array([[0.5, 0.2, 0.3], [0, 1, 0], [0.1, 0.2, 0.7], [0, 0, 1]]))
+    gold = Gold({"e": 1, "d": 0, "c": 2, "b": 1, "a": 0})
     assert labels.hard.tolist() == [0, 1, 2, 2]
-    assert labels.accuracy == 0.75
+    assert gold.of(labels.row_id).tolist() == [0, 1, 2, 0]
+    assert gold.accuracy(labels) == 0.75
     assert labels.hardened().soft.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 1]]
-    assert np.isnan(labels.subset(np.zeros(4, dtype=bool)).accuracy)
+    assert np.isnan(gold.accuracy(labels.subset(np.zeros(4, dtype=bool))))
     with pytest.raises(UserError, match="occurs twice: 'c'"):
-        LabelSet(("b", "c", "a", "c"), labels.soft, labels.gold)
+        LabelSet(("b", "c", "a", "c"), labels.soft)
 
 
 def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path):
@@ -149,25 +148,38 @@ def test_a_gold_label_outside_the_choices_names_its_row():
 # ---- operations -----------------------------------------------------------------------------------------------
 
 
+def test_gold_comes_back_as_it_was(tmp_path: Path):
+    gold = Gold({"a": 1, "b": 0})
+    gold.save(tmp_path / "gold.parquet")
+    assert Gold.load(tmp_path / "gold.parquet") == gold
+
+
 def test_every_operation_keeps_the_rows_and_is_seeded():
-    labels = _labels()
-    for op in (kind.labels for kind in arms.ARMS.values() if kind.labels):
-        first, again = op(labels, np.random.default_rng(1)), op(labels, np.random.default_rng(1))
+    labels, gold = _labels()
+    for kind in (kind for kind in arms.ARMS.values() if kind.labels):
+        seen = [gold.of(labels.row_id)] if kind.sees_gold else []
+        first, again = (kind.labels(labels, np.random.default_rng(1), *seen) for _ in range(2))
         assert first.row_id == labels.row_id
-        assert np.array_equal(first.gold, labels.gold)
         assert np.array_equal(first.soft, again.soft)
 
 
+def test_no_operation_of_a_student_sees_gold():
+    assert {name for name, kind in arms.ARMS.items() if kind.sees_gold} == {"noise_matched"}
+    for function in (*METHOD_OPS.values(), arms.ARMS["student"].labels):
+        assert "gold" not in inspect.signature(function).parameters
+    assert {field.name for field in dataclasses.fields(LabelSet)} == {"row_id", "soft"}
+
+
 def test_what_the_operations_do():
-    labels, rng = _labels(4000), np.random.default_rng(2)
-    assert arms.student(labels, rng).accuracy == labels.accuracy
-    assert arms.ceiling(labels, rng).accuracy == 1
-    assert arms.random_labels(labels, rng).accuracy == pytest.approx(0.5, abs=0.04)
+    (labels, gold), rng = _labels(4000), np.random.default_rng(2)
+    assert arms.student(labels, rng) is labels
+    assert arms.ceiling(labels, rng) is labels
+    assert gold.accuracy(arms.random_labels(labels, rng)) == pytest.approx(0.5, abs=0.04)
     permuted = arms.permuted_labels(labels, rng)
     assert sorted(permuted.soft[:, 1]) == sorted(labels.soft[:, 1])
-    assert permuted.accuracy == pytest.approx(0.5, abs=0.04)
-    noisy = arms.noise_matched(labels, rng)
-    assert noisy.accuracy == pytest.approx(labels.accuracy, abs=0.03)
+    assert gold.accuracy(permuted) == pytest.approx(0.5, abs=0.04)
+    noisy = arms.noise_matched(labels, rng, gold.of(labels.row_id))
+    assert gold.accuracy(noisy) == pytest.approx(gold.accuracy(labels), abs=0.03)
     assert np.mean(noisy.hard == labels.hard) < 0.75
 
 

@@ -25,7 +25,7 @@ import typer
 import yaml
 
 from trainers.cli import app
-from trainers.config.experiment import find_config, load, parse
+from trainers.config.reading import find_config, load, parse
 from w2s_tasks.errors import UserError
 
 ROOT = Path(__file__).parent.parent
@@ -148,7 +148,7 @@ def check_ours(words: list[str]) -> None:
     if name in ("run", "plan"):
         load(values["config"], values["assignments"])
     if name == "sweep":
-        from trainers.flow.sweep import lay_out, of_shard, parse_grid
+        from trainers.sweep import lay_out, of_shard, parse_grid
 
         of_shard(lay_out(values["config"], values["assignments"] or [], parse_grid(values["grid"]))[1], values.get("shard"))
     if name == "eval" and context.args != ["--help-lm-eval"]:

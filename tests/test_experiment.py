@@ -10,24 +10,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from trainers.config.experiment import load
-from trainers.flow import experiment as ex
+from trainers.config.reading import load
+from trainers.flow import run as ex
 from trainers.flow.progress import Progress
+from trainers.labels import splits
+from trainers.labels.gold import GOLD, Gold
 from trainers.labels.label_set import LabelSet
 from trainers.report.report import read_report, write_report
 from w2s_tasks.errors import UserError
 
 
-def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Flow, dict]:
-    flow = ex.open_flow(load(str(config), list(sets))[0], runs)
-    flow.run(Progress(quiet=True))
+def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict]:
+    flow = ex.open_run(load(str(config), list(sets))[0], runs)
+    flow.build(Progress(quiet=True))
     return flow, write_report(flow)[0]
 
 
-def _content(flow: ex.Flow) -> dict[str, dict[str, object]]:
+def _content(flow: ex.Run) -> dict[str, dict[str, object]]:
     """What must be equal in two equal runs: weights, labels, splits, and per-row predictions without times."""
     found: dict[str, dict[str, object]] = {}
     for name, stage in flow.stages.items():
@@ -65,13 +68,15 @@ def test_no_student_sees_gold_and_all_arms_see_the_same_rows(experiment_file: Pa
     flow, _ = _run(experiment_file, tmp_path / "runs")
     arms = {
         s.arm.name: LabelSet.load(flow.stages[n].path / "labels.parquet")
-        for n, s in flow.steps.items()
+        for n, s in flow.layout.steps.items()
         if s.kind == "fit" and s.arm
     }
     assert arms["student"].row_id == arms["ceiling"].row_id == arms["random_labels"].row_id
     assert not set(arms["weak"].row_id) & set(arms["student"].row_id)
-    assert arms["ceiling"].accuracy == 1
-    weak_labels = LabelSet.load(flow.stages["labels/0"].path / "labels.parquet")
+    gold = Gold.load(flow.stages["split/0"].path / GOLD)
+    assert gold.accuracy(arms["ceiling"]) == 1
+    assert "gold" not in pq.read_schema(flow.stages["fit/student, seed 0"].path / "labels.parquet").names
+    weak_labels = LabelSet.load(flow.stages["labels/weak, seed 0"].path / "labels.parquet")
     assert (arms["student"].soft == weak_labels.soft).all()
 
 
@@ -86,7 +91,7 @@ def test_what_changed_is_done_again_and_nothing_else(experiment_file: Path, own_
     assert built("strong.lr=5e-3") == {
         f"{k}/{a}" for k in ("fit", "evaluate") for a in ("student", "ceiling", "random_labels")
     }
-    assert built("weak.lr=1e-3") == {"fit/weak", "labels/0", "evaluate/weak", "fit/student", "evaluate/student"}
+    assert built("weak.lr=1e-3") == {"fit/weak", "labels/weak", "evaluate/weak", "fit/student", "evaluate/student"}
     assert built("evaluate.limit=30") == {
         f"evaluate/{a}" for a in ("weak", "zero_shot", "student", "ceiling", "random_labels")
     }
@@ -167,7 +172,7 @@ def test_the_exported_adapter_gives_the_reports_number_under_stock_lm_eval(
         part.save_pretrained(tmp_path / "base")
     flow, report = _run(experiment_file, tmp_path / "runs", f"strong.model={tmp_path / 'base'}")
     assert "--model hf" in next(c["command"] for c in report["commands"] if c["arm"].startswith("student"))
-    arguments = flow.model_of(next(a for a in flow.arms() if a.name == "student")).model_args()
+    arguments = flow.model_of(next(a for a in flow.layout.arms() if a.name == "student")).model_args()
     lm_eval = str(Path(sys.executable).with_name("lm_eval"))
     command = [lm_eval, "run", "--model", "hf", "--model_args", arguments, "--tasks", "own_reviews", "--device", "cpu"]
     command += ["--include_path", str(own_task), "--output_path", str(tmp_path / "out"), "--log_samples"]
@@ -234,7 +239,7 @@ def test_killed_in_each_kind_of_stage_the_run_ends_equal(experiment_file: Path, 
 @pytest.mark.parametrize("name", ["adapter_hf", "adapter_w2s_hf"])
 def test_the_shipped_eval_configs_measure_an_adapter(experiment_file: Path, own_task: Path, tmp_path: Path, name: str):
     flow, report = _run(experiment_file, tmp_path / "runs", "arms=[student]")
-    arguments = dict(flow.model_of(next(a for a in flow.arms() if a.name == "student")).args)
+    arguments = dict(flow.model_of(next(a for a in flow.layout.arms() if a.name == "student")).args)
     shipped = Path(__file__).parent.parent / "harness_configs" / "eval" / f"{name}.yaml"
     config = yaml.safe_load(shipped.read_text())
     assert set(config["model_args"]) >= {"pretrained", "peft"}
@@ -253,8 +258,8 @@ def test_the_shipped_eval_configs_measure_an_adapter(experiment_file: Path, own_
 def test_a_plan_splits_once_a_seed(experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A split of SST-2 by sentence takes seconds, and every step of a plan asks for its rows."""
     made: list[int] = []
-    original = ex.splits.split_by_source
-    monkeypatch.setattr(ex.splits, "split_by_source", lambda *args, **named: made.append(1) or original(*args, **named))
-    flow = ex.open_flow(load(str(experiment_file), ["seeds=[0,1]"])[0], tmp_path / "runs")
-    assert len([step.rows() for step in flow.steps.values()]) > 10
+    original = splits.split_by_source
+    monkeypatch.setattr(splits, "split_by_source", lambda *args, **named: made.append(1) or original(*args, **named))
+    flow = ex.open_run(load(str(experiment_file), ["seeds=[0,1]"])[0], tmp_path / "runs")
+    assert len([step.rows() for step in flow.layout.steps.values()]) > 10
     assert len(made) == 2

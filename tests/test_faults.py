@@ -23,9 +23,9 @@ import pytest
 from filelock import FileLock
 from watched_run import STEP, Watched, content, forked, numbers
 
-from trainers.config.experiment import load
-from trainers.flow.experiment import Flow, open_flow
+from trainers.config.reading import load
 from trainers.flow.progress import Progress
+from trainers.flow.run import Run, open_run
 from trainers.report.report import recomputed, write_report
 from trainers.store import disk, stopping
 from trainers.store import stages as st
@@ -58,9 +58,9 @@ def w2s(words: list[str], prepare: Callable[[], None] | None = None) -> Done:
         return ended(forked(words, output, prepare), output)
 
 
-def in_process(config: Path, runs: Path, *sets: str) -> Flow:
-    flow = open_flow(load(str(config), [*SMALL, *sets])[0], runs)
-    flow.run(Progress(quiet=True))
+def in_process(config: Path, runs: Path, *sets: str) -> Run:
+    flow = open_run(load(str(config), [*SMALL, *sets])[0], runs)
+    flow.build(Progress(quiet=True))
     write_report(flow)
     return flow
 

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from bad_input import one_clear_error
 
-from trainers.config.experiment import Strong, load
+from trainers.config.reading import load
 from trainers.fit import lora
-from trainers.flow.experiment import Flow, open_flow
+from trainers.fit.lora import Lora
 from trainers.flow.progress import Progress
+from trainers.flow.run import Run, open_run
 from trainers.harness import evaluate as hn
 from trainers.report.report import write_report
 from w2s_tasks.plugin.eval_arguments import checked
@@ -52,7 +53,7 @@ def groups(own_task: Path) -> Path:
 
 def evaluated(task: hn.HarnessTask, folder: Path, model: Path, out: Path, shots: int | None) -> tuple[dict[str, Any], Any]:
     """A row and the results of an evaluation of 4 rows by lm_eval itself."""
-    ref = lora.base_ref(Strong(model=str(model)))
+    ref = lora.base_ref(Lora(model=str(model)))
     hn.evaluate(hn.Harness([str(folder)]), hn.ModelPool(), ref, {task: 4}, out, style=hn.PromptStyle(shots))
     (samples,), (result,) = out.rglob("samples_*"), out.rglob("results_*")
     return read_samples(samples)[0], json.loads(result.read_text())["results"][task.name]
@@ -145,16 +146,16 @@ def test_a_task_named_twice_with_one_setting_is_one_task(names: list[str], group
     assert [task.name for task in hn.Harness([str(groups)]).load(names)] == ["own_reviews"]
 
 
-def opened(file: Path, runs: Path, *sets: str) -> Flow:
+def opened(file: Path, runs: Path, *sets: str) -> Run:
     base = ["split.limit={weak: 48, transfer: 32}", "arms=[zero_shot]", "evaluate.limit=8"]
-    return open_flow(load(str(file), [*base, *sets])[0], runs)
+    return open_run(load(str(file), [*base, *sets])[0], runs)
 
 
 def test_the_training_task_and_the_group_that_asks_it_otherwise_are_two_evaluations(
     groups: Path, experiment_file: Path, tmp_path: Path
 ):
     flow = opened(experiment_file, tmp_path / "runs", "safety={tasks: [asked], limit: 6, num_fewshot: null}")
-    flow.run(Progress(quiet=True))
+    flow.build(Progress(quiet=True))
     prompts = {}
     for kind in ("evaluate", "safety"):
         (samples,) = flow.stages[f"{kind}/zero_shot"].path.rglob("samples_*")
@@ -170,7 +171,9 @@ def test_a_changed_group_is_evaluated_anew_and_nothing_else(groups: Path, experi
     before = opened(experiment_file, tmp_path / "runs", sets)
     (groups / "asked.yaml").write_text(GROUP.replace("Verdict on", "Thoughts on"))
     after = opened(experiment_file, tmp_path / "runs", sets)
-    assert [name for name in before.steps if before.key(name) != after.key(name)] == ["safety/zero_shot"]
+    assert [
+        name for name, step in before.layout.steps.items() if before.key(step) != after.key(after.layout.steps[name])
+    ] == ["safety/zero_shot"]
 
 
 def test_shots_that_lm_eval_would_leave_out_are_refused(groups: Path, experiment_file: Path, tmp_path: Path):

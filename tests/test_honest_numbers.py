@@ -14,10 +14,10 @@ import pytest
 from bad_input import one_clear_error
 from lm_eval.loggers import EvaluationTracker
 
-from trainers.config.experiment import load
-from trainers.flow import sweep as sw
-from trainers.flow.experiment import Flow, open_flow
+from trainers import sweep as sw
+from trainers.config.reading import load
 from trainers.flow.progress import Progress
+from trainers.flow.run import Run, open_run
 from trainers.report.report import read_report, recomputed, write_report
 from trainers.store.stages import MANIFEST
 from w2s_tasks.models.packed_hf import W2SHF
@@ -26,13 +26,13 @@ from w2s_tasks.rows.assets import sha256_file
 SETS = ["split.limit={weak: 48, transfer: 32}", "arms=[zero_shot]"]
 
 
-def opened(file: Path, runs: Path, *sets: str) -> Flow:
-    return open_flow(load(str(file), [*SETS, *sets])[0], runs)
+def opened(file: Path, runs: Path, *sets: str) -> Run:
+    return open_run(load(str(file), [*SETS, *sets])[0], runs)
 
 
 def finished(file: Path, runs: Path, *sets: str) -> dict[str, Any]:
     flow = opened(file, runs, *sets)
-    flow.run(Progress(quiet=True))
+    flow.build(Progress(quiet=True))
     return write_report(flow)[0]
 
 
@@ -70,7 +70,7 @@ def test_half_the_answers_are_no_evaluation(
     monkeypatch.setattr(W2SHF, "loglikelihood", broken)
     flow = opened(experiment_file, tmp_path / "runs")
     with pytest.raises(error):
-        flow.run(Progress(quiet=True))
+        flow.build(Progress(quiet=True))
     assert not list(flow.folder.glob("stages/evaluate-*"))
     one_clear_error(lambda: read_report(flow.folder), "not a readable report")
     monkeypatch.undo()
@@ -85,7 +85,7 @@ def test_an_earlier_report_stays_what_it_was_where_a_larger_evaluation_dies(
     before = finished(experiment_file, tmp_path / "runs", "evaluate.limit=16")
     monkeypatch.setattr(W2SHF, "loglikelihood", dies_half_way)
     with pytest.raises(Died):
-        opened(experiment_file, tmp_path / "runs").run(Progress(quiet=True))
+        opened(experiment_file, tmp_path / "runs").build(Progress(quiet=True))
     shown = read_report(tmp_path / "runs" / "small")
     assert accuracies(shown) == accuracies(before)
     assert {n for _, n, _ in accuracies(shown)} == {16}
@@ -130,7 +130,7 @@ def test_what_lm_eval_could_not_write_and_kept_to_itself_is_found(
 
     monkeypatch.setattr(EvaluationTracker, method, on_a_full_disk)
     flow = opened(experiment_file, tmp_path / "runs")
-    one_clear_error(lambda: flow.run(Progress(quiet=True)), "could not be saved in .*Could not save .*File too large")
+    one_clear_error(lambda: flow.build(Progress(quiet=True)), "could not be saved in .*Could not save .*File too large")
     assert not list(flow.folder.glob("stages/evaluate-*"))
     monkeypatch.undo()
     assert [n for _, n, _ in accuracies(finished(experiment_file, tmp_path / "runs"))] == [60, 60]

@@ -13,16 +13,16 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from trainers.config.experiment import load
-from trainers.flow.experiment import Flow, open_flow
+from trainers.config.reading import load
 from trainers.flow.progress import Progress
+from trainers.flow.run import Run, open_run
 
 Models = Callable[[str], Path]
 
 
-def run(config: Path, runs: Path, *sets: str) -> Flow:
-    flow = open_flow(load(str(config), ["arms=[zero_shot, student]", "evaluate.limit=20", *sets])[0], runs)
-    flow.run(Progress(quiet=True))
+def run(config: Path, runs: Path, *sets: str) -> Run:
+    flow = open_run(load(str(config), ["arms=[zero_shot, student]", "evaluate.limit=20", *sets])[0], runs)
+    flow.build(Progress(quiet=True))
     return flow
 
 
@@ -57,7 +57,7 @@ def test_the_same_name_with_other_weights_shares_nothing(
     flip(weak / "model.safetensors")
     third = run(experiment_file, tmp_path / "runs", *sets)
     built = {name for name, stage in third.stages.items() if not stage.reused}
-    assert {"fit/weak, seed 0", "labels/0", "fit/student, seed 0"} <= built
+    assert {"fit/weak, seed 0", "labels/weak, seed 0", "fit/student, seed 0"} <= built
     assert "evaluate/zero_shot" not in built
 
 

@@ -19,8 +19,8 @@ import pytest
 from conftest import write_experiment
 from watched_run import REPORT, STEP, Moment, Watched, content, numbers, steady
 
-from trainers.config.experiment import load
-from trainers.flow.experiment import open_flow
+from trainers.config.reading import load
+from trainers.flow.run import open_run
 
 pytestmark = pytest.mark.slow
 
@@ -84,8 +84,8 @@ def undisturbed(
     """The undisturbed run; at the end the record of all kills is printed, and written where W2S_TEST_RECORD says."""
     root = tmp_path_factory.mktemp("kills")
     config = write_experiment(root, encoder_folder, causal_model("llama"))
-    flow = open_flow(load(str(config), list(SETS))[0], root / "whole")
-    titles = {f"{step.kind}-{flow.key(name)}": step.title for name, step in flow.steps.items()}
+    flow = open_run(load(str(config), list(SETS))[0], root / "whole")
+    titles = {f"{step.kind}-{flow.key(step)}": step.title for step in flow.layout.steps.values()}
     found = Undisturbed(config, flow.folder, titles, [], {})
     process = Watched(found.arguments(root / "whole"), flow.folder, root / "output.txt")
     began: dict[str, float] = {}
@@ -228,7 +228,7 @@ def kill_inside(chain: Chain, place: str, rng: random.Random) -> None:
 def test_killed_at_random_times_inside_stages(undisturbed: Undisturbed, tmp_path: Path):
     rng = random.Random(7)
     kills: list[Kill] = []
-    wanted = {*TRAINED, "weak labels, seed 0", "evaluate weak, seed 0", REPORT}
+    wanted = {*TRAINED, "labels of weak, seed 0", "evaluate weak, seed 0", REPORT}
     for number in range(8):
         chain = Chain(undisturbed, tmp_path / f"random{number}")
         for stage, title in undisturbed.titles.items():

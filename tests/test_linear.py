@@ -127,9 +127,7 @@ def test_other_types_and_mixed_precision_run_as_pytorch_has_them(everywhere: Non
         ("DEFAULT", "Apple", False),
     ],
 )
-def test_taken_only_where_mkl_is_held_back(
-    capability: str, processor: str, faster: bool, monkeypatch: pytest.MonkeyPatch
-):
+def test_taken_only_where_mkl_is_held_back(capability: str, processor: str, faster: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(linear, "_processor", lambda: processor)
     linear.faster_here.cache_clear()

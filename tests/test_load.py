@@ -32,12 +32,13 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, OWN_TASK
 
-from trainers.flow import sweep as sw
+from trainers import sweep as sw
 from trainers.flow.progress import Progress
 from trainers.harness import evaluate as hn
+from trainers.harness.tasks import row_ids
 from trainers.labels import splits
 from trainers.labels.arms import noise_matched, permuted_labels
-from trainers.labels.label_set import LabelSet, row_ids
+from trainers.labels.label_set import LabelSet
 from trainers.labels.operations import METHOD_OPS
 from trainers.store import stages as store
 from w2s_tasks import register
@@ -57,12 +58,12 @@ def texts(n: int) -> list[str]:
 def label_set(n: int) -> LabelSet:
     """Random soft labels of two classes."""
     p = np.random.default_rng(0).uniform(0.01, 0.99, n)
-    return LabelSet(tuple(f"{i:016x}-0" for i in range(n)), np.stack([p, 1 - p], axis=1), (p < 0.4).astype(int))
+    return LabelSet(tuple(f"{i:016x}-0" for i in range(n)), np.stack([p, 1 - p], axis=1))
 
 
 def every_operation(n: int, folder: Path) -> None:
     labels, rng = label_set(n), np.random.default_rng(0)
-    noise_matched(permuted_labels(labels, rng), rng)
+    noise_matched(permuted_labels(labels, rng), rng, labels.hard)
     METHOD_OPS["balance"](METHOD_OPS["filter"](labels, rng, keep=0.5, by_class=True), rng)
     labels.hardened().save(folder / "labels.parquet")
     assert len(LabelSet.load(folder / "labels.parquet")) == n

@@ -13,11 +13,11 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from trainers.config.experiment import Strong
 from trainers.config.method_args import MethodArgs
 from trainers.fit import lora
+from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
-from trainers.labels.label_set import gold_labels
+from trainers.labels.gold import gold_labels
 from trainers.training.losses import FLOOR, LOSSES, State, logconf, prior_threshold, warmed_up
 
 P = torch.tensor([[0.7, 0.3], [0.2, 0.8], [0.45, 0.55]], dtype=torch.float64)
@@ -207,7 +207,7 @@ def test_the_loss_of_a_step_does_not_depend_on_how_it_is_cut(own_task: Path, cau
     labels = gold_labels(task.train_ids[:60], [task.gold(d) for d in task.train_docs[:60]], 2)
     curves = []
     for parts in (1, 4):
-        settings = Strong(
+        settings = Lora(
             model=str(causal_model("llama")),
             r=4,
             lr=1e-2,

@@ -20,10 +20,10 @@ from settings_reads import reads
 from typer.testing import CliRunner
 
 from trainers.cli import app
-from trainers.config.experiment import load, parse
-from trainers.fit.openai_settings import OpenAIStrong
-from trainers.flow import experiment as ex
-from trainers.flow.plan import _exact
+from trainers.config.reading import load, parse
+from trainers.fit.openai import OpenAI
+from trainers.flow import run as ex
+from trainers.flow.plan import planned_steps
 from trainers.flow.progress import Progress
 from trainers.harness.evaluate import Harness, PromptStyle
 from trainers.labels.label_set import LabelSet
@@ -84,9 +84,9 @@ evaluate: {{num_fewshot: 0}}
     return path
 
 
-def run(config: Path, runs: Path, *sets: str, max_cost: float | None = None) -> tuple[ex.Flow, dict]:
-    flow = ex.open_flow(load(str(config), list(sets))[0], runs, max_cost)
-    flow.run(Progress(quiet=True))
+def run(config: Path, runs: Path, *sets: str, max_cost: float | None = None) -> tuple[ex.Run, dict]:
+    flow = ex.open_run(load(str(config), list(sets))[0], runs, max_cost)
+    flow.build(Progress(quiet=True))
     return flow, write_report(flow)[0]
 
 
@@ -101,7 +101,7 @@ def _cost_of(stage: Stage) -> dict | None:
 def test_the_whole_study_runs_as_an_ordinary_experiment(study: Path, service: Service, tmp_path: Path):
     with reads() as found:
         flow, report = run(study, tmp_path / "runs", "safety={tasks: [w2s_ethics_probe_justice], limit: 8}")
-    assert {f for section, f in found if section == "OpenAIStrong"} == set(OpenAIStrong.model_fields)  # none is ignored
+    assert {f for section, f in found if section == "OpenAI"} == set(OpenAI.model_fields)  # none is ignored
     assert [a["arm"] for a in report["arms"]] == ["weak", "zero_shot", "student", "ceiling", "random_labels"]
     acc = {a["arm"]: a["metrics"]["acc"] for a in report["arms"]}
     assert acc["ceiling"] > 0.8 > acc["zero_shot"]  # the service really trained
@@ -132,7 +132,7 @@ def test_the_service_gets_the_rows_that_the_evaluation_asks(study: Path, service
     rows = [json.loads(line) for line in stored.content.decode().splitlines()]
     labels = LabelSet.load(flow.stages["fit/student, seed 0"].path / "labels.parquet")
     assert len(rows) == len(labels) == 64
-    by_id = dict(zip(flow.task.train_ids, flow.task.train_docs, strict=True))
+    by_id = dict(zip(flow.layout.task.train_ids, flow.layout.task.train_docs, strict=True))
     for row, row_id, hard in zip(rows, labels.row_id, labels.hard, strict=True):
         system, user, reply = row["messages"]
         assert system == {"role": "system", "content": "Be brief."}
@@ -151,8 +151,8 @@ def test_the_seed_study_runs_as_it_was(service: Service, encoder_folder: Path, r
         "safety={tasks: [w2s_ethics_study_justice], limit: 2, num_fewshot: null, fewshot_as_multiturn: false}",
     ]
     config = load("seed_gpt4o_mini", small)[0]
-    flow = ex.open_flow(config, tmp_path / "runs")
-    flow.run(Progress(quiet=True))
+    flow = ex.open_run(config, tmp_path / "runs")
+    flow.build(Progress(quiet=True))
     report = write_report(flow)[0]
     asked = {a["arm"]: (a["asked"], a["mode"]) for a in report["arms"]}
     assert asked["weak"] == ("w2s_sst2_study_choice", "classifier")
@@ -162,7 +162,7 @@ def test_the_seed_study_runs_as_it_was(service: Service, encoder_folder: Path, r
     files = [s.content.decode() for s in service.part(Files).stored.values() if s.data["purpose"] == "fine-tune"]
     rows = [[json.loads(line)["messages"] for line in text.splitlines()] for text in files]
     assert [len(r) for r in rows] == [48, 112]
-    sentences = flow.task.train_docs
+    sentences = flow.layout.task.train_docs
     half = len(sentences) // 2
     for i, (system, user, reply) in enumerate(rows[0]):  # hub order, the raw sentence, the final space, quotes
         assert system["content"].startswith("Analyze these sentences")
@@ -271,8 +271,8 @@ def test_epochs_that_the_service_chooses_beyond_the_limit_cancel_the_job(study: 
     service.part(Jobs).epochs = 25
     service.part(Jobs).states = ("validating_files", "queued", "running", "running", "running", "succeeded")
     config = load(str(study), ["strong.n_epochs=auto"])[0]
-    flow = ex.open_flow(config, tmp_path / "runs")
-    rows = cr.chat_rows(flow.task, flow.task.train_docs[:64], [0] * 64, PromptStyle(0, True))
+    flow = ex.open_run(config, tmp_path / "runs")
+    rows = cr.chat_rows(flow.layout.task, flow.layout.task.train_docs[:64], [0] * 64, PromptStyle(0, True))
     estimate = training_estimate(cr.check_rows(rows, MODEL), config.strong)
     assert estimate.epochs == 3
     with pytest.raises(UserError, match=r"chose 25 epochs.*was cancelled"):
@@ -297,7 +297,7 @@ def test_the_plan_counts_tokens_and_cost_without_a_key(
     study: Path, service: Service, monkeypatch: pytest.MonkeyPatch, tmp_path
 ):
     monkeypatch.delenv("OPENAI_API_KEY")
-    planned = {p.title: p for p in _exact(load(str(study))[0])}
+    planned = {p.title: p for p in planned_steps(load(str(study))[0])[0]}
     assert not service.log
     assert planned["train weak, seed 0"].tokens is None
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -315,13 +315,13 @@ def test_the_plan_counts_tokens_and_cost_without_a_key(
 @pytest.mark.parametrize("name", ["seed_gpt4o_mini", "seed_gpt4o_mini_corrected"])
 def test_the_shipped_studies_are_read(name: str):
     config = load(name)[0]
-    assert isinstance(config.strong, OpenAIStrong)
+    assert isinstance(config.strong, OpenAI)
     assert config.strong.target == ("quoted" if name == "seed_gpt4o_mini" else "plain")
     assert ("ceiling_full" in config.arms) == (name == "seed_gpt4o_mini")
 
 
 def test_the_plan_of_the_study_on_real_data(real_data: Path):
-    planned = {p.title: p for p in _exact(load("seed_gpt4o_mini", ["safety=null"])[0])}
+    planned = {p.title: p for p in planned_steps(load("seed_gpt4o_mini", ["safety=null"])[0])[0]}
     assert planned["train student, seed 0"].rows == 33_675
     assert planned["train ceiling_full, seed 0"].rows == 67_349
     assert 1_200_000 < planned["train student, seed 0"].tokens < 3_000_000

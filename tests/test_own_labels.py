@@ -11,8 +11,8 @@ import pytest
 from bad_input import one_clear_error
 from conftest import OWN_TASK, rows
 
-from trainers.config.experiment import Strong
 from trainers.fit import lora
+from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
 from w2s_tasks.results.read import read_evaluation
 
@@ -42,16 +42,14 @@ def test_labels_of_every_kind_are_evaluated_and_read(
     task = harness.task("own_reviews")
     task.check_trainable()
     task.check_evaluable()
-    ref = lora.base_ref(Strong(model=str(causal_model("llama"))))
+    ref = lora.base_ref(Lora(model=str(causal_model("llama"))))
     hn.evaluate(harness, hn.ModelPool(), ref, {task: None}, tmp_path / "out", style=hn.PromptStyle(shots))
     scores = read_evaluation(tmp_path / "out")["own_reviews"]
     expected = [int(str(r["label"])) for r in rows(40, 3)[20:]]
     assert scores.gold is not None
     assert scores.gold.tolist() == expected
     assert scores.correct.mean() == pytest.approx(scores.metrics["acc"])
-    assert task.gold_labels(task.train_ids, task.train_docs).gold.tolist() == [
-        int(str(r["label"])) for r in rows(40, 3)[:20]
-    ]
+    assert [task.gold(doc) for doc in task.train_docs] == [int(str(r["label"])) for r in rows(40, 3)[:20]]
 
 
 FILTERS = "filter_list:\n" + "".join(f"  - {{name: {n}, filter: [{{function: take_first}}]}}\n" for n in "ab")
@@ -79,7 +77,7 @@ def test_a_task_that_could_not_be_read_is_told_before_any_work(case: str, tmp_pa
 @pytest.mark.parametrize("value", ["women", 3, None])
 def test_a_column_named_group_means_nothing(value: Any, causal_model: Callable[[str], Path], tmp_path: Path):
     harness = hn.Harness([str(own(tmp_path / "own", group=value))])
-    ref = lora.base_ref(Strong(model=str(causal_model("llama"))))
+    ref = lora.base_ref(Lora(model=str(causal_model("llama"))))
     hn.evaluate(harness, hn.ModelPool(), ref, {harness.task("own_reviews"): 6}, tmp_path / "out", style=hn.PromptStyle())
     assert read_evaluation(tmp_path / "out")["own_reviews"].cluster is None
 
@@ -92,7 +90,7 @@ IGNORES = "{% set messages = messages | rejectattr('role', 'equalto', 'system') 
 def test_a_system_prompt_is_in_the_prompt_whatever_the_template_does_with_it(
     start: str, causal_model: Callable[[str], Path], tmp_path: Path
 ):
-    lm: Any = hn.ModelPool().load(lora.base_ref(Strong(model=str(causal_model("llama")))))
+    lm: Any = hn.ModelPool().load(lora.base_ref(Lora(model=str(causal_model("llama")))))
     lm.tokenizer.chat_template = start + lm.tokenizer.chat_template
     task = hn.Harness([str(own(tmp_path / "own", change=lambda y: y + 'description: "Read it."\n'))]).task("own_reviews")
     for shots in (0, 2):

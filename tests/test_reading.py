@@ -16,10 +16,10 @@ from conftest import rows
 from lm_eval.api.instance import Instance
 from tiny_models import sequence_classifiers, tiny_config, tiny_model
 
-from trainers.config.experiment import Weak
 from trainers.fit import classifier as weak
+from trainers.fit.classifier import Classifier
 from trainers.harness import evaluate as hn
-from trainers.labels.label_set import gold_labels
+from trainers.labels.gold import gold_labels
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier
 
@@ -140,7 +140,7 @@ def test_a_supervisor_on_any_base_is_trained_and_read_again(
     tokenizer.save_pretrained(base)
     task = hn.Harness([str(own_task)]).load(["own_reviews"])[0]
     docs = task.train_docs[:96]
-    settings = Weak(model=str(base), text="text", epochs=4, lr=3e-3, batch_size=16, max_length=20)
+    settings = Classifier(model=str(base), text="text", epochs=4, lr=3e-3, batch_size=16, max_length=20)
     labels = gold_labels([str(i) for i in range(96)], [doc["label"] for doc in docs], 2)
     ref = weak.fit(task, docs, labels, settings, tmp_path / "out", pool=hn.ModelPool())
     lm: Any = hn.ModelPool().load(ref)

@@ -21,13 +21,13 @@ BLOCK = re.compile(r"^( *)```(?:python|yaml)\n *# (\S+)\n(.*?)^ *```", re.MULTIL
 RUN = """
 import json, sys
 from pathlib import Path
-from trainers.config.experiment import load
-from trainers.flow.experiment import open_flow
+from trainers.config.reading import load
+from trainers.flow.run import open_run
 from trainers.flow.progress import Progress
 from trainers.report.report import write_report
 config, runs, *sets = sys.argv[1:]
-flow = open_flow(load(config, sets)[0], Path(runs))
-flow.run(Progress(quiet=True))
+flow = open_run(load(config, sets)[0], Path(runs))
+flow.build(Progress(quiet=True))
 report, _ = write_report(flow)
 arms = [[a["arm"], a["method"], a["n"]] for a in report["arms"]]
 print(json.dumps({"arms": arms, "reused": {name: stage.reused for name, stage in flow.stages.items()}}))
@@ -37,7 +37,9 @@ print(json.dumps({"arms": arms, "reused": {name: stage.reused for name, stage in
 def code_blocks(heading: str) -> list[tuple[str, str]]:
     """The files that a recipe names, each with what it says to put there."""
     (section,) = re.findall(
-        rf"^## {heading}\n(.*?)(?=^## )", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        rf"^## {heading}\n(.*?)(?=^## |\Z)",
+        (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"),
+        re.MULTILINE | re.DOTALL,
     )
     return [(name, textwrap.dedent(text)) for _, name, text in BLOCK.findall(section)]
 
@@ -94,7 +96,11 @@ def test_losses_label_operations_and_arms(copy: Copy):
     found = copy.run("arms=[student, flipped_labels]", methods, args)
     trained = [("student", "xent"), ("student", "halve+tempered"), ("flipped_labels", "xent")]
     assert found["arms"] == [["weak", "xent", 16], *([arm, method, 16] for arm, method in trained)]
-    old = {"split/0", "labels/0", *(f"{kind}/{arm}, seed 0" for kind in ("fit", "evaluate") for arm in ("weak", "student"))}
+    old = {
+        "split/0",
+        "labels/weak, seed 0",
+        *(f"{kind}/{arm}, seed 0" for kind in ("fit", "evaluate") for arm in ("weak", "student")),
+    }
     assert {name for name, reused in found["reused"].items() if reused} == old
     card = next((copy.folder / "runs").glob("*/model_cards/flipped_labels*.md")).read_text(encoding="utf-8")
     assert "every tenth row flipped" in card
@@ -111,3 +117,21 @@ def test_a_task(copy: Copy):
         W2S_DATA=str(copy.folder / "data"),
     )
     assert "w2s_toy" in out
+
+
+def test_a_trainer(copy: Copy):
+    """In a run of its own, beside the models of which nothing has moved."""
+    copy.run("arms=[student]")
+    copy.follow("Add a trainer")
+    found = copy.run("arms=[student]", "strong.trainer=attention", "strong.r=2")
+    assert found["arms"] == [["weak", "xent", 16], ["student", "xent", 16]]
+    assert {name for name, reused in found["reused"].items() if not reused} == {
+        "fit/student, seed 0",
+        "evaluate/student, seed 0",
+    }
+    (adapter,) = (json.loads(p.read_text()) for p in (copy.folder / "runs").rglob("adapter_config.json") if _small(p))
+    assert set(adapter["target_modules"]) == {"q_proj", "v_proj"}
+
+
+def _small(path: Path) -> bool:
+    return bool(json.loads(path.read_text(encoding="utf-8"))["r"] == 2)

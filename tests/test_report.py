@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from trainers.config.experiment import load
+from trainers.config.reading import load
 from trainers.report.exports import write_tables
 from trainers.report.figures import recovered_panels, run_columns
 from trainers.report.figures_safety import tradeoff
@@ -112,10 +112,10 @@ def test_recomputing_finds_the_stages_whatever_the_code_is_now(run_folder, repor
 
 
 def test_recomputing_without_a_stage_says_which(run_folder, tmp_path, report):
-    report["stages"]["labels/0"] = "labels-gone"
+    report["stages"]["labels/weak, seed 0"] = "labels-gone"
     (tmp_path / "report.json").write_text(json.dumps(report))
     (tmp_path / "stages").symlink_to(run_folder / "stages")
-    with pytest.raises(UserError, match="labels/0"):
+    with pytest.raises(UserError, match="labels/weak, seed 0"):
         recomputed(tmp_path)
 
 

@@ -21,14 +21,17 @@ from typer.testing import CliRunner
 
 from trainers import cli
 from trainers.config import experiment as config
+from trainers.config import reading
 from trainers.config.method_args import MethodArgs
 from trainers.config.unused import unused
 from trainers.fit import classifier as weak
 from trainers.fit import lora
-from trainers.flow import experiment
+from trainers.fit.classifier import Classifier
+from trainers.fit.lora import Lora
+from trainers.flow import run as runs_of
 from trainers.flow.progress import Progress
 from trainers.harness import evaluate as hn
-from trainers.labels.label_set import gold_labels
+from trainers.labels.gold import gold_labels
 from trainers.labels.operations import METHOD_OPS
 from trainers.section import Section
 from trainers.training.losses import LOSSES
@@ -61,8 +64,8 @@ def sections(model: type[Section]) -> set[type[Section]]:
 
 
 def run(experiment_file: Path, runs: Path, *sets: str) -> None:
-    flow = experiment.open_flow(config.load(str(experiment_file), list(sets))[0], runs)
-    flow.run(Progress(quiet=True))
+    flow = runs_of.open_run(reading.load(str(experiment_file), list(sets))[0], runs)
+    flow.build(Progress(quiet=True))
 
 
 def test_every_field_is_read_by_a_run(experiment_file: Path, causal_model: Callable[[str], Path], tmp_path: Path):
@@ -70,10 +73,8 @@ def test_every_field_is_read_by_a_run(experiment_file: Path, causal_model: Calla
     with reads() as found:
         run(experiment_file, tmp_path / "classifier", *BY_CLASSIFIER)
         run(experiment_file, tmp_path / "lora", by_lora, *BY_LORA)
-    known = sections(config.Experiment) | {config.Strong, config.Safety}
-    every = {(s.__name__, f) for s in known - {config.Weak} - set(PASSED_WHOLE) for f in s.model_fields}
-    every |= {(f"Weak.{t}", f) for t in ("classifier", "lora") for f in config.Weak.model_fields}
-    every -= {("Weak.lora", f) for f in config.OF_CLASSIFIER} | {("Weak.classifier", f) for f in config.OF_LORA}
+    known = sections(config.Experiment) | {Classifier, Lora, config.Safety}
+    every = {(s.__name__, f) for s in known - set(PASSED_WHOLE) for f in s.model_fields}
     assert sorted(every - found) == []
 
 
@@ -96,8 +97,10 @@ OF_ALL: dict[str, Any] = {
     "trainer_args": {"max_grad_norm": 1e-3},
 }
 OF_CLASSIFIER: dict[str, Any] = {"text": "{{text}} {{text}}", "max_length": 8}
-OF_LORA: dict[str, Any] = {"r": 3, "alpha": 1.0, "chat_template": True}
-OF_STRONG: dict[str, Any] = {
+OF_LORA: dict[str, Any] = {
+    "r": 3,
+    "alpha": 1.0,
+    "chat_template": True,
     "dropout": 0.5,
     "target_modules": ["q_proj"],
     "objective": "language_model",
@@ -105,8 +108,7 @@ OF_STRONG: dict[str, Any] = {
 }
 TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "classifier": ({"text": "text"}, OF_ALL | OF_CLASSIFIER),
-    "weak lora": ({"trainer": "lora", "r": 2}, OF_ALL | OF_LORA),
-    "strong lora": ({"r": 2}, OF_ALL | OF_LORA | OF_STRONG),
+    "lora": ({"r": 2}, OF_ALL | OF_LORA),
 }
 """Settings to begin with, and a changed value for every setting."""
 BESIDE: dict[str, dict[str, Any]] = {
@@ -114,8 +116,9 @@ BESIDE: dict[str, dict[str, Any]] = {
     "checkpoint": {"holdout": 0.4, "epochs": 8, "lr": 0.05},  # the last is not the best
 }
 """With which other settings a setting is tried."""
-NOT_OF_TRAINING = {"trainer", "model_args", "labels"}
-"""Which trainer there is; arguments of the evaluated model; what students learn (tests/test_arms.py)."""
+NOT_OF_TRAINING = {"trainer", "model_args"}
+"""Which trainer there is; arguments of the evaluated model."""
+SECTIONS = {"classifier": Classifier, "lora": Lora}
 
 
 def trainer(kind: str, models: dict[str, Path], own_task: Path, out: Path) -> Callable[[dict[str, Any]], str]:
@@ -123,7 +126,7 @@ def trainer(kind: str, models: dict[str, Path], own_task: Path, out: Path) -> Ca
     task, pool = hn.Harness([str(own_task)]).task("own_reviews"), hn.ModelPool()
     docs = task.train_docs[:32]
     labels = gold_labels(task.train_ids[:32], [task.gold(d) for d in docs], 2)
-    section = config.Strong if kind == "strong lora" else config.Weak
+    section = SECTIONS[kind]
     fit, name = (weak.fit, "model/model") if kind == "classifier" else (lora.fit, "adapter/adapter_model")
 
     def train(settings: dict[str, Any]) -> str:
@@ -146,9 +149,7 @@ def test_every_setting_of_a_training_changes_the_trained_model(
     models = {"model": encoder_folder if encoder else causal_model("llama")}
     models["other"] = shifted(models["model"], tmp_path / "other", encoder=encoder)
     base = {"model": "model", "batch_size": 16, "epochs": 2, "lr": 0.01} | base
-    section = config.Strong if kind == "strong lora" else config.Weak
-    ignored = {"classifier": config.OF_LORA, "weak lora": config.OF_CLASSIFIER}.get(kind, ())
-    assert set(changes) == set(section.model_fields) - NOT_OF_TRAINING - set(ignored)
+    assert set(changes) == set(SECTIONS[kind].model_fields) - NOT_OF_TRAINING
     train = trainer(kind, models, own_task, tmp_path)
     plain = train(base)
     assert train(base) == plain
@@ -161,10 +162,9 @@ def test_every_setting_of_a_training_changes_the_trained_model(
     ("name", "key"), [*(("lora", key) for key in OF_CLASSIFIER), *(("classifier", key) for key in OF_LORA)]
 )
 def test_a_setting_of_the_other_trainer_is_refused(name: str, key: str):
-    assert (set(OF_CLASSIFIER), set(OF_LORA)) == (set(config.OF_CLASSIFIER), set(config.OF_LORA))
     section = {"model": "m", "trainer": name, key: (OF_CLASSIFIER | OF_LORA)[key]}
-    with pytest.raises(UserError, match=f"'{key}' is for trainer"):
-        config.parse(json.dumps(GOOD | {"weak": section}), "x.yaml")
+    with pytest.raises(UserError, match=rf"weak\.{key}: unknown key\. It is for trainer: (lora|classifier)\."):
+        reading.parse(json.dumps(GOOD | {"weak": section}), "x.yaml")
 
 
 def test_a_classifier_is_trained_from_the_revision_that_is_asked_for(
@@ -182,7 +182,7 @@ def test_a_classifier_is_trained_from_the_revision_that_is_asked_for(
         monkeypatch.setattr(part, "from_pretrained", load)
     task = hn.Harness([str(own_task)]).task("own_reviews")
     labels = gold_labels(task.train_ids[:8], [task.gold(d) for d in task.train_docs[:8]], 2)
-    settings = config.Weak(model=str(encoder_folder), text="text", model_args={"revision": "v2", "token_budget": 64})
+    settings = Classifier(model=str(encoder_folder), text="text", model_args={"revision": "v2", "token_budget": 64})
     ref = weak.fit(task, task.train_docs[:8], labels, settings, tmp_path, pool=hn.ModelPool())
     assert asked.count("v2") >= 3
     assert set(asked) == {"v2"}
@@ -217,7 +217,7 @@ REFUSED = {
 def test_a_setting_that_another_one_makes_ignored_is_refused(case: str):
     section, values, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
-        config.parse(json.dumps(GOOD | {section: GOOD.get(section, {}) | values}), "x.yaml")
+        reading.parse(json.dumps(GOOD | {section: GOOD.get(section, {}) | values}), "x.yaml")
 
 
 TOLD: dict[str, tuple[dict[str, Any], list[str]]] = {
@@ -260,11 +260,11 @@ TOLD: dict[str, tuple[dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("case", TOLD)
 def test_settings_that_nothing_uses_are_told(case: str):
     settings, told = TOLD[case]
-    assert unused(config.parse(json.dumps(GOOD | settings), "x.yaml")) == told
+    assert unused(reading.parse(json.dumps(GOOD | settings), "x.yaml")) == told
 
 
 def test_no_experiment_that_ships_has_such_settings():
-    assert not any(unused(config.load(name)[0]) for name in config.shipped())
+    assert not any(unused(reading.load(name)[0]) for name in reading.shipped())
 
 
 def test_plan_tells_them(experiment_file: Path):

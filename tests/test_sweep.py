@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from trainers import sweep as sw
 from trainers.cli import app, main
-from trainers.config.experiment import load
-from trainers.flow import sweep as sw
-from trainers.flow.experiment import open_flow
+from trainers.config.reading import load
 from trainers.flow.progress import Progress
+from trainers.flow.run import open_run
 from trainers.harness import evaluate as hn
 from trainers.report.report import recomputed
+from trainers.steps import evaluation
 from trainers.store.costs import Budget
 from trainers.store.stages import Store
 from w2s_tasks.errors import UserError
@@ -114,8 +115,8 @@ def test_cells_share_stages_and_a_second_sweep_builds_nothing(experiment_file: P
     assert [c["values"] for c in data["cells"]] == [c.values for c in sweep.cells]
     assert all({"pgr", "ci95", "defined", "arms", "seconds"} <= c.keys() for c in data["cells"])
     # A plain run of the same file finds the stages too.
-    flow = open_flow(load(str(experiment_file), [*SETS, "methods=[xent, logconf]", "seeds=[0, 1]"])[0], tmp_path / "runs")
-    flow.run(Progress(quiet=True))
+    flow = open_run(load(str(experiment_file), [*SETS, "methods=[xent, logconf]", "seeds=[0, 1]"])[0], tmp_path / "runs")
+    flow.build(Progress(quiet=True))
     assert all(stage.reused for stage in flow.stages.values())
 
     looked: list[str] = []
@@ -164,13 +165,13 @@ def test_a_failing_cell_does_not_stop_the_others(experiment_file: Path, tmp_path
     assert "nothing" in data["cells"][0]["error"]
 
     # What is no user's mistake leaves its traceback in a file, and the next start tries the cell again.
-    real = hn.evaluate
-    monkeypatch.setattr(hn, "evaluate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("the disk is full")))
+    real = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", lambda *a, **k: (_ for _ in ()).throw(RuntimeError("the disk is full")))
     opened, outcomes = _sweep(experiment_file, runs, ["seed=5"])
     assert outcomes[0]["status"] == "failed"
     assert "RuntimeError: the disk is full" in outcomes[0]["error"]
     assert "Traceback" in (opened.folder_of(opened.cells[0]) / "error.txt").read_text()
-    monkeypatch.setattr(hn, "evaluate", real)
+    monkeypatch.setattr(evaluation, "evaluate", real)
     _, outcomes = _sweep(experiment_file, runs, ["seed=5"])
     assert outcomes[0]["status"] == "done"
 
@@ -229,7 +230,9 @@ def test_many_finished_cells_are_looked_through_without_hashing_stages_or_loadin
     real_sha, real_identity = store.sha256_file, ref.identity_of
     monkeypatch.setattr(store, "sha256_file", lambda path: hashed.append(str(path)) or real_sha(path))
     asked: list[str] = []
-    monkeypatch.setattr("trainers.flow.experiment.identity_of", lambda *a, **k: asked.append(a[0]) or real_identity(*a, **k))
+    monkeypatch.setattr(
+        "trainers.training.settings.identity_of", lambda *a, **k: asked.append(a[0]) or real_identity(*a, **k)
+    )
     monkeypatch.setattr(hn.ModelPool, "load", lambda *a: pytest.fail("a model was loaded"))
     loaded: list[str] = []
     load_task = hn.Harness._load

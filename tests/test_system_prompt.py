@@ -13,9 +13,9 @@ from test_own_labels import IGNORES, REFUSES
 from transformers import AutoTokenizer
 
 from trainers.cli import main
-from trainers.config.experiment import load
-from trainers.flow.experiment import Flow, open_flow
+from trainers.config.reading import load
 from trainers.flow.progress import Progress
+from trainers.flow.run import Run, open_run
 from trainers.report.report import write_report
 from trainers.report.tables import show
 from trainers.training.told import Told
@@ -39,10 +39,10 @@ def described(own_task: Path) -> Path:
     return own_task
 
 
-def _run(experiment_file: Path, runs: Path, *sets: str) -> tuple[Flow, dict[str, Any], str]:
+def _run(experiment_file: Path, runs: Path, *sets: str) -> tuple[Run, dict[str, Any], str]:
     """The flow, its report, and all its cards as one text."""
-    flow = open_flow(load(str(experiment_file), [*sets, "split.limit.weak=32", "split.limit.transfer=32"])[0], runs)
-    flow.run(Progress(quiet=True))
+    flow = open_run(load(str(experiment_file), [*sets, "split.limit.weak=32", "split.limit.transfer=32"])[0], runs)
+    flow.build(Progress(quiet=True))
     report = write_report(flow)[0]
     return flow, report, "\n".join(p.read_text() for p in sorted((flow.folder / "model_cards").glob("*.md")))
 

@@ -12,11 +12,14 @@ import torch
 from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
-from trainers.config.experiment import Strong, Weak
 from trainers.fit import classifier as weak
 from trainers.fit import lora
+from trainers.fit.classifier import Classifier
+from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
-from trainers.labels.label_set import LabelSet, gold_labels
+from trainers.labels.ask import label
+from trainers.labels.gold import gold_labels
+from trainers.labels.label_set import LabelSet
 from trainers.training import loop as training
 from trainers.training.checkpoints import newest_checkpoint
 from trainers.training.losses import State, xent
@@ -26,6 +29,11 @@ from w2s_tasks.models.ref import folder_hash
 
 def _task(folder: Path) -> hn.HarnessTask:
     return hn.Harness([str(folder)]).task("own_reviews")
+
+
+def _right(task: hn.HarnessTask, labels: LabelSet) -> float:
+    """Share of the evaluation rows that are labelled rightly."""
+    return float((labels.hard == [task.gold(doc) for doc in task.task.eval_docs]).mean())
 
 
 def _gold(task: hn.HarnessTask, n: int) -> LabelSet:
@@ -48,7 +56,7 @@ def test_the_trainer_scores_every_choice_as_lm_eval_does(own_task: Path, causal_
     yaml = own_task / "own_reviews.yaml"
     yaml.write_text(yaml.read_text().replace('["negative", "positive"]', json.dumps(choices)))
     task, folder = _task(own_task), str(causal_model("llama"))
-    ours = hn.ModelPool().load(lora.base_ref(Strong(model=folder)))
+    ours = hn.ModelPool().load(lora.base_ref(Lora(model=folder)))
     style = hn.PromptStyle(chat_template=chat, system_prompt="Be brief." if chat else None)
     docs = task.train_docs[:6]
     requests = [r for doc in docs for r in ours.encode(task.pairs(doc, style, ours))]
@@ -64,7 +72,7 @@ def test_the_trainer_scores_choices_with_a_common_first_token_as_lm_eval_does(ow
     yaml = own_task / "own_reviews.yaml"
     yaml.write_text(yaml.read_text().replace('["negative", "positive"]', '["0", "1"]'))
     task = _task(own_task)
-    ours = hn.ModelPool().load(lora.base_ref(Strong(model=smollm2)))
+    ours = hn.ModelPool().load(lora.base_ref(Lora(model=smollm2)))
     first = [ours.encode(task.pairs(task.train_docs[0], hn.PromptStyle()))[k][1][0] for k in (0, 1)]
     assert first[0] == first[1]  # SmolLM2 splits ' 0' and ' 1' after the space
     requests = [r for doc in task.train_docs[:3] for r in ours.encode(task.pairs(doc, hn.PromptStyle()))]
@@ -75,8 +83,8 @@ def test_the_trainer_scores_choices_with_a_common_first_token_as_lm_eval_does(ow
     assert torch.allclose(found, torch.tensor([a[0] for a in answers]).view(-1, 2).log_softmax(-1), atol=1e-4)
 
 
-def _lora(folder: Path, **more: object) -> Strong:
-    return Strong(model=str(folder), r=8, lr=1e-2, batch_size=16, epochs=3, **more)
+def _lora(folder: Path, **more: object) -> Lora:
+    return Lora(model=str(folder), r=8, lr=1e-2, batch_size=16, epochs=3, **more)
 
 
 def test_lora_learns_leaves_the_base_as_it_was_and_runs_under_lm_evals_hf(own_task: Path, causal_model, tmp_path: Path):
@@ -90,10 +98,10 @@ def test_lora_learns_leaves_the_base_as_it_was_and_runs_under_lm_evals_hf(own_ta
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
     test_docs = list(task.task.eval_docs)
-    tuned = hn.label(pool.load(ref), task, test_docs, [str(i) for i in range(60)], hn.PromptStyle())
-    assert tuned.accuracy > 0.85
+    tuned = label(pool.load(ref), task, test_docs, [str(i) for i in range(60)], hn.PromptStyle())
+    assert _right(task, tuned) > 0.85
     stock = HFLM(str(base), peft=str(tmp_path / "adapter"), device="cpu", dtype="float32")
-    same = hn.label(stock, task, test_docs, [str(i) for i in range(60)], hn.PromptStyle())
+    same = label(stock, task, test_docs, [str(i) for i in range(60)], hn.PromptStyle())
     assert np.allclose(tuned.soft, same.soft, atol=1e-4)
     files = {p.suffix for p in (tmp_path / "adapter").iterdir()}
     assert ".safetensors" in files
@@ -116,7 +124,7 @@ def _losses(folder: Path) -> list[float]:
     return [c["loss"] for c in json.loads((folder / "curves.json").read_text()) if "loss" in c]
 
 
-def _fit(task: hn.HarnessTask, settings: Strong, n: int, out: Path) -> list[float]:
+def _fit(task: hn.HarnessTask, settings: Lora, n: int, out: Path) -> list[float]:
     out.mkdir()
     lora.fit(task, task.train_docs[:n], _gold(task, n), settings, out, pool=hn.ModelPool())
     return _losses(out)
@@ -130,7 +138,7 @@ def test_packed_training_has_the_loss_curve_of_plain_training(
     from w2s_tasks.packing import scoring
 
     system = "Tell whether the review is negative or positive, in one word." if chat else None
-    settings = Strong(
+    settings = Lora(
         model=str(causal_model("llama")),
         r=8,
         lr=1e-3,
@@ -156,7 +164,7 @@ def test_packed_training_has_the_loss_curve_of_plain_training(
 def test_the_language_model_objective_is_the_loss_over_the_reply_and_its_end(own_task: Path, causal_model, tmp_path: Path):
     """The first step's loss against transformers' own, with the prompt masked out."""
     task, folder = _task(own_task), causal_model("llama")
-    settings = Strong(model=str(folder), batch_size=12, holdout=0.0, lr=1e-9, objective="language_model", chat_template=True)
+    settings = Lora(model=str(folder), batch_size=12, holdout=0.0, lr=1e-9, objective="language_model", chat_template=True)
     (loss,) = _fit(task, settings, 12, tmp_path / "m")
     lm = hn.ModelPool().load(lora.base_ref(settings))
     ending = lm.tokenizer.encode("\n", add_special_tokens=False)  # what the tests' template writes after a message
@@ -180,7 +188,7 @@ def test_accumulated_gradients_give_the_loss_of_the_whole_batch(own_task: Path, 
     task = _task(own_task)
     curves = []
     for name, steps in (("whole", 1), ("parts", 3)):
-        settings = Strong(
+        settings = Lora(
             model=str(causal_model("llama")),
             r=4,
             lr=1e-2,
@@ -204,7 +212,7 @@ def test_a_step_that_is_run_in_parts_is_the_same_step(
     from w2s_tasks.packing import scoring
 
     system = "Tell whether the review is negative or positive, in one word. " * 4 if chat else None
-    settings = Strong(
+    settings = Lora(
         model=str(causal_model("llama")), r=8, lr=1e-3, batch_size=12, holdout=0, chat_template=chat, system_prompt=system
     )
     original, parts, weights = lora.packing.cut_rows, [], []
@@ -226,13 +234,11 @@ def test_the_encoder_learns_and_its_checkpoint_knows_its_text_and_classes(
     own_task: Path, encoder_folder: Path, tmp_path: Path
 ):
     task = _task(own_task)
-    settings = Weak(model=str(encoder_folder), text="text", epochs=6, lr=3e-3, batch_size=16)
+    settings = Classifier(model=str(encoder_folder), text="text", epochs=6, lr=3e-3, batch_size=16)
     ref = weak.fit(task, task.train_docs[:200], _gold(task, 200), settings, tmp_path, pool=hn.ModelPool())
     assert ref.model == "w2s-classifier"
-    labels = hn.label(
-        hn.ModelPool().load(ref), task, list(task.task.eval_docs), [str(i) for i in range(60)], hn.PromptStyle()
-    )
-    assert labels.accuracy > 0.85
+    labels = label(hn.ModelPool().load(ref), task, list(task.task.eval_docs), [str(i) for i in range(60)], hn.PromptStyle())
+    assert _right(task, labels) > 0.85
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     assert config["w2s"] == {"text": "text"}
     assert config["id2label"] == {"0": "negative", "1": "positive"}
@@ -245,7 +251,7 @@ class _Stop(Exception):
 def test_out_of_memory_in_training_goes_on_with_gradient_checkpointing(
     own_task: Path, causal_model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):
-    task, settings = _task(own_task), Strong(model=str(causal_model("llama")), batch_size=8, holdout=0.0)
+    task, settings = _task(own_task), Lora(model=str(causal_model("llama")), batch_size=8, holdout=0.0)
     plain = _fit(task, settings, 32, tmp_path / "plain")
     original = lora.choice_logprobs
 
@@ -287,7 +293,7 @@ def test_training_goes_on_after_a_kill_with_equal_weights(
     settings = (
         _lora(causal_model("llama"))
         if trainer == "lora"
-        else Weak(model=str(encoder_folder), text="text", epochs=3, lr=1e-3, batch_size=16)
+        else Classifier(model=str(encoder_folder), text="text", epochs=3, lr=1e-3, batch_size=16)
     )
     result = "adapter" if trainer == "lora" else "model"
     (tmp_path / "whole").mkdir()
@@ -340,7 +346,7 @@ def test_mistakes_in_settings_are_named(own_task: Path, causal_model, tmp_path: 
     with pytest.raises(UserError, match="target_modules"):
         lora.fit(task, docs, labels, _lora(causal_model("llama"), target_modules=["nothing"]), tmp_path, pool=pool)
     with pytest.raises(UserError, match="no column 'txt'"):
-        weak.fit(task, docs, labels, Weak(model=str(causal_model("llama")), text="txt"), tmp_path, pool=pool)
+        weak.fit(task, docs, labels, Classifier(model=str(causal_model("llama")), text="txt"), tmp_path, pool=pool)
 
 
 def test_a_ranking_task_says_that_it_is_not_trainable():

@@ -28,7 +28,7 @@ from trainers.report.report import read_report
 PRELOADED = [
     *(
         "trainers.cli",
-        "trainers.flow.experiment",
+        "trainers.flow.run",
         "trainers.report.report",
         "trainers.report.tables",
         "trainers.report.page",

@@ -156,7 +156,7 @@ def run(
     w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
     accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
     """
-    from trainers.config.experiment import load
+    from trainers.config.reading import load
     from trainers.store import processes
 
     experiment, _ = load(config, assignments)
@@ -164,17 +164,17 @@ def run(
         _tell_unused(experiment)
         _prepare(runs_dir / experiment.name, if_exists)
     _quiet_libraries()
-    from trainers.flow.experiment import open_flow
     from trainers.flow.progress import Progress
+    from trainers.flow.run import open_run
     from trainers.report.report import write_report
     from trainers.report.tables import show
 
     with _interruptible():
-        flow = open_flow(experiment, runs_dir, max_cost)
-        flow.run(Progress(quiet))
+        opened = open_run(experiment, runs_dir, max_cost)
+        opened.build(Progress(quiet))
         if not processes.is_main():
             return
-        report, path = write_report(flow)
+        report, path = write_report(opened)
     show(report)
     typer.echo(f"report: {path}")
 
@@ -207,7 +207,7 @@ def sweep(
     w2s sweep quickstart --grid method=xent,logconf --grid seed=0,1,2
     w2s sweep my.yaml --grid strong.model=org/small,org/large --grid seed=0,1,2 --shard $SLURM_ARRAY_TASK_ID/8
     """
-    from trainers.flow.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, show_cells, show_sweep
+    from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, show_cells, show_sweep
 
     values = parse_grid(grid or [])
     if dry_run:
@@ -241,7 +241,7 @@ def plan(config: Config, assignments: Set = None) -> None:
     """
     from rich.console import Console
 
-    from trainers.config.experiment import load
+    from trainers.config.reading import load
     from trainers.flow.plan import show_plan
 
     experiment, _ = load(config, assignments)
@@ -333,8 +333,8 @@ def label(
     from trainers.flow.alone import label_rows
 
     with _interruptible():
-        labels = label_rows(task, model, _model_arguments(model_args), out, limit, num_fewshot, include_path or [])
-    typer.echo(f"{len(labels)} labels, {100 * labels.accuracy:.1f} % as gold: {out}")
+        labels, right = label_rows(task, model, _model_arguments(model_args), out, limit, num_fewshot, include_path or [])
+    typer.echo(f"{len(labels)} labels, {100 * right:.1f} % as gold: {out}")
 
 
 @app.command()

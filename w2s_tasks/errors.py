@@ -10,6 +10,10 @@ class UserError(Exception):
     """A mistake in a config, a file or the environment; the command line prints it without a traceback and exits with 2."""
 
 
+class MissingDataError(UserError):
+    """Data that is not on this machine, where a plan can still be made without it."""
+
+
 def causes(error: BaseException) -> Iterator[BaseException]:
     """An error, what caused it, what caused that, and so on; each once."""
     seen: list[BaseException] = []

@@ -18,10 +18,11 @@ import torch
 from bench.floor import seconds_a_token
 from bench.scoring import choose
 from bench.side import Worker
-from trainers.config.experiment import Strong
-from trainers.fit.lora import base_ref, fit, style_of
-from trainers.harness.evaluate import Harness, ModelPool, label
-from trainers.labels.label_set import gold_labels, row_ids
+from trainers.fit.lora import Lora, base_ref, fit, style_of
+from trainers.harness.evaluate import Harness, ModelPool
+from trainers.harness.tasks import row_ids
+from trainers.labels.ask import label
+from trainers.labels.gold import Gold, gold_labels
 from trainers.training.loop import hold_out
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.packed_hf import usable_device
@@ -47,9 +48,9 @@ class Recipe:
     """Of the base's weights; adapters are float32 on both sides."""
 
     @property
-    def settings(self) -> Strong:
+    def settings(self) -> Lora:
         """The same for this suite's trainer; no row is held back and no checkpoint written."""
-        return Strong(
+        return Lora(
             model=self.model,
             lr=self.lr,
             r=self.r,
@@ -113,7 +114,8 @@ class Ours(_Trainee):
         lm = self.pool.load(ModelRef(base.model, {**base.args, "peft": str(adapter)}))
         docs = choose(self.task, rows, self.recipe.seed, training=False)
         labels = label(lm, self.task, docs, row_ids(docs), style_of(settings))
-        return labels.hard.tolist(), labels.accuracy
+        gold = Gold({i: self.task.gold(doc) for i, doc in zip(row_ids(docs), docs, strict=True)})
+        return labels.hard.tolist(), gold.accuracy(labels)
 
 
 class _Peer(_Trainee, ABC):

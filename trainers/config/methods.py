@@ -9,16 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainers.labels.operations import METHOD_OPS
+from trainers.labels.operations import METHOD_OPS, NEEDS_CONFIDENCE
+from trainers.steps.teachers import MODEL_OPS
 from trainers.training.losses import LOSSES
 from w2s_tasks.errors import nearest
 
-SOURCES = ("ensemble", "bootstrap")
-"""Parts that take labels from other supervisors: an ensemble can only stand first."""
-MODEL_OPS = (*SOURCES, "relabel")
-"""Parts that train or ask a model on the way, each with stages of its own."""
-NEEDS_CONFIDENCE = ("filter", "relabel")
-"""Parts that rank rows by the supervisor's probability, so that hard labels are of no use to them."""
 PARTS = (*LOSSES, *METHOD_OPS, *MODEL_OPS)
 
 
@@ -48,10 +43,11 @@ def parse_method(name: str) -> Method:
     ops = tuple(p for p in parts if p not in LOSSES)
     if losses and parts[-1] != losses[0]:
         raise ValueError(f"'{name}': the loss comes last, as in {'+'.join((*ops, losses[0]))}")
-    if "ensemble" in ops[1:]:
-        raise ValueError(f"'{name}': ensemble comes first, because its members label all rows")
-    hardened = ops.index("harden") if "harden" in ops else len(ops)
-    late = next((p for p in ops[hardened:] if p in NEEDS_CONFIDENCE), None)
+    late = next((op for op in ops[1:] if op in MODEL_OPS and MODEL_OPS[op].first), None)
     if late:
-        raise ValueError(f"'{name}': {late} needs soft labels, so it comes before harden")
+        raise ValueError(f"'{name}': {late} comes first, because its members label all rows")
+    hardened = ops.index("harden") if "harden" in ops else len(ops)
+    unsure = next((p for p in ops[hardened:] if p in NEEDS_CONFIDENCE), None)
+    if unsure:
+        raise ValueError(f"'{name}': {unsure} needs soft labels, so it comes before harden")
     return Method(ops, losses[0] if losses else "xent")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from trainers.config.experiment import Experiment, is_plain
 from trainers.config.methods import parse_method
+from trainers.fit.trainer import training_style
 
 
 def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
@@ -27,7 +28,7 @@ def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
         for key in sorted({"checkpoints", "tuned_task"} & evaluate.model_fields_set):
             yield f"evaluate.{key}", "an arm that is trained"
     if safety and "fewshot_as_multiturn" in safety.model_fields_set:
-        if not config.strong.chat_template:
+        if not training_style(config.strong).chat_template:
             yield "safety.fewshot_as_multiturn", "strong.chat_template: true"
         elif safety.shots == [0]:
             yield "safety.fewshot_as_multiturn", "safety.num_fewshot above 0"

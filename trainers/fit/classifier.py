@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
+from pydantic import Field
 
-from trainers.config.experiment import Weak
+from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import LabelSet
-from trainers.training.choice_trainer import Row
-from trainers.training.loop import fit_choices
+from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import CONFIG_KEY, document_text, reads_prompt
@@ -24,19 +24,42 @@ from w2s_tasks.models.ref import ModelRef, resolve
 from w2s_tasks.packing.linear import quicken
 from w2s_tasks.scoring import system_place
 
+if TYPE_CHECKING:
+    from trainers.training.choice_trainer import Row
+
 ROWS_TOGETHER = 8
 """On a CPU a step's rows run in length-sorted parts of so many: padding costs more there than another forward pass."""
 
 
-def untrained(settings: Weak, choices: Sequence[str]) -> ModelRef:
+class Classifier(LocalSettings):
+    """An encoder with a classification head."""
+
+    trainer: Literal["classifier"] = "classifier"
+    """classifier: an encoder with a classification head."""
+    lr: float = Field(default=5e-5, gt=0)
+    """Peak learning rate."""
+    text: str | list[str] | None = None
+    """What it reads: a column, a template with {{, two columns, or null for the task's prompt."""
+    max_length: int | None = Field(default=None, ge=8)
+    """Tokens a row that it reads; null for its window."""
+
+
+def untrained(settings: Classifier, choices: Sequence[str]) -> ModelRef:
     """The supervisor before training: its head is random, so it is no baseline, only a check."""
     args = {"pretrained": settings.model, "untrained_head": len(choices), **settings.model_args}
     return ModelRef("w2s-classifier", args | ({"text": settings.text} if settings.text else {}))
 
 
-def style_of(settings: Weak, num_fewshot: int | None = 0) -> PromptStyle:
+def style_of(settings: Classifier, num_fewshot: int | None = 0) -> PromptStyle:
     """The plain prompt, where the classifier reads it."""
     return PromptStyle(num_fewshot)
+
+
+def check(settings: Classifier) -> None:
+    """Refuse `trainer_args` that would not be taken."""
+    from trainers.training.loop import check_arguments
+
+    check_arguments(settings)
 
 
 def _constant_choices(task: HarnessTask, docs: Sequence[dict[str, Any]]) -> list[str]:
@@ -75,11 +98,20 @@ def logits_by_length(
     return torch.cat(parts)[order.argsort()]
 
 
+@trainer(
+    "classifier",
+    settings=Classifier,
+    untuned=untrained,
+    style=style_of,
+    check=check,
+    model="w2s-classifier",
+    roles=("weak",),
+)
 def fit(
     task: HarnessTask,
     docs: Sequence[dict[str, Any]],
     labels: LabelSet,
-    settings: Weak,
+    settings: Classifier,
     out: Path,
     *,
     pool: ModelPool,
@@ -107,6 +139,8 @@ def fit(
     """
     from transformers import AutoModelForSequenceClassification, set_seed
 
+    from trainers.training.loop import fit_choices
+
     choices = _constant_choices(task, docs)
     path, args = resolve(settings.model), untrained(settings, choices).args
     set_seed(seed)
@@ -128,7 +162,8 @@ def fit(
     encoded = reader.encode(texts)
     padded = reader.pads_exactly(encoded)
     rows: list[Row] = [
-        {**e, "targets": y, "gold": int(g)} for e, y, g in zip(encoded, labels.soft.tolist(), labels.gold, strict=True)
+        {**row, "targets": target, "gold": task.gold(doc)}
+        for row, target, doc in zip(encoded, labels.soft.tolist(), docs, strict=True)
     ]
 
     def collate(batch: Sequence[Row]) -> dict[str, Any]:
@@ -145,7 +180,6 @@ def fit(
         collate=collate,
         choice_logprobs=choice_logprobs,
         settings=settings,
-        lr=settings.lr,
         method=method,
         loss_args=loss_args,
         out=out,

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
+from pydantic import Field, model_validator
 
-from trainers.config.experiment import Strong, Weak
+from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle, rendering
 from trainers.labels.label_set import LabelSet
-from trainers.training.choice_trainer import Row
-from trainers.training.kept import Keep
-from trainers.training.loop import fit_choices
+from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
@@ -29,20 +28,61 @@ from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.scoring import system_place
 from w2s_tasks.user_text import one_line
 
+if TYPE_CHECKING:
+    from trainers.training.choice_trainer import Row
 
-def base_ref(settings: Strong | Weak, choices: Sequence[str] = ()) -> ModelRef:
+
+class Lora(LocalSettings):
+    """A causal language model with LoRA adapters."""
+
+    trainer: Literal["lora"] = "lora"
+    """lora: PEFT LoRA on a causal language model."""
+    objective: Literal["choices", "language_model"] = "choices"
+    """choices: a distribution over the task's choices; language_model: the target's tokens and the end of the reply, as
+    fine-tuning services train. Only the second teaches the format of a reply."""
+    lr: float = Field(default=2e-4, gt=0)
+    """Peak learning rate."""
+    r: int = Field(default=16, ge=1)
+    """LoRA rank."""
+    alpha: float | None = None
+    """LoRA scale; null for 2 r."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """LoRA dropout."""
+    target_modules: str | list[str] = "all-linear"
+    """Which layers get an adapter, as PEFT names them."""
+    chat_template: bool = False
+    """Whether prompts go through the model's chat template, in training and in evaluation."""
+    system_prompt: str | None = None
+    """A system message before every prompt, in training and in evaluation."""
+
+    @model_validator(mode="after")
+    def _in_a_template(self) -> Self:
+        if self.system_prompt and not self.chat_template:
+            raise ValueError("system_prompt needs chat_template: true")
+        return self
+
+    @property
+    def learns(self) -> Literal["choices", "language_model"]:
+        """As `objective` says."""
+        return self.objective
+
+
+def base_ref(settings: Lora, choices: Sequence[str] = ()) -> ModelRef:
     """The model before training, whatever the choices."""
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
 
-def check_base(settings: Strong | Weak) -> None:
+def check_base(settings: Lora) -> None:
     """Refuse, by its configuration alone, a model that is no language model, before other models are trained.
 
     Raises:
-        UserError: a classifier or an encoder; a configuration that can't be read; no chat template where one is to be used.
+        UserError: `trainer_args` that would not be taken; a classifier or an encoder; a configuration that can't be read; no
+            chat template where one is to be used.
     """
+    from trainers.training.loop import check_arguments
     from w2s_tasks.models.packed_hf import refuse_unfit, refuse_without_template
 
+    check_arguments(settings)
     if "gguf_file" in settings.model_args:
         return  # decoder-only all of them, and read slowly
     args = base_ref(settings).args
@@ -51,9 +91,9 @@ def check_base(settings: Strong | Weak) -> None:
         refuse_without_template(base_tokenizer(args), settings.model)
 
 
-def style_of(settings: Strong | Weak, num_fewshot: int | None = 0) -> PromptStyle:
+def style_of(settings: Lora, num_fewshot: int | None = 0) -> PromptStyle:
     """The prompt style that the settings ask for, the same in training and evaluation."""
-    return PromptStyle(num_fewshot, settings.chat_template, getattr(settings, "system_prompt", None))
+    return PromptStyle(num_fewshot, settings.chat_template, settings.system_prompt)
 
 
 def choice_logprobs(
@@ -134,8 +174,8 @@ def _rows(
         prompts = lm.tokenize([context for context, _ in flat])
         requests = [_reply(prompt, request, ending) for prompt, request in zip(prompts, requests, strict=True)]
     return [
-        {"requests": requests[i * choices : (i + 1) * choices], "targets": target, "gold": gold}
-        for i, (target, gold) in enumerate(zip(labels.soft.tolist(), labels.gold.tolist(), strict=True))
+        {"requests": requests[i * choices : (i + 1) * choices], "targets": target, "gold": task.gold(doc)}
+        for i, (target, doc) in enumerate(zip(labels.soft.tolist(), docs, strict=True))
     ]
 
 
@@ -168,14 +208,14 @@ def _system_place(task: HarnessTask, style: PromptStyle, lm: Any) -> str | None:
     return system_place.FOLDED if lm.folds_system else system_place.MESSAGE
 
 
-def _with_adapter(base: torch.nn.Module, settings: Strong | Weak) -> Any:
+def _with_adapter(base: torch.nn.Module, settings: Lora) -> Any:
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=settings.r,
         lora_alpha=settings.alpha if settings.alpha is not None else 2 * settings.r,
-        lora_dropout=getattr(settings, "dropout", 0.0),
-        target_modules=getattr(settings, "target_modules", "all-linear"),
+        lora_dropout=settings.dropout,
+        target_modules=settings.target_modules,
         task_type="CAUSAL_LM",
     )
     try:
@@ -198,11 +238,22 @@ def _check_runs(model: torch.nn.Module, name: str, requests: Sequence[packing.Re
         ) from error
 
 
+@trainer(
+    "lora",
+    settings=Lora,
+    untuned=base_ref,
+    style=style_of,
+    check=check_base,
+    model="w2s-hf",
+    roles=("strong", "weak"),
+    keeps=True,
+    in_pool=True,
+)
 def fit(
     task: HarnessTask,
     docs: Sequence[dict[str, Any]],
     labels: LabelSet,
-    settings: Strong | Weak,
+    settings: Lora,
     out: Path,
     *,
     pool: ModelPool,
@@ -233,13 +284,16 @@ def fit(
     """
     from transformers import set_seed
 
+    from trainers.training.kept import Keep
+    from trainers.training.loop import fit_choices
+
     base = base_ref(settings)
     lm: Any = pool.load(base)
     if lm.backend != "causal":
         raise UserError(f"{settings.model} is no causal language model; the lora trainer needs one.")
     choices = labels.soft.shape[1]
     style = style_of(settings)
-    language_model = getattr(settings, "objective", "choices") == "language_model"
+    language_model = settings.objective == "language_model"
     rows = _rows(task, docs, labels, lm, style, end_of_reply(lm, style) if language_model else [])
     tokens = _reply_tokens(rows)
 
@@ -268,7 +322,6 @@ def fit(
             collate=collate,
             choice_logprobs=logprobs,
             settings=settings,
-            lr=settings.lr,
             method=method,
             loss_args=loss_args,
             out=out,

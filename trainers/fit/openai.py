@@ -10,23 +10,29 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from trainers.fit.openai_settings import OpenAIStrong
+from pydantic import Field, ValidationInfo, field_validator
+
+from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import LabelSet
+from trainers.section import no_secrets
 from trainers.services.chat_rows import Counts, chat_rows, check_rows, to_jsonl
+from trainers.services.estimate import TrainingEstimate, training_estimate
 from trainers.services.follow import as_lines, collect, follow
 from trainers.services.job import JobSpec, Note, Submission
-from trainers.services.service import Endpoint, closing_note
+from trainers.services.service import closing_note, reading_client
 from trainers.store import processes
-from trainers.store.costs import TrainingEstimate, dollars, training_estimate, write_cost
+from trainers.store.costs import dollars, write_cost
 from trainers.store.stages import CHECKPOINTS, write_atomic
+from trainers.training.settings import ModelSettings
 from trainers.training.told import Told
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.states import standing
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.models.service import OPENAI, Access, checked_url, checked_variable
 from w2s_tasks.scoring import system_place
 
 if TYPE_CHECKING:
@@ -36,23 +42,103 @@ if TYPE_CHECKING:
 STATE = "openai.json"
 
 
-def base_ref(settings: OpenAIStrong, choices: Sequence[str] = ()) -> ModelRef:
+class OpenAI(ModelSettings):
+    """A strong model that is fine-tuned by OpenAI's service, or by a provider of the same API."""
+
+    trainer: Literal["openai"] = "openai"
+    """openai: supervised fine-tuning through the API; the service learns the hard label's text."""
+    model: str
+    """The service's name of the base model, e.g. gpt-4o-mini-2024-07-18."""
+    base_url: str = OPENAI
+    """The service's address; another for a provider of the same API."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """The NAME of the environment variable that holds the key; never the key."""
+    n_epochs: int | Literal["auto"] = "auto"
+    """Passes over the labels; auto is the service's choice."""
+    batch_size: int | Literal["auto"] = "auto"
+    """Rows a step; auto is the service's choice."""
+    learning_rate_multiplier: float | Literal["auto"] = "auto"
+    """Factor of the service's own learning rate; auto is its choice."""
+    suffix: str | None = Field(default=None, min_length=1, max_length=64)
+    """A word in the fine-tuned model's name."""
+    system_prompt: str | None = None
+    """A system message before every prompt, in training and in evaluation; a task's description comes after it."""
+    target: Literal["plain", "quoted"] = "plain"
+    """What the model learns to reply: the choice's text, or (as the seed study had it) the text in double quotes."""
+    holdout: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of the labels held back as the service's validation file, for the curve; at most 200 rows."""
+    poll_seconds: float = Field(default=30.0, gt=0)
+    """Seconds between looks at a running job."""
+    max_hours: float = Field(default=72.0, gt=0)
+    """Hours to wait for a job; it goes on at the service, and the same command waits on."""
+    max_cost: float | None = Field(default=None, ge=0)
+    """USD that one job may be estimated to cost; `w2s run --max-cost` limits the whole experiment."""
+    replace: list[str] = Field(default=[])
+    """Ids of failed or cancelled jobs in whose place a new one is submitted."""
+    model_args: dict[str, Any] = Field(default={})
+    """More arguments for w2s-chat in evaluation, e.g. batch or num_concurrent."""
+
+    @property
+    def learns(self) -> Literal["choices", "language_model"]:
+        """The service's loss: cross-entropy of the reply's tokens."""
+        return "language_model"
+
+    def identity(self, known: dict[str, str]) -> str:
+        """The service and its name of the model."""
+        return f"{self.base_url}#{self.model}"
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings that the trained model depends on; how it is waited and paid for is none of them."""
+        return self.model_dump(exclude={"suffix", "poll_seconds", "max_hours", "max_cost", "replace"})
+
+    @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any, info: ValidationInfo) -> Any:
+        whole, most = (
+            info.field_name != "learning_rate_multiplier",
+            {"n_epochs": 50, "batch_size": 256}.get(info.field_name or "", 1e3),
+        )
+        number = isinstance(value, int if whole else int | float) and not isinstance(value, bool)
+        if value != "auto" and not (number and 0 < value <= most):
+            raise ValueError(f"write auto or a {'whole ' if whole else ''}number above 0, at most {most:g}")
+        return value
+
+    @field_validator("model_args")
+    @classmethod
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+        taken = [k for k in ("model", "base_url", "api_key_env") if k in value]
+        if taken:
+            raise ValueError(f"'{taken[0]}' is a key of strong itself")
+        return no_secrets(value)
+
+    @field_validator("api_key_env")
+    @classmethod
+    def _a_name(cls, value: str) -> str:
+        return checked_variable(value)
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        return checked_url(value)
+
+
+def base_ref(settings: OpenAI, choices: Sequence[str] = ()) -> ModelRef:
     """The model before training, as `w2s-chat` takes it, whatever the choices."""
     return _ref(settings, settings.model)
 
 
-def _ref(settings: OpenAIStrong, model: str) -> ModelRef:
+def _ref(settings: OpenAI, model: str) -> ModelRef:
     where = {"model": model, "base_url": settings.base_url, "api_key_env": settings.api_key_env}
     return ModelRef("w2s-chat", where | settings.model_args)
 
 
-def style_of(settings: OpenAIStrong, num_fewshot: int | None = 0) -> PromptStyle:
+def style_of(settings: OpenAI, num_fewshot: int | None = 0) -> PromptStyle:
     """The prompt style of training and evaluation: messages, with the system prompt where there is one."""
     return PromptStyle(num_fewshot, True, settings.system_prompt)
 
 
 def prepare(
-    task: HarnessTask, docs: Sequence[dict[str, Any]], choices: Sequence[int], settings: OpenAIStrong, seed: int = 0
+    task: HarnessTask, docs: Sequence[dict[str, Any]], choices: Sequence[int], settings: OpenAI, seed: int = 0
 ) -> tuple[list[Any], list[Any], Counts]:
     """Training rows, validation rows and the training rows' counts, checked as the service does; nothing is sent.
 
@@ -67,11 +153,25 @@ def prepare(
     return train, held, check_rows(train, settings.model)
 
 
+def check(settings: OpenAI) -> None:
+    """A service knows its models itself: there is nothing to refuse before rows are sent."""
+
+
+@trainer(
+    "openai",
+    settings=OpenAI,
+    untuned=base_ref,
+    style=style_of,
+    check=check,
+    model="w2s-chat",
+    roles=("strong",),
+    local=False,
+)
 def fit(
     task: HarnessTask,
     docs: Sequence[dict[str, Any]],
     labels: LabelSet,
-    settings: OpenAIStrong,
+    settings: OpenAI,
     out: Path,
     *,
     pool: ModelPool,
@@ -110,12 +210,12 @@ def fit(
     (out / "train.jsonl").write_text(to_jsonl(train), encoding="utf-8")
     if held:
         (out / "validation.jsonl").write_text(to_jsonl(held), encoding="utf-8")
-    estimate = training_estimate(counts, settings)
+    estimate = training_estimate(counts, settings.model, settings.n_epochs)
     for line in (estimate.line(), *counts.notes()):
         pool.note(f"{title}: {line}")
     job, outcome = run_job(
         _spec(settings, out, seed, bool(held)),
-        Endpoint(settings.base_url, settings.api_key_env),
+        Access(settings.base_url, settings.api_key_env),
         out / CHECKPOINTS / STATE,
         settings,
         estimate,
@@ -133,7 +233,7 @@ def fit(
     return _ref(settings, str(job.fine_tuned_model))
 
 
-def _spec(settings: OpenAIStrong, out: Path, seed: int, has_validation: bool) -> JobSpec:
+def _spec(settings: OpenAI, out: Path, seed: int, has_validation: bool) -> JobSpec:
     names = ("n_epochs", "batch_size", "learning_rate_multiplier")
     values = {n: getattr(settings, n) for n in names if getattr(settings, n) != "auto"}
     validation = out / "validation.jsonl" if has_validation else None
@@ -142,15 +242,15 @@ def _spec(settings: OpenAIStrong, out: Path, seed: int, has_validation: bool) ->
 
 def run_job(
     spec: JobSpec,
-    endpoint: Endpoint,
+    access: Access,
     state: Path,
-    settings: OpenAIStrong,
+    settings: OpenAI,
     estimate: TrainingEstimate,
     pool: ModelPool,
     title: str,
 ) -> tuple[FineTuningJob, Any]:
     """Submit or find the job, follow it to its end, fetch what it leaves."""
-    client = endpoint.client()
+    client = reading_client(access)
 
     def note(text: str) -> None:
         pool.note(f"{title}: {text}")
@@ -162,16 +262,16 @@ def run_job(
                 "Nothing was sent. Raise it, or use fewer rows (split.limit.transfer)."
             )
         pool.budget.check(estimate.usd, title)
-        closing = closing_note(endpoint)
+        closing = closing_note(access)
         if closing:
             pool.note(closing)
 
-    submission = Submission(client, endpoint, spec, state, note=note, approve=approve, ignore=settings.replace)
+    submission = Submission(client, access, spec, state, note=note, approve=approve, ignore=settings.replace)
     job_id = submission.submit()
     watch = _guard(client, settings, estimate, pool, title) if submission.created else lambda job: None
     job = follow(
         client,
-        endpoint,
+        access,
         job_id,
         interval=settings.poll_seconds,
         title=title,
@@ -184,7 +284,7 @@ def run_job(
 
 
 def _guard(
-    client: openai.OpenAI, settings: OpenAIStrong, estimate: TrainingEstimate, pool: ModelPool, title: str
+    client: openai.OpenAI, settings: OpenAI, estimate: TrainingEstimate, pool: ModelPool, title: str
 ) -> Callable[[FineTuningJob], None]:
     """Cancels a job of this process whose epochs, once the service has chosen them, would pass a limit."""
     limits = [x for x in (settings.max_cost, pool.budget.left) if x is not None]

@@ -1,32 +1,33 @@
-"""The trainers, one entry each: a module with `fit`, and what the rest has to know of it."""
+"""What a trainer is: one file in this folder, whose function `fit` registers it with all that the rest has to know of it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 from lm_eval.api.registry import get_model
 
-from trainers.config.experiment import AnyTrainable, OpenAIStrong, Strong, Weak
-from trainers.fit import classifier as weak
-from trainers.fit import lora
-from trainers.fit import openai as openai_ft
-from trainers.flow.steps import Code
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import PromptStyle
 from trainers.registry import Registry
-from trainers.section import Section
+from trainers.section import changed
 from trainers.training.losses import LOSSES
+from trainers.training.settings import ModelSettings
 from w2s_tasks import register
 from w2s_tasks.models.ref import ModelRef
+
+Role = Literal["weak", "strong"]
+Code = Callable[..., Any]
+"""A function or class that a step's result stands on."""
 
 
 @dataclass(frozen=True)
 class Trainer:
     """A way to train a model."""
 
-    settings: type[Section]
-    """The section of `w2s finetune --set`."""
+    settings: type[ModelSettings]
+    """Its section of an experiment file, and of `w2s finetune --set`."""
     fit: Callable[..., ModelRef]
     """Task, documents, labels, settings and a folder to the trained model; see `trainers.fit.lora.fit`."""
     untuned: Callable[..., ModelRef]
@@ -35,39 +36,63 @@ class Trainer:
     """Settings and a number of shots to how it prompts, in training and when it labels."""
     model: str
     """What lm_eval calls the model that it trains."""
+    roles: tuple[Role, ...]
+    """The sections of an experiment that may have it."""
+    check: Callable[..., None]
+    """Refuses settings whose model it can't train, before others are trained."""
     local: bool = True
     """Whether it trains here, by one of `trainers.training.losses.LOSSES`."""
+    keeps: bool = False
+    """Whether it can keep the model as it is part of the way through (`evaluate.checkpoints`)."""
     in_pool: bool = False
-    """Whether it trains on the loaded untuned model."""
-    check: Callable[..., None] | None = None
-    """Refuses settings whose model it can't train, before others are trained."""
+    """Whether it trains on the loaded untuned model, which scores any answer in any context."""
 
 
-TRAINERS: Registry[Trainer] = Registry(
-    classifier=Trainer(Weak, weak.fit, weak.untrained, weak.style_of, "w2s-classifier"),
-    lora=Trainer(Strong, lora.fit, lora.base_ref, lora.style_of, "w2s-hf", in_pool=True, check=lora.check_base),
-    openai=Trainer(OpenAIStrong, openai_ft.fit, openai_ft.base_ref, openai_ft.style_of, "w2s-chat", local=False),
-)
+TRAINERS: Registry[Trainer] = Registry()
 
 
-def training_style(settings: AnyTrainable, num_fewshot: int | None = 0) -> PromptStyle:
+def trainer(name: str, **entry: Any) -> Callable[[Callable[..., ModelRef]], Callable[..., ModelRef]]:
+    """Register a trainer by its function `fit`; see `Trainer` for what goes with it."""
+
+    def register_fit(fit: Callable[..., ModelRef]) -> Callable[..., ModelRef]:
+        TRAINERS[name] = Trainer(fit=fit, **entry)
+        return fit
+
+    return register_fit
+
+
+def training_style(settings: ModelSettings, num_fewshot: int | None = 0) -> PromptStyle:
     """How a trainer of these settings prompts, in training and when it labels."""
     return TRAINERS[settings.trainer].style(settings, num_fewshot)
 
 
-def untuned(settings: AnyTrainable, choices: Sequence[str]) -> ModelRef:
+def untuned(settings: ModelSettings, choices: Sequence[str]) -> ModelRef:
     """The model of these settings before training."""
     return TRAINERS[settings.trainer].untuned(settings, choices)
 
 
-def answering_code(settings: AnyTrainable) -> tuple[Code, ...]:
+def answering_code(settings: ModelSettings) -> tuple[Code, ...]:
     """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
     register()
     return ModelPool, get_model(TRAINERS[settings.trainer].model)
 
 
-def training_code(settings: AnyTrainable, loss: str) -> tuple[Code, ...]:
+def training_code(settings: ModelSettings, loss: str) -> tuple[Code, ...]:
     """What trains a model of these settings by a loss."""
-    trainer = TRAINERS[settings.trainer]
-    by = (LOSSES[loss],) if trainer.local else ()
-    return trainer.fit, *by, *(answering_code(settings) if trainer.in_pool else ())
+    entry = TRAINERS[settings.trainer]
+    by = (LOSSES[loss],) if entry.local else ()
+    return entry.fit, *by, *(answering_code(settings) if entry.in_pool else ())
+
+
+def variant(settings: ModelSettings, changes: dict[str, Any], where: str) -> ModelSettings:
+    """A model's section with some keys changed; of another trainer's section what both have.
+
+    Raises:
+        ValueError: an unknown key or a value that does not fit; `where` names the place.
+    """
+    other = TRAINERS.get(changes.get("trainer", settings.trainer))
+    if other is None or isinstance(settings, other.settings):
+        return changed(settings, changes, where)
+    common = settings.model_fields_set & other.settings.model_fields.keys() - {"trainer", "lr"}
+    start = other.settings.model_validate({name: getattr(settings, name) for name in common})
+    return changed(start, changes, where)

@@ -10,10 +10,12 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trainers.config.experiment import set_value
+from trainers.config.reading import set_value
 from trainers.fit.trainer import TRAINERS, training_code, training_style
 from trainers.flow import commands
 from trainers.harness import evaluate as hn
+from trainers.labels.ask import label
+from trainers.labels.gold import Gold, gold_labels
 from trainers.labels.label_set import LabelSet
 from trainers.section import Section
 from trainers.store import processes
@@ -40,8 +42,8 @@ def label_rows(
     limit: int | None,
     num_fewshot: int,
     include_path: Sequence[str],
-) -> LabelSet:
-    """Label the first rows of a training split and write the label set.
+) -> tuple[LabelSet, float]:
+    """Label the first rows of a training split and write the label set; also the share of labels that are right.
 
     Raises:
         UserError: an unknown model or task, or a file that can't be written.
@@ -59,7 +61,7 @@ def label_rows(
     lm = hn.ModelPool().load(ModelRef(model, args))
     if num_fewshot and not reads_prompt(read := getattr(lm, "text", None)):
         raise UserError(f"--num_fewshot: this classifier reads {read!r} of each row, not the prompt; leave it out.")
-    labels = hn.label(lm, task, docs, ids, hn.PromptStyle(num_fewshot))
+    labels = label(lm, task, docs, ids, hn.PromptStyle(num_fewshot))
     temporary = out.with_name(f".{out.name}.tmp")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -69,7 +71,11 @@ def label_rows(
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"{out} can't be written: {error.strerror or error}.") from error
-    return labels
+    return labels, _gold(task, ids, docs).accuracy(labels)
+
+
+def _gold(task: hn.HarnessTask, ids: Sequence[str], docs: Sequence[dict[str, Any]]) -> Gold:
+    return Gold({i: task.gold(doc) for i, doc in zip(ids, docs, strict=True)})
 
 
 def _settings(kind: type[Section], model: str, assignments: Sequence[str]) -> Any:
@@ -91,18 +97,15 @@ def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tup
     if labels is None:
         ids = task.train_ids[:limit]
         docs = [by_id[i] for i in ids]
-        return docs, task.gold_labels(ids, docs)
+        return docs, gold_labels(ids, _gold(task, ids, docs).of(ids).tolist(), len(task.choices))
     found = LabelSet.load(labels)
     classes, choices = found.soft.shape[1], len(task.choices)
     if classes != choices:
         raise UserError(
             f"{labels}: labels over {classes} classes, but '{task.name}' has {choices} choices; made for another task?"
         )
-    outside = next((i for i, g in zip(found.row_id, found.gold.tolist(), strict=True) if not 0 <= g < choices), None)
-    if outside is not None:
-        raise UserError(f"{labels}: row {outside} has a gold label outside the {choices} choices (0 to {choices - 1}).")
     if limit is not None:
-        found = LabelSet(found.row_id[:limit], found.soft[:limit], found.gold[:limit])
+        found = LabelSet(found.row_id[:limit], found.soft[:limit])
     missing = [i for i in found.row_id if i not in by_id]
     if missing:
         raise UserError(

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 from rich.console import Console
 from rich.table import Table
 
-from trainers.config.experiment import Experiment, is_plain
-from trainers.labels.arms import kind_of
+from trainers.config.experiment import Experiment
+from trainers.fit.trainer import TRAINERS
+from trainers.flow.layout import Layout, Tasks
+from trainers.flow.plan_costs import Counter
+from trainers.harness.evaluate import Harness
+from trainers.steps.step import Step
 from trainers.store.costs import dollars
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import MissingDataError
 from w2s_tasks.models import prices
 from w2s_tasks.rows import assets
 
@@ -27,45 +30,30 @@ class Planned:
     usd: float | None = None
 
 
-def _exact(config: Experiment) -> list[Planned]:
-    from pathlib import Path
+def planned_steps(config: Experiment) -> tuple[list[Planned], str | None]:
+    """An experiment's steps with their sizes; and why these are the limits alone, where the data is not here."""
+    harness, missing = Harness(config.include_path), None
+    with assets.no_downloads():
+        try:
+            tasks = Tasks.load(config, harness)
+        except MissingDataError as error:
+            tasks, missing = Tasks.named(config, harness), str(error)
+        layout = Layout(config, tasks)
+        counter = Counter(layout)
+        return [_entry(step, counter) for step in layout.steps.values()], missing
 
-    from trainers.flow.experiment import Flow
-    from trainers.flow.plan_costs import Counter
 
-    # A plan asks for no key, so the run folder is never touched.
-    flow = Flow(config, Path(os.devnull))
-    counter = Counter(flow)
-    planned = []
-    for step in flow.steps.values():
+def _entry(step: Step, counter: Counter) -> Planned:
+    try:
         tokens, usd = counter.spent(step) or (None, None)
-        planned.append(Planned(step.title, step.kind, step.rows(), tokens, usd))
-    return planned
-
-
-def _from_limits(config: Experiment) -> list[Planned]:
-    """The same list where the data is not here: sizes from the config's limits, without the stages inside a method."""
-    limit, planned = config.split.limit, []
-    fixed = [a for a in config.arms if a == "zero_shot" or config.few_shot_k(a)]
-    for arm in fixed:
-        planned.append(Planned(f"evaluate {arm}", "evaluate", config.evaluate.limit))
-    for seed in config.seeds:
-        planned.append(Planned(f"split, seed {seed}", "split", None))
-        planned.append(Planned(f"train weak, seed {seed}", "fit", limit.weak))
-        planned.append(Planned(f"weak labels, seed {seed}", "labels", limit.transfer))
-        for arm in config.arms:
-            for method in config.methods if kind_of(arm).teacher == "method" else ["xent"]:
-                if not is_plain(arm):
-                    planned.append(Planned(f"train {arm}, {method}, seed {seed}", "fit", limit.transfer))
-                    for at in ("", *(f", at {share}" for share in config.evaluate.checkpoints)):
-                        title = f"evaluate {arm}, {method}, seed {seed}{at}"
-                        planned.append(Planned(title, "evaluate", config.evaluate.limit))
-    return planned
+        return Planned(step.title, step.kind, step.rows(), tokens, usd)
+    except MissingDataError:
+        return Planned(step.title, step.kind, None)
 
 
 def _cost(config: Experiment, planned: list[Planned]) -> str:
     """One sentence about money."""
-    if config.strong.trainer != "openai":
+    if TRAINERS[config.strong.trainer].local:
         return "No API is called: no cost."
     sent = [p for p in planned if p.tokens]
     if not sent:
@@ -76,7 +64,7 @@ def _cost(config: Experiment, planned: list[Planned]) -> str:
     tokens = f"{trained:,} tokens trained, {asked:,} asked"
     if not known:
         return f"{tokens}; no price is known for {config.strong.model}: name a price table in $W2S_PRICES."
-    auto = config.strong.n_epochs == "auto"
+    auto = getattr(config.strong, "n_epochs", None) == "auto"
     return (
         f"{tokens}: about {dollars(sum(p.usd or 0.0 for p in sent))} at prices of {table.as_of}"
         f"{'; the service decides the epochs (n_epochs: auto), here its published rule' if auto else ''}. Nothing was sent. "
@@ -86,14 +74,7 @@ def _cost(config: Experiment, planned: list[Planned]) -> str:
 
 def show_plan(config: Experiment, console: Console) -> None:
     """Print the stages with their sizes, and what they send to a service with its likely cost."""
-    note = None
-    with assets.no_downloads():
-        try:
-            planned = _exact(config)
-        except UserError as error:
-            if "not here" not in str(error) and "not to be had" not in str(error):
-                raise
-            planned, note = _from_limits(config), str(error)
+    planned, missing = planned_steps(config)
     paid = any(p.tokens for p in planned)
     table = Table(title=f"{config.name}: {len(planned)} stages", title_justify="left")
     for column in ("#", "stage", "kind", "rows", *(("tokens", "USD") if paid else ())):
@@ -109,5 +90,5 @@ def show_plan(config: Experiment, console: Console) -> None:
     console.print(
         f"Rows trained on, each epoch: {trained:,}; documents answered: {asked:,}. {_cost(config, planned)}", soft_wrap=True
     )
-    if note:
-        console.print(f"Sizes are the config's limits, because the data is not here yet: {note}", soft_wrap=True)
+    if missing:
+        console.print(f"Sizes are the config's limits, because the data is not here yet: {missing}", soft_wrap=True)

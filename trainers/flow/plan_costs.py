@@ -6,13 +6,15 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from trainers.config.experiment import is_plain
-from trainers.fit.openai_settings import OpenAIStrong
+from trainers.fit.openai import OpenAI
 from trainers.fit.trainer import training_style
-from trainers.flow.experiment import Flow
-from trainers.flow.steps import Step
+from trainers.flow.layout import Layout
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.services import chat_rows as cr
+from trainers.steps.answers import Answers
+from trainers.steps.evaluation import Evaluation
+from trainers.steps.fit import Fit
+from trainers.steps.step import Step
 from w2s_tasks.models import prices
 
 SAMPLE = 1000
@@ -28,33 +30,32 @@ def _spread(n: int, most: int = SAMPLE) -> list[int]:
 
 
 class Counter:
-    """Counts the tokens of a flow's stages; no weights, no network."""
+    """Counts the tokens of a layout's steps; no weights, no network."""
 
-    def __init__(self, flow: Flow) -> None:
-        self.flow, self.table = flow, prices.table()
+    def __init__(self, layout: Layout) -> None:
+        self.task, self.table = layout.task, prices.table()
         self._means: dict[Any, float] = {}
 
     def spent(self, step: Step) -> Spent | None:
-        """What a stage sends to a service; None where it sends nothing."""
-        strong = self.flow.config.strong
-        if isinstance(step.base, OpenAIStrong):
-            if step.kind == "fit":
-                return self._training(step.base, step.rows())
-            if step.kind == "labels":
-                mean = self._prompt_tokens(self.flow.task, self._train_docs(), training_style(step.base))
-                return self._asking(step.base, mean * step.rows(), step.rows(), tuned=False)
-        if step.kind in ("evaluate", "safety") and step.arm and isinstance(strong, OpenAIStrong):
-            return None if step.arm.kind.model == "weak" else self._evaluation(step, strong)
+        """What a step sends to a service; None where it sends nothing."""
+        match step:
+            case Fit(settings=OpenAI() as settings):
+                return self._training(settings, step.rows())
+            case Answers(settings=OpenAI() as settings):
+                mean = self._prompt_tokens(self.task, self._train_docs(), training_style(settings))
+                return self._asking(settings, mean * step.rows(), step.rows(), tuned=step.fit is not None)
+            case Evaluation(settings=OpenAI() as settings):
+                return self._evaluation(step, settings)
         return None
 
     def _train_docs(self) -> list[dict[str, Any]]:
-        docs = self.flow.task.train_docs
+        docs = self.task.train_docs
         return [docs[i] for i in _spread(len(docs))]
 
-    def _training(self, settings: OpenAIStrong, rows: int) -> Spent:
+    def _training(self, settings: OpenAI, rows: int) -> Spent:
         key = ("training", settings.system_prompt, settings.target)
         if key not in self._means:
-            task, docs = self.flow.task, self._train_docs()
+            task, docs = self.task, self._train_docs()
             style = training_style(settings)
             tokens = [cr.row_tokens(cr.chat_row(task, d, max(0, task.gold(d)), style, settings.target)) for d in docs]
             self._means[key] = sum(tokens) / len(tokens)
@@ -72,24 +73,17 @@ class Counter:
             self._means[key] = sum(cr.row_tokens({"messages": messages}) for messages in contexts) / max(1, len(docs))
         return self._means[key]
 
-    def _evaluation(self, step: Step, settings: OpenAIStrong) -> Spent:
-        flow, arm = self.flow, step.arm
-        assert arm is not None  # noqa: S101 - for the type checker
-        safety = flow.config.safety
-        if step.kind == "evaluate":
-            limits = {flow.asked(arm): flow.config.evaluate.limit}
-        else:
-            limits = {t: safety.limits.get(t.name, safety.limit) for t in flow.safety_tasks} if safety else {}
-        style, read, written = PromptStyle(**step.settings["style"]), 0.0, 0
-        for task, limit in limits.items():
+    def _evaluation(self, step: Evaluation, settings: OpenAI) -> Spent:
+        read, written = 0.0, 0
+        for task, limit in step.limits.items():
             n, docs = task.eval_rows(limit), task.task.eval_docs
-            read += n * self._prompt_tokens(task, [docs[i] for i in _spread(n, 100)], style)
+            read += n * self._prompt_tokens(task, [docs[i] for i in _spread(n, 100)], step.style)
             generation = task.task.config.generation_kwargs or {}
             generated = task.task.OUTPUT_TYPE == "generate_until"
             written += n * (int(generation.get("max_gen_toks", 256)) if generated else 1)
-        return self._asking(settings, read, written, tuned=not is_plain(arm.name))
+        return self._asking(settings, read, written, tuned=step.fit is not None)
 
-    def _asking(self, settings: OpenAIStrong, read: float, written: int, *, tuned: bool) -> Spent:
+    def _asking(self, settings: OpenAI, read: float, written: int, *, tuned: bool) -> Spent:
         """Tokens read and at most written, and their cost."""
         price = self.table.tokens(f"ft:{settings.model}:" if tuned else settings.model)
         batch = bool(settings.model_args.get("batch", False))

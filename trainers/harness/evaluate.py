@@ -1,7 +1,6 @@
 """Tasks and models of lm_eval, in process: the one renderer for training, labelling and evaluation.
 
-`Harness` finds and loads tasks. `evaluate` runs lm_eval itself and leaves its result files; `label` asks a model for the
-choices' log-likelihoods.
+`Harness` finds and loads tasks. `evaluate` runs lm_eval itself and leaves its result files.
 """
 
 from __future__ import annotations
@@ -12,20 +11,15 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import lm_eval
 import lm_eval.api.model
 import lm_eval.api.task
 import lm_eval.evaluator as evaluator
-import numpy as np
-import numpy.typing as npt
-from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle, reason
-from trainers.labels.label_set import LabelSet
 from trainers.store import processes
 from w2s_tasks import TASK_PATH, register
 from w2s_tasks.errors import UserError
@@ -35,12 +29,9 @@ from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.plugin.saving import Tracker
 from w2s_tasks.plugin.task_settings import differing, refuse_two
 from w2s_tasks.results.read import read_evaluation
-from w2s_tasks.scoring import no_answer
 from w2s_tasks.user_text import shown
 
-log = logging.getLogger(__name__)
-
-__all__ = ["Harness", "HarnessTask", "ModelPool", "PromptStyle", "evaluate", "label"]
+__all__ = ["Harness", "HarnessTask", "ModelPool", "PromptStyle", "evaluate"]
 
 
 class Harness:
@@ -82,6 +73,18 @@ class Harness:
         if len(tasks) != 1 or tasks[0].name != name:
             raise UserError(f"'{name}' is a group; name one of its tasks: {', '.join(t.name for t in tasks)}.")
         return tasks[0]
+
+    def names(self, names: Sequence[str]) -> list[str]:
+        """The tasks that names and groups stand for, by the YAML files alone: no data is read."""
+        found: dict[str, None] = {}
+        for name in names:
+            entry = self._manager.task_index.get(name)
+            members = (entry.cfg or {}).get("task") if entry else None
+            if isinstance(members, list):
+                found.update(dict.fromkeys(self.names([m if isinstance(m, str) else str(m.get("task")) for m in members])))
+            else:
+                found[name] = None
+        return list(found)
 
     def _load(self, name: str) -> dict[str, ConfigurableTask]:
         try:
@@ -185,41 +188,3 @@ def evaluate(
             tracker.save_results_samples(task_name=task, samples=samples[task])
     tracker.check()
     read_evaluation(out, {name: len(rows) for name, rows in chosen.items()})
-
-
-def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Sequence[str], style: PromptStyle) -> LabelSet:
-    """Let a model label documents: its log-likelihoods of the choices, normalised over them.
-
-    A row that the model refused to answer gets no label: it is left out, which is told.
-
-    Args:
-        lm: any lm_eval model that scores continuations.
-        task: whose prompts and choices.
-        docs: the rows to label.
-        ids: their row ids.
-        style: how to prompt.
-
-    Raises:
-        UserError: the model answered no row.
-    """
-    share = -(-len(docs) // processes.count())  # each process labels a stretch
-    own = docs[processes.index() * share : (processes.index() + 1) * share]
-    answers = lm.loglikelihood(task.requests(own, style, lm)) if len(own) else []
-    logliks: npt.NDArray[Any] = np.array(processes.gather([float(a[0]) for a in answers])).reshape(len(docs), -1)
-    answered: npt.NDArray[Any] = (logliks != no_answer.LOGLIK).any(axis=1)
-    if not answered.all():
-        _tell_unanswered(task.name, [i for i, ok in zip(ids, answered, strict=True) if not ok], len(ids))
-    logliks = logliks[answered]
-    weights = np.exp(logliks - logliks.max(axis=1, keepdims=True))
-    soft = weights / weights.sum(axis=1, keepdims=True)
-    gold = np.array([task.gold(doc) for doc, ok in zip(docs, answered, strict=True) if ok], dtype=int)
-    return LabelSet(tuple(i for i, ok in zip(ids, answered, strict=True) if ok), soft, gold)
-
-
-def _tell_unanswered(task: str, ids: Sequence[str], n: int) -> None:
-    """Say which rows have no label because the model did not answer them."""
-    share = f"{len(ids)} of {n} rows ({100 * len(ids) / n:.1f} %)"
-    said = f"{task}: the model refused, or answered with none of the choices, {share}"
-    if len(ids) == n:
-        raise UserError(f"{said}: there are no labels. Another model or prompt (shots, a system prompt) may answer.")
-    log.warning("%s: they get no label and are left out; the first: %s", said, ", ".join(ids[:3]))

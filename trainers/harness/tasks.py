@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,9 +20,8 @@ from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from tqdm import tqdm
 
-from trainers.labels.label_set import LabelSet, gold_labels, row_ids
 from trainers.store import processes
-from w2s_tasks.errors import UserError, causes
+from w2s_tasks.errors import MissingDataError, UserError, causes
 from w2s_tasks.plugin.task_settings import ROWS, settings
 from w2s_tasks.rows.problems import label_remedy, row_problem, targets
 from w2s_tasks.rows.readable import place_of, unreadable
@@ -48,6 +48,18 @@ class PromptStyle:
 def rendering(docs: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
     """Documents one by one, with a bar where rendering all of them takes more than a moment."""
     return tqdm(docs, desc="rendering", unit="row", leave=False, delay=2, disable=None if processes.is_main() else True)
+
+
+def row_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A stable id a document: the hash of its content and its ordinal among equal ones (duplicates are real)."""
+    seen: Counter[str] = Counter()
+    ids = []
+    for doc in docs:
+        text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        ids.append(f"{digest}-{seen[digest]}")
+        seen[digest] += 1
+    return ids
 
 
 class HarnessTask:
@@ -86,6 +98,14 @@ class HarnessTask:
         return row_ids(self.train_docs)
 
     @functools.cached_property
+    def _doc_of(self) -> dict[str, dict[str, Any]]:
+        return dict(zip(self.train_ids, self.train_docs, strict=True))
+
+    def docs_of(self, ids: Sequence[str]) -> list[dict[str, Any]]:
+        """The training rows of these ids."""
+        return [self._doc_of[i] for i in ids]
+
+    @functools.cached_property
     def train_hash(self) -> str:
         """Hash of the training split's rows."""
         return hashlib.sha256("\n".join(self.train_ids).encode()).hexdigest()[:16]
@@ -106,10 +126,6 @@ class HarnessTask:
                 f"the task '{self.name}': a label must be a choice's number or text, found {shown(target)} in {shown(doc)}."
             )
         return place
-
-    def gold_labels(self, ids: Sequence[str], docs: Sequence[Mapping[str, Any]]) -> LabelSet:
-        """The gold labels of training rows, which `check_trainable` has looked at."""
-        return gold_labels(ids, [self.gold(doc) for doc in docs], len(self.choices))
 
     def _row_problem(self, docs: Sequence[Mapping[str, Any]], split: str) -> str | None:
         with self._telling("a row", split, docs[0]):
@@ -289,6 +305,30 @@ class HarnessTask:
         """How many documents an evaluation with this limit asks."""
         n = len(self.task.eval_docs)
         return min(limit or n, n)
+
+
+class UnloadedTask(HarnessTask):
+    """A task by its name alone, where its data is not here: what a plan can still tell."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        raise MissingDataError(f"the data of '{self.name}' is not here.")
+
+    @property
+    def train_docs(self) -> list[dict[str, Any]]:
+        """Not here."""
+        raise MissingDataError(f"the data of '{self.name}' is not here.")
+
+    def check_shots(self, style: PromptStyle) -> None:
+        """Not known yet."""
+
+    def eval_rows(self, limit: int | None) -> int:
+        """The limit, where there is one."""
+        if limit is None:
+            raise MissingDataError(f"the data of '{self.name}' is not here.")
+        return limit
 
 
 def reason(error: BaseException) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from trainers.labels.label_set import LabelSet, gold_labels
+from trainers.labels.label_set import Array, LabelSet
 from trainers.labels.operations import METHOD_OPS, LabelOp
 from trainers.registry import Registry
 
@@ -35,6 +35,8 @@ class Kind:
     """The section of the experiment whose model it is."""
     labels: LabelOp | None = None
     """What makes its labels of its teacher's."""
+    sees_gold: bool = False
+    """Whether that takes the rows' gold labels, shape [n], as a third argument: a control, no student."""
 
 
 ARMS: Registry[Kind] = Registry(
@@ -50,11 +52,11 @@ ARMS: Registry[Kind] = Registry(
 """What each name in `arms` stands for; the names of the others are their functions'."""
 
 
-def arm(colour: str, provenance: str, teacher: Teacher = "weak") -> Callable[[LabelOp], LabelOp]:
+def arm(colour: str, provenance: str, teacher: Teacher = "weak", *, sees_gold: bool = False) -> Callable[[LabelOp], LabelOp]:
     """Register an arm by the function that makes its labels of its teacher's; see `Kind`."""
 
     def register(function: LabelOp) -> LabelOp:
-        ARMS[function.__name__] = Kind(colour, provenance, teacher, labels=function)
+        ARMS[function.__name__] = Kind(colour, provenance, teacher, labels=function, sees_gold=sees_gold)
         return function
 
     return register
@@ -85,13 +87,13 @@ def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
 @arm("#009e73", "gold labels of the {n} rows that the student learns from", "gold")
 def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The gold labels of the same rows."""
-    return gold_labels(labels.row_id, labels.gold.tolist(), labels.soft.shape[1])
+    return labels
 
 
 @arm("#006d50", "gold labels of all rows", "all gold")
 def ceiling_full(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The gold labels of all rows, the weak supervisor's too."""
-    return ceiling(labels, rng)
+    return labels
 
 
 @arm("#cc79a7", "a uniformly random choice for each row: a control, not a useful model", "gold")
@@ -107,15 +109,17 @@ def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     return labels.with_soft(labels.soft[rng.permutation(len(labels))])
 
 
-@arm("#a6761d", "gold labels with random errors drawn from the weak supervisor's confusion matrix: a control")
-def noise_matched(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+@arm(
+    "#a6761d", "gold labels with random errors drawn from the weak supervisor's confusion matrix: a control", sees_gold=True
+)
+def noise_matched(labels: LabelSet, rng: np.random.Generator, gold: Array) -> LabelSet:
     """The weak labels dealt out anew among the rows of each gold class: as wrong and as sure, but not systematically.
 
     That draws errors from the weak supervisor's confusion matrix without replacement: the matrix, and with it the accuracy
     and the class priors, stay exactly what they were; only which row of a class is mistaken is left to chance.
     """
     soft = labels.soft.copy()
-    for gold in np.unique(labels.gold):
-        rows = np.flatnonzero(labels.gold == gold)
+    for right in np.unique(gold):
+        rows = np.flatnonzero(gold == right)
         soft[rows] = labels.soft[rng.permutation(rows)]
     return labels.with_soft(soft)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,36 +17,25 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
 
 Array = npt.NDArray[Any]
-COLUMNS = ("row_id", "soft", "hard", "gold")
-
-
-def row_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
-    """A stable id a document: the hash of its content and its ordinal among equal ones (duplicates are real)."""
-    seen: Counter[str] = Counter()
-    ids = []
-    for doc in docs:
-        text = json.dumps(doc, sort_keys=True, ensure_ascii=False, default=str)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        ids.append(f"{digest}-{seen[digest]}")
-        seen[digest] += 1
-    return ids
+COLUMNS = ("row_id", "soft", "hard")
+LABELS = "labels.parquet"
+"""The file of a stage's labels."""
 
 
 @dataclass(frozen=True)
 class LabelSet:
     """Labels of some rows of a task.
 
-    ``soft`` holds a probability for each choice, shape [n, choices]; ``gold`` is for diagnosis only: no student sees it.
+    ``soft`` holds a probability for each choice, shape [n, choices]. What is right stands elsewhere: `trainers.labels.gold`.
     """
 
     row_id: tuple[str, ...]
     soft: Array
-    gold: Array
 
     def __post_init__(self) -> None:
         n = len(self.row_id)
-        if self.soft.ndim != 2 or len(self.soft) != n or len(self.gold) != n:
-            raise UserError(f"label set: {n} row ids, soft labels {self.soft.shape}, {len(self.gold)} gold labels.")
+        if self.soft.ndim != 2 or len(self.soft) != n:
+            raise UserError(f"label set: {n} row ids, soft labels {self.soft.shape}.")
         if len(set(self.row_id)) != n:
             twice = next(i for i, count in Counter(self.row_id).items() if count > 1)
             raise UserError(f"label set: a row id occurs twice: {shown(twice)}.")
@@ -69,33 +56,23 @@ class LabelSet:
         hard: Array = self.soft.argmax(axis=1)
         return hard
 
-    @property
-    def accuracy(self) -> float:
-        """Share of rows whose label is the gold one."""
-        return float((self.hard == self.gold).mean()) if len(self) else float("nan")
-
     def hardened(self) -> LabelSet:
         """The same with all weight on the most probable choice."""
-        return LabelSet(self.row_id, np.eye(self.soft.shape[1])[self.hard], self.gold)
+        return LabelSet(self.row_id, np.eye(self.soft.shape[1])[self.hard])
 
     def with_soft(self, soft: Array) -> LabelSet:
         """The same rows with other labels."""
-        return LabelSet(self.row_id, soft, self.gold)
+        return LabelSet(self.row_id, soft)
 
     def subset(self, mask: Array) -> LabelSet:
         """The rows where a mask of shape [n] is true, in their order."""
         rows = np.flatnonzero(mask)
-        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows], self.gold[rows])
+        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows])
 
     def save(self, path: Path) -> None:
-        """Write parquet with the columns row_id, soft, hard, gold."""
+        """Write parquet with the columns row_id, soft, hard."""
         soft = pa.array(self.soft.tolist(), type=pa.list_(pa.float64()))
-        columns = [
-            pa.array(self.row_id),
-            soft,
-            pa.array(self.hard, type=pa.int64()),
-            pa.array(self.gold, type=pa.int64()),
-        ]
+        columns = [pa.array(self.row_id), soft, pa.array(self.hard, type=pa.int64())]
         pq.write_table(pa.table(columns, names=list(COLUMNS)), path)
 
     @classmethod
@@ -113,7 +90,7 @@ class LabelSet:
             row = int(np.argmax(soft.argmax(1) != hard))
             raise UserError(f"{path}, row {row}: the column hard does not follow from soft; the file was altered.")
         try:
-            return cls(tuple(columns["row_id"]), soft, np.array(columns["gold"]))
+            return cls(tuple(columns["row_id"]), soft)
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
@@ -143,7 +120,7 @@ def _check_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
     """Refuse a label file without rows, with a missing value, or with values of another type."""
     if not columns["row_id"]:
         raise UserError(f"{path}: the label set is empty.")
-    for name, kind, meaning in (("row_id", str, "text"), ("hard", int, "a whole number"), ("gold", int, "a whole number")):
+    for name, kind, meaning in (("row_id", str, "text"), ("hard", int, "a whole number")):
         for row, value in enumerate(columns[name]):
             if value is None:
                 raise UserError(f"{path}, row {row}: no {name}; every row of a label set has all of {', '.join(COLUMNS)}.")
@@ -163,17 +140,3 @@ def _soft(path: Path, values: list[Any]) -> Array:
     if soft.ndim != 2 or soft.shape[1] < 2:
         raise UserError(f"{path}: soft labels must be lists of numbers of one length, one for each of two choices or more.")
     return soft
-
-
-def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int) -> LabelSet:
-    """The gold labels themselves as a label set: what the weak supervisor and the ceiling learn from.
-
-    Raises:
-        UserError: a gold label that is none of the choices.
-    """
-    bad = next((i for i, g in enumerate(gold) if not 0 <= g < choices), None)
-    if bad is not None:
-        raise UserError(
-            f"row {ids[bad]} has the gold label {gold[bad]}, but the task has {choices} choices (0 to {choices - 1})."
-        )
-    return LabelSet(tuple(ids), np.eye(choices)[np.asarray(gold, dtype=int)], np.asarray(gold, dtype=int))

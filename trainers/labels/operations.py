@@ -17,6 +17,8 @@ from trainers.registry import Registry
 
 LabelOp = Callable[..., LabelSet]
 METHOD_OPS: Registry[LabelOp] = Registry()
+NEEDS_CONFIDENCE: Registry[object] = Registry()
+"""Operations that rank rows by the supervisor's probability, so that hard labels are of no use to them."""
 
 
 @METHOD_OPS.entry
@@ -42,6 +44,7 @@ def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
     return mask
 
 
+@NEEDS_CONFIDENCE.named("filter")
 @METHOD_OPS.named("filter")
 def confidence_filter(
     labels: LabelSet, rng: np.random.Generator, *, keep: Annotated[float, Field(gt=0, le=1)] = 0.5, by_class: bool = True

@@ -110,6 +110,4 @@ def two_stage(labels: LabelSet, student: LabelSet, *, keep: float, add: float, b
     if not set(student.row_id) <= set(discarded(labels, keep, by_class).row_id):
         raise UserError("relabel: the first student did not label the rows that the filter left out.")
     back = student.subset(most_confident(student, add, by_class))
-    return LabelSet(
-        (*kept.row_id, *back.row_id), np.concatenate([kept.soft, back.soft]), np.concatenate([kept.gold, back.gold])
-    )
+    return LabelSet((*kept.row_id, *back.row_id), np.concatenate([kept.soft, back.soft]))

@@ -6,12 +6,46 @@ there a source is a phrase that no other phrase contains.
 
 from __future__ import annotations
 
+import json
 import random
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Self
 
+from pydantic import Field, model_validator
+
+from trainers.section import Section
 from w2s_tasks.errors import UserError
+
+
+class Limit(Section):
+    """How many rows of each half are used; null for all."""
+
+    weak: int | None = Field(default=None, ge=8)
+    """Rows with gold labels that the weak supervisor learns from."""
+    transfer: int | None = Field(default=None, ge=8)
+    """Rows that the weak supervisor labels, and that student, ceiling and controls learn from."""
+
+
+class SplitSettings(Section):
+    """How the training split is cut into a weak half and a transfer half."""
+
+    by: Literal["source", "row", "study"] = "source"
+    """source: no sentence on both sides; row: rows at random; study: train[:50%] and train[50%:], unshuffled."""
+    weak: float = Field(default=0.5, gt=0, lt=1)
+    """Share of the sources (or rows) in the weak half."""
+    limit: Limit = Limit()
+    """Row limits of both halves."""
+    seed: int = 0
+    """Seed of the split; an experiment's seed is added to it."""
+
+    @model_validator(mode="after")
+    def _study_is_fixed(self) -> Self:
+        if self.by == "study" and (self.weak != 0.5 or self.seed):
+            raise ValueError("by: study is train[:50%] and train[50%:]; it would ignore `weak` and `seed`")
+        return self
 
 
 @dataclass(frozen=True)
@@ -103,3 +137,15 @@ def limited(rows: list[int], limit: int | None, side: str) -> list[int]:
     if limit is not None and limit > len(rows):
         raise UserError(f"split.limit.{side}: {limit} rows asked for, the {side} half has {len(rows)}.")
     return rows[:limit]
+
+
+def write(folder: Path, weak: Sequence[str], transfer: Sequence[str], dropped: int) -> None:
+    """Write the row ids of both halves, and how many rows belong to neither, as split.json."""
+    data = {"weak": list(weak), "transfer": list(transfer), "dropped": dropped}
+    (folder / "split.json").write_text(json.dumps(data), encoding="utf-8")
+
+
+def read(folder: Path, side: str) -> list[str]:
+    """The row ids of one half."""
+    ids: list[str] = json.loads((folder / "split.json").read_text(encoding="utf-8"))[side]
+    return ids

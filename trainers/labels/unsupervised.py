@@ -33,11 +33,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from tqdm import tqdm
 
-from trainers.config.method_args import Unsupervised
 from trainers.harness.tasks import HarnessTask, PromptStyle
-from trainers.labels.label_set import Array, LabelSet, gold_labels
+from trainers.labels.label_set import Array, LabelSet
+from trainers.section import Section
 from trainers.store.stages import CHECKPOINTS, write_atomic
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
@@ -47,6 +48,37 @@ Predict = Callable[[Sequence[tuple[int, int]], Sequence[int]], Array]
 
 NONE = -1
 MOST_RENAMED = 4
+
+
+class Unsupervised(Section):
+    """The arm unsupervised: labels that make each other likely to the untuned strong model (Wen et al., 2506.10139)."""
+
+    rows: int = Field(default=64, ge=4)
+    """Transfer rows whose labels are searched; the others are labelled from them, in context."""
+    groups: int = Field(default=4, ge=2)
+    """The rows are cut into so many groups; each is the context from which another one's labels are predicted."""
+    initial: int = Field(default=8, ge=2)
+    """Rows that begin with random labels."""
+    steps: int = Field(default=256, ge=1)
+    """Rows drawn; a step costs nothing where the drawn row has its most likely label already."""
+    alpha: float = Field(default=50.0, gt=0)
+    """Weight of the mean log-probability in the score, before the temperature divides it."""
+    start_temperature: float = Field(default=10.0, gt=0)
+    """Temperature of the first acceptance."""
+    final_temperature: float = Field(default=0.01, gt=0)
+    """The temperature never falls below."""
+    cooling: float = Field(default=2.0, gt=0)
+    """beta in T = start / (1 + beta log n)."""
+    calibrate: bool = True
+    """Divide by each context's mean prediction first: without it the same label everywhere is the likeliest."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Unsupervised:
+        if self.rows < 2 * self.groups:
+            raise ValueError(f"{self.rows} rows can't be cut into {self.groups} groups of at least 2")
+        if self.initial > self.rows:
+            raise ValueError(f"initial: {self.initial} random labels for {self.rows} rows")
+        return self
 
 
 class InContext:
@@ -242,7 +274,7 @@ def label_without_teacher(
     task: HarnessTask,
     lm: Any,
     docs: Sequence[dict[str, Any]],
-    gold: LabelSet,
+    ids: Sequence[str],
     settings: Unsupervised,
     seed: int,
     out: Path,
@@ -252,13 +284,13 @@ def label_without_teacher(
     Args:
         task: whose prompts and choices.
         lm: the untuned strong model, loaded.
-        docs: the documents, in the order of `gold`.
-        gold: row ids and gold labels, kept for diagnosis; the search does not see them.
+        docs: the documents.
+        ids: their row ids.
         settings: of the search.
         seed: of its random choices.
         out: the stage's work folder.
     """
-    choices = gold.soft.shape[1]
+    choices = len(task.choices)
     labels, search = find_labels(
         settings,
         InContext(task, lm, docs),
@@ -270,5 +302,4 @@ def label_without_teacher(
     )
     trace = [dict(zip(("step", "score", "labelled"), point, strict=True)) for point in search.trace or []]
     write_atomic(out / "search.json", json.dumps({"trace": trace, "labels": search.finished().tolist()}))
-    found = gold_labels(gold.row_id, labels.tolist(), choices)
-    return LabelSet(found.row_id, found.soft, gold.gold)
+    return LabelSet(tuple(ids), np.eye(choices)[labels])

@@ -1,4 +1,4 @@
-"""The evaluations of a finished flow, by arm, task, seed and shots: what every section of the report is formed from."""
+"""The evaluations of a finished run, by arm, task, seed and shots: what every section of the report is formed from."""
 
 from __future__ import annotations
 
@@ -6,9 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from trainers.flow.experiment import MODES, Arm, Flow
+from trainers.config.experiment import Experiment
+from trainers.flow.run import Run
+from trainers.steps.arm import Arm
+from trainers.steps.evaluation import Evaluation, SafetyEvaluation
 from w2s_tasks.results.read import TaskScores, read_evaluation
 from w2s_tasks.results.safety import split_of
+
+MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
 
 Scores = dict[str, TaskScores]
 Evaluations = dict[Arm, Scores]
@@ -36,7 +41,7 @@ class Group:
 class Collected:
     """All evaluations: on the training task, on the safety tasks, and on those with other numbers of shots."""
 
-    flow: Flow
+    run: Run
     training: Evaluations
     safety: Evaluations
     ladder: dict[int | None, Evaluations]
@@ -45,15 +50,34 @@ class Collected:
     """The trained arms as they were after a share of their steps; `safety` with the untuned model, their reference."""
 
     @property
+    def config(self) -> Experiment:
+        """The experiment."""
+        return self.run.layout.config
+
+    @property
+    def task(self) -> str:
+        """The training task's name."""
+        return self.run.layout.task.name
+
+    @property
+    def choices(self) -> list[str]:
+        """Its choices."""
+        return self.run.layout.task.choices
+
+    def arms(self) -> list[Arm]:
+        """All arms at the end of training, in the order of the report."""
+        return self.run.layout.arms()
+
+    @property
     def ceiling(self) -> str:
         """The arm that PGR measures against: on the student's rows; on all rows where only that is there."""
-        arms = self.flow.config.arms
+        arms = self.config.arms
         return "ceiling_full" if "ceiling_full" in arms and "ceiling" not in arms else "ceiling"
 
     def groups(self, evaluations: Evaluations) -> list[Group]:
         """Arms of the same name and method, in the order of the report."""
         found: dict[tuple[str, str | None], list[Arm]] = {}
-        for arm in self.flow.arms():
+        for arm in self.arms():
             if arm in evaluations:
                 found.setdefault((arm.name, arm.method), []).append(arm)
         return [Group(*key, tuple(sorted(arms, key=lambda a: a.seed or 0))) for key, arms in found.items()]
@@ -64,13 +88,11 @@ class Collected:
 
     def objective(self, arm: Arm) -> str | None:
         """What the arm's training optimised; a loss over the choices alone never teaches a format of text."""
-        if not arm.method:
-            return None
-        return "choices" if arm.name == "weak" else str(getattr(self.flow.config.strong, "objective", "language_model"))
+        return self.run.layout.evaluations[arm].settings.learns if arm.method else None
 
     def mode(self, arm: Arm, scores: TaskScores) -> str:
         """How answers were scored."""
-        return "generated" if scores.generated else scores.mode or MODES.get(self.flow.model_of(arm).model, "loglikelihood")
+        return "generated" if scores.generated else scores.mode or MODES.get(self.run.model_of(arm).model, "loglikelihood")
 
 
 def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[list[Any], list[Any]]:
@@ -90,12 +112,7 @@ def parts_of(scores: Scores) -> list[tuple[str, bool, list[str]]]:
     return [(*key, tasks) for key, tasks in sorted(found.items(), key=lambda item: (item[0][1], item[0][0] == "hard"))]
 
 
-def _shots(settings: dict[str, Any]) -> int | None:
-    shots: int | None = settings["style"]["num_fewshot"]
-    return shots
-
-
-def collect(flow: Flow) -> Collected:
+def collect(run: Run) -> Collected:
     """Read lm_eval's files of every evaluation stage.
 
     Raises:
@@ -104,21 +121,22 @@ def collect(flow: Flow) -> Collected:
     training: Evaluations = {}
     ladder: dict[int | None, Evaluations] = {}
     kept: dict[float, Collected] = {}
-    main = flow.config.safety.shots[0] if flow.config.safety else None
-    for name, step in flow.steps.items():
-        if step.arm is None or step.kind not in ("evaluate", "safety"):
+    layout = run.layout
+    for step in layout.steps.values():
+        if not isinstance(step, Evaluation):
             continue
-        scores = read_evaluation(flow.stages[name].path, step.asked)
+        scores = read_evaluation(run.folder_of(step), step.asked)
         arm, then = replace(step.arm, at=None), None
         if step.arm.at is not None:
-            then = kept.setdefault(step.arm.at, Collected(flow, {}, {}, {}))
-        if step.kind == "evaluate":
-            # A task that asks the training task's documents another way stands in for it.
-            (then.training if then else training)[arm] = {flow.task.name: next(iter(scores.values()))}
+            then = kept.setdefault(step.arm.at, Collected(run, {}, {}, {}))
+        if isinstance(step, SafetyEvaluation):
+            (then.safety if then else ladder.setdefault(step.style.num_fewshot, {}))[arm] = scores
         else:
-            (then.safety if then else ladder.setdefault(_shots(step.settings), {}))[arm] = scores
+            # A task that asks the training task's documents another way stands in for it.
+            (then.training if then else training)[arm] = {layout.task.name: next(iter(scores.values()))}
     by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
-    found = Collected(flow, training, ladder.get(main, {}), by_shots, dict(sorted(kept.items())))
+    main = layout.config.safety.shots[0] if layout.config.safety else None
+    found = Collected(run, training, ladder.get(main, {}), by_shots, dict(sorted(kept.items())))
     for then in found.checkpoints.values():
         then.safety.update({a: s for a, s in found.safety.items() if a.name == "zero_shot"})
     return found

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from trainers.flow.experiment import Flow
+from trainers.flow.run import Run
 from trainers.report.collected import Collected
+from trainers.steps.fit import Fit
 from trainers.training.told import Told
 
 Entry = dict[str, Any]
 
 
-def training_warnings(flow: Flow) -> list[str]:
+def training_warnings(run: Run) -> list[str]:
     """What trainings warned of, those of models in between included."""
-    return [text for stage in flow.stages.values() if stage.kind == "fit" for text in Told.load(stage.path).warnings]
+    return [text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage.path).warnings]
 
 
 def _asked(found: Collected) -> Iterator[tuple[str, str, str | None]]:
@@ -26,10 +26,9 @@ def _asked(found: Collected) -> Iterator[tuple[str, str, str | None]]:
             for one in scores.values():
                 if found.mode(arm, one) != "classifier":
                     yield one.task, replace(arm, seed=None).title, one.system_prompt
-    for name, stage in found.flow.stages.items():
-        if stage.kind == "fit" and found.flow.steps[name].settings["settings"]["trainer"] != "classifier":
-            model = re.sub(r", seed \d+$", "", name.removeprefix("fit/"))
-            yield found.flow.task.name, f"training of {model}", Told.load(stage.path).system_prompt
+    for step in found.run.layout.steps.values():
+        if isinstance(step, Fit) and step.settings.trainer != "classifier":
+            yield found.task, f"training of {step.whose}", Told.load(found.run.folder_of(step)).system_prompt
 
 
 def system_prompts(found: Collected) -> list[Entry]:

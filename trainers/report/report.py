@@ -18,11 +18,14 @@ from safetensors import safe_open
 
 from trainers.config.experiment import Experiment
 from trainers.flow import commands
-from trainers.flow.experiment import Flow
+from trainers.flow.layout import Layout, Tasks
+from trainers.flow.run import Run
+from trainers.harness.evaluate import Harness
 from trainers.report import notes
 from trainers.report import safety as safe
 from trainers.report import training as trained
 from trainers.report.collected import collect
+from trainers.steps.evaluation import Evaluation, evaluated_model
 from trainers.store.stages import MANIFEST, Stage, whole, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
@@ -35,32 +38,37 @@ WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
 """What a run folder holds beside its stages."""
 
 
-def _seconds(flow: Flow) -> dict[str, float]:
+def _seconds(run: Run) -> dict[str, float]:
     kinds: dict[str, float] = {}
-    for stage in flow.stages.values():
+    for stage in run.stages.values():
         kinds[stage.kind] = kinds.get(stage.kind, 0.0) + stage.seconds
     return {k: round(v, 1) for k, v in kinds.items()} | {"total": round(sum(kinds.values()), 1)}
 
 
-def _stages_folder(flow: Flow) -> str:
+def _stages_folder(run: Run) -> str:
     """Where the stages are, seen from the report: the cells of a sweep share theirs."""
-    stage = next(iter(flow.stages.values()))
-    return Path(os.path.relpath(stage.path.parent, flow.folder)).as_posix()
+    stage = next(iter(run.stages.values()))
+    return Path(os.path.relpath(stage.path.parent, run.folder)).as_posix()
 
 
-def _commands(flow: Flow) -> list[dict[str, str]]:
+def _commands(run: Run) -> list[dict[str, str]]:
     """For every model the command that evaluates it on the training task again."""
     return [
-        {"arm": arm.title, "command": commands.evaluation(flow.model_of(arm), flow.harness, *flow.main_evaluation(arm))}
-        for arm in flow.arms()
+        {"arm": arm.title, "command": _asking(run, run.layout.evaluations[arm])}
+        for arm in run.layout.arms()
         if arm.name != "weak_untrained"
     ]
 
 
-def _command(flow: Flow) -> str:
+def _asking(run: Run, step: Evaluation) -> str:
+    ((task, limit),) = step.limits.items()
+    return commands.evaluation(evaluated_model(step, run), step.harness, task.name, step.style, limit)
+
+
+def _command(run: Run) -> str:
     """How to run the experiment again, over the same stages; a cell of a sweep becomes a run of its own beside the sweep."""
-    stage = next(iter(flow.stages.values()))
-    return commands.experiment(flow.folder / CONFIG, runs_dir=stage.path.parent.parent.parent)
+    stage = next(iter(run.stages.values()))
+    return commands.experiment(run.folder / CONFIG, runs_dir=stage.path.parent.parent.parent)
 
 
 def parameters(model: str) -> int | None:
@@ -80,17 +88,17 @@ def parameters(model: str) -> int | None:
     return total or None
 
 
-def _costs(flow: Flow) -> dict[str, float | None]:
+def _costs(run: Run) -> dict[str, float | None]:
     """USD of every stage that a service was paid for; None where its price is not known."""
-    files = {name: stage.path / "cost.json" for name, stage in flow.stages.items()}
+    files = {name: stage.path / "cost.json" for name, stage in run.stages.items()}
     return {n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()}
 
 
-def _software(flow: Flow) -> dict[str, Any]:
+def _software(run: Run) -> dict[str, Any]:
     """Library versions and commits that the stages were made with, from their manifests."""
     versions: dict[str, set[str]] = {}
     commits: set[str] = set()
-    for stage in flow.stages.values():
+    for stage in run.stages.values():
         manifest = json.loads((stage.path / MANIFEST).read_text(encoding="utf-8"))
         for library, version in manifest.get("versions", {}).items():
             versions.setdefault(library, set()).add(version)
@@ -99,15 +107,15 @@ def _software(flow: Flow) -> dict[str, Any]:
     return {"versions": {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}, "git": sorted(commits)}
 
 
-def build_report(flow: Flow) -> dict[str, Any]:
-    """All of report.json (schema 1) from the stages of a finished flow.
+def build_report(run: Run) -> dict[str, Any]:
+    """All of report.json (schema 1) from the stages of a finished run.
 
     Raises:
         UserError: evaluations that don't fit together.
     """
-    task, config = flow.task.name, flow.config
-    found = collect(flow)
-    missing = [a.title for a in flow.arms() if task not in found.training.get(a, {})]
+    layout, found = run.layout, collect(run)
+    task, config = layout.task.name, layout.config
+    missing = [a.title for a in layout.arms() if task not in found.training.get(a, {})]
     if missing:
         raise UserError(f"no evaluation of {', '.join(missing)} on {task}.")
     gaps = trained.gap_entries(found)
@@ -118,14 +126,14 @@ def build_report(flow: Flow) -> dict[str, Any]:
         "schema": SCHEMA,
         "experiment": config.name,
         "task": task,
-        "choices": [c.strip() for c in flow.task.choices],
-        "arms": [trained.arm_entry(found, arm) for arm in flow.arms()],
+        "choices": [c.strip() for c in layout.task.choices],
+        "arms": [trained.arm_entry(found, arm) for arm in layout.arms()],
         "arm_means": trained.mean_entries(found),
         "gaps": gaps,
         "gap": gaps[0] if gaps else None,
-        "notes": [*notes.training_warnings(flow), *notes.unlike(prompts)],
+        "notes": [*notes.training_warnings(run), *notes.unlike(prompts)],
         "system_prompts": prompts,
-        "weak_labels": trained.label_entries(flow),
+        "weak_labels": trained.label_entries(run),
         "diagnostics": trained.diagnostic_entries(found),
         "disagreements": trained.disagreements(found),
         "safety": safe.safety_entries(found),
@@ -137,35 +145,35 @@ def build_report(flow: Flow) -> dict[str, Any]:
         "ladder": safe.ladder_entries(found),
         "associations": safe.association_entries(found),
         "tradeoff": safe.tradeoff_entries(found, gaps, mean_gaps),
-        "curves": trained.curve_entries(flow),
+        "curves": trained.curve_entries(run),
         "models": {
             part: {"model": section.model, "parameters": parameters(section.model)}
             for part, section in (("weak", config.weak), ("strong", config.strong))
         },
-        "stages_folder": _stages_folder(flow),
-        "stages": {name: stage.path.name for name, stage in flow.stages.items()},
-        "stage_seconds": {name: round(stage.seconds, 2) for name, stage in flow.stages.items()},
-        "commands": _commands(flow),
-        "costs_usd": _costs(flow),
-        "command": _command(flow),
+        "stages_folder": _stages_folder(run),
+        "stages": {name: stage.path.name for name, stage in run.stages.items()},
+        "stage_seconds": {name: round(stage.seconds, 2) for name, stage in run.stages.items()},
+        "commands": _commands(run),
+        "costs_usd": _costs(run),
+        "command": _command(run),
         "config": config.model_dump(),
-        "software": _software(flow),
-        "seconds": _seconds(flow),
+        "software": _software(run),
+        "seconds": _seconds(run),
     }
 
 
-def write_report(flow: Flow) -> tuple[dict[str, Any], Path]:
+def write_report(run: Run) -> tuple[dict[str, Any], Path]:
     """Write report.json and report.html, config.yaml, tables/*.csv and model_cards/*.md into the run folder.
 
     Returns:
         The report, and the path of report.json.
     """
-    path = flow.folder / "report.json"
-    text = json.dumps(build_report(flow), indent=2, default=str, allow_nan=False)
+    path = run.folder / "report.json"
+    text = json.dumps(build_report(run), indent=2, default=str, allow_nan=False)
     report: dict[str, Any] = json.loads(text)
-    write_atomic(flow.folder / CONFIG, yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True))
+    write_atomic(run.folder / CONFIG, yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True))
     write_atomic(path, text)
-    present(report, flow.folder)
+    present(report, run.folder)
     return report, path.resolve()
 
 
@@ -221,13 +229,13 @@ def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
         config = Experiment.model_validate(report["config"])
     except ValueError as error:
         raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
-    flow = Flow(config, folder)
-    for name in flow.steps:
+    run = Run(Layout(config, Tasks.load(config, Harness(config.include_path))), folder)
+    for name in run.layout.steps:
         stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
         if name not in report["stages"] or not (stage / MANIFEST).is_file():
             raise UserError(f"{folder}: the stage of '{name}' is not there; w2s run makes what is missing.")
         manifest, altered = whole(stage)
         if manifest is None:
             raise UserError(f"{stage}: {altered} is not as its manifest says; w2s run builds the stage of '{name}' anew.")
-        flow.stages[name] = Stage(manifest["kind"], manifest["key"], stage, float(manifest["seconds"]), reused=True)
-    return write_report(flow)
+        run.stages[name] = Stage(manifest["kind"], manifest["key"], stage, float(manifest["seconds"]), reused=True)
+    return write_report(run)

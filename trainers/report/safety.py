@@ -48,7 +48,7 @@ def safety_entries(found: Collected) -> list[Entry]:
     """Every model on every safety task, with its paired difference to the untuned model."""
     reference = next((e for a, e in found.safety.items() if a.name == "zero_shot"), {})
     entries = []
-    for arm in (a for a in found.flow.arms() if a in found.safety):
+    for arm in (a for a in found.arms() if a in found.safety):
         own = found.safety[arm]
         differences = {c.task: c.difference for c in changes([own], [reference])} if arm.name != "zero_shot" else {}
         for task, scores in own.items():
@@ -81,7 +81,7 @@ def safety_means(found: Collected) -> list[Entry]:
     """Unweighted mean over the subtasks for each model and split, and its difference to the untuned model."""
     reference = next((e for a, e in found.safety.items() if a.name == "zero_shot"), {})
     entries = []
-    for arm in (a for a in found.flow.arms() if a in found.safety):
+    for arm in (a for a in found.arms() if a in found.safety):
         own = found.safety[arm]
         for split, _, tasks in parts_of(own):
             part = [own[t] for t in tasks]
@@ -209,7 +209,7 @@ def _ladder_point(per_seed: Sequence[Scores], tasks: Sequence[str]) -> Entry:
 
 
 def _capability(found: Collected, group: Group) -> float:
-    task = found.flow.task.name
+    task = found.task
     return float(np.mean([found.training[a][task].correct.mean() for a in group.arms]))
 
 

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from trainers.flow.experiment import Arm, Flow
+from trainers.flow.run import Run
 from trainers.labels.arms import kind_of
-from trainers.labels.label_set import LabelSet
+from trainers.labels.gold import GOLD, Gold
+from trainers.labels.label_set import LABELS, LabelSet
 from trainers.report.collected import Collected, Group
+from trainers.steps.arm import Arm
+from trainers.steps.fit import Fit
 from trainers.training.told import Told
 from w2s_tasks.results.diagnostics import confusion, diagnose, probabilities
 from w2s_tasks.results.gap import Gap, recovered
@@ -42,20 +45,20 @@ def score_entry(scores: TaskScores) -> Entry:
 
 def arm_entry(found: Collected, arm: Arm) -> Entry:
     """One model on the training task."""
-    flow = found.flow
-    scores = found.training[arm][flow.task.name]
-    table, fitted = confusion(scores), flow.stages.get(f"fit/{arm.title}")
+    run = found.run
+    scores, asked = found.training[arm][found.task], run.layout.evaluations[arm]
+    table = confusion(scores)
     return {
         "arm": arm.name,
         "method": arm.method,
         "seed": arm.seed,
-        "model": getattr(flow.config, arm.kind.model).model,
+        "model": asked.settings.model,
         "mode": found.mode(arm, scores),
         "objective": found.objective(arm),
         "asked": scores.task,
-        "num_fewshot": flow.steps[f"evaluate/{arm.title}"].settings["style"]["num_fewshot"],
+        "num_fewshot": asked.style.num_fewshot,
         "system_prompt": scores.system_prompt,
-        "training": asdict(Told.load(fitted.path)) if fitted else None,
+        "training": asdict(Told.load(run.folder_of(asked.fit))) if asked.fit else None,
         **score_entry(scores),
         "unparsed": scores.unparsed,
         "ties": scores.ties,
@@ -64,7 +67,7 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
 
 
 def _of(found: Collected, group: Group) -> list[TaskScores]:
-    return [found.training[arm][found.flow.task.name] for arm in group.arms]
+    return [found.training[arm][found.task] for arm in group.arms]
 
 
 def mean_entries(found: Collected) -> list[Entry]:
@@ -94,7 +97,7 @@ def gap_entries(found: Collected, end: Collected | None = None) -> list[Entry]:
     if weak is None or ceiling is None:
         return []
     groups = [g for g in found.groups(found.training) if g.name != found.ceiling and kind_of(g.name).model == "strong"]
-    like, seeds = _of(end, ceiling)[0], list(found.flow.config.seeds)
+    like, seeds = _of(end, ceiling)[0], list(found.config.seeds)
     entries = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
         scores = (_of(end, weak), _of(found, group), _of(end, ceiling))
@@ -108,31 +111,32 @@ def _share(values: Iterable[int], choices: int) -> list[float]:
     return [float(x) for x in counts / counts.sum()]
 
 
-def label_entries(flow: Flow) -> list[Entry]:
+def label_entries(run: Run) -> list[Entry]:
     """How good the weak labels are on the rows that the students learn from."""
     entries = []
-    for seed in flow.config.seeds:
-        labels = LabelSet.load(flow.stages[f"labels/{seed}"].path / "labels.parquet")
-        low, high = share_interval(labels.accuracy * len(labels), len(labels))
+    for seed, step in run.layout.weak_labels.items():
+        labels = LabelSet.load(run.folder_of(step) / LABELS)
+        gold = Gold.load(run.folder_of(step.split) / GOLD)
+        accuracy = gold.accuracy(labels)
+        low, high = share_interval(accuracy * len(labels), len(labels))
         entries.append(
             {
                 "seed": seed,
                 "n": len(labels),
-                "acc": labels.accuracy,
+                "acc": accuracy,
                 "ci95": [low, high],
                 "class_share": _share(labels.hard, labels.soft.shape[1]),
-                "gold_share": _share(labels.gold, labels.soft.shape[1]),
+                "gold_share": _share(gold.of(labels.row_id), labels.soft.shape[1]),
             }
         )
     return entries
 
 
-def curve_entries(flow: Flow) -> list[Entry]:
+def curve_entries(run: Run) -> list[Entry]:
     """Learning curves of everything that was trained."""
     entries = []
-    for name, step in flow.steps.items():
-        path = flow.stages[name].path / "curves.json"
-        if step.kind == "fit" and step.arm is not None and path.is_file():
+    for step in run.layout.steps.values():
+        if isinstance(step, Fit) and step.arm and (path := run.folder_of(step) / "curves.json").is_file():
             points = json.loads(path.read_text(encoding="utf-8"))
             entries.append({"arm": step.arm.name, "method": step.arm.method, "seed": step.arm.seed, "points": points})
     return entries
@@ -140,12 +144,12 @@ def curve_entries(flow: Flow) -> list[Entry]:
 
 def diagnostic_entries(found: Collected) -> list[Entry]:
     """Every arm of the strong model against the weak supervisor of its seed, on the evaluation rows."""
-    task = found.flow.task.name
+    task = found.task
     names = ("weak", found.ceiling)
     weak, ceiling = ({a.seed: s[task] for a, s in found.training.items() if a.name == name} for name in names)
-    first = found.flow.config.seeds[0]
+    first = found.config.seeds[0]
     entries = []
-    for arm in found.flow.arms():
+    for arm in found.arms():
         if arm.kind.model == "weak":
             continue
         seed = first if arm.seed is None else arm.seed
@@ -167,24 +171,24 @@ def disagreements(found: Collected) -> list[Entry]:
 
     Rows without probabilities (generated text) come in the task's order.
     """
-    group, flow = found.group(found.training, "student"), found.flow
+    group = found.group(found.training, "student")
     if group is None:
         return []
-    arm, task = group.arms[0], flow.task.name
+    arm, task = group.arms[0], found.task
     mine = found.training[arm][task]
     theirs = next(s[task] for a, s in found.training.items() if a.name == "weak" and a.seed == arm.seed)
     if mine.predicted is None or theirs.predicted is None or mine.gold is None:
         return []
     own, other = probabilities(mine), probabilities(theirs)
     certainty = own.max(axis=1) if own is not None else np.zeros(mine.n)
-    documents = read_documents(flow.stages[f"evaluate/{arm.title}"].path, mine.task)
+    documents = read_documents(found.run.folder_of(found.run.layout.evaluations[arm]), mine.task)
     entries = []
     for right in (True, False):
         # In a task of several choices an override may go from one wrong choice to another: it is wrong.
         rows = np.flatnonzero((mine.predicted != theirs.predicted) & ((mine.predicted == mine.gold) == right))
         for row in sorted(rows.tolist(), key=lambda r: -certainty[r])[:SHOWN]:
             chosen = (int(x[row]) for x in (mine.gold, theirs.predicted, mine.predicted))
-            gold, weak, student = (flow.task.choices[c].strip() if c >= 0 else "(unparsed)" for c in chosen)
+            gold, weak, student = (found.choices[c].strip() if c >= 0 else "(unparsed)" for c in chosen)
             entries.append(
                 {
                     "right": right,

@@ -1,56 +1,13 @@
-"""What an experiment may cost: estimates from token counts and prices, and a budget that stops before it is passed."""
+"""What stages cost: USD beside each, and a budget that stops before it is passed."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.models import prices
-
-if TYPE_CHECKING:
-    from trainers.fit.openai_settings import OpenAIStrong
-    from trainers.services.chat_rows import Counts
 
 COST_FILE = "cost.json"
-
-
-@dataclass(frozen=True)
-class TrainingEstimate:
-    """Tokens and USD of one fine-tuning job, before it is sent; ``usd`` is None where no price is known."""
-
-    rows: int
-    tokens: int
-    epochs: int
-    guessed: bool
-    """The service decides the epochs (`auto`); the number is its published rule's."""
-    price: float | None
-    as_of: str
-
-    @property
-    def trained_tokens(self) -> int:
-        """What is billed: tokens of all rows times epochs."""
-        return self.tokens * self.epochs
-
-    @property
-    def usd(self) -> float | None:
-        """Estimated cost."""
-        return self.cost(self.trained_tokens)
-
-    def cost(self, trained_tokens: int) -> float | None:
-        """USD for a number of trained tokens."""
-        return None if self.price is None else trained_tokens / 1e6 * self.price
-
-    def line(self) -> str:
-        """For the terminal."""
-        auto = " (auto: likely, the service decides)" if self.guessed else ""
-        money = f"about {dollars(self.usd)} at prices of {self.as_of}" if self.usd is not None else "price unknown"
-        return (
-            f"{self.rows:,} rows, {self.tokens:,} tokens x {self.epochs} epochs{auto} = {self.trained_tokens:,} trained "
-            f"tokens, {money}"
-        )
 
 
 def dollars(usd: float | None) -> str:
@@ -58,16 +15,6 @@ def dollars(usd: float | None) -> str:
     if usd is None:
         return "?"
     return f"${usd:,.2f}" if usd >= 0.01 or usd == 0 else f"${usd:.4f}"
-
-
-def training_estimate(counts: Counts, settings: OpenAIStrong) -> TrainingEstimate:
-    """What training on these rows will cost."""
-    from trainers.services.chat_rows import auto_epochs
-
-    table = prices.table()
-    guessed = settings.n_epochs == "auto"
-    epochs = auto_epochs(counts.rows) if isinstance(settings.n_epochs, str) else settings.n_epochs
-    return TrainingEstimate(counts.rows, counts.tokens, epochs, guessed, table.training(settings.model), str(table.as_of))
 
 
 class Budget:

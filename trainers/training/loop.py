@@ -25,7 +25,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from trainers.config.experiment import Trainable
 from trainers.store import processes, stopping
 from trainers.store.stages import CHECKPOINTS, write_atomic
 from trainers.training.checkpoints import Checkpoints, newest_checkpoint, order_checkpoints
@@ -33,6 +32,7 @@ from trainers.training.choice_trainer import ChoiceLogprobs, ChoiceTrainer, Coll
 from trainers.training.diverged import Finite, Probe
 from trainers.training.kept import Keep
 from trainers.training.losses import LOSSES, WHOLE_STEP
+from trainers.training.settings import LocalSettings
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
 
@@ -92,7 +92,7 @@ def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[
     return [rows[i] for i in order[n:]], [rows[i] for i in order[:n]]
 
 
-def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: bool, seed: int) -> TrainingArguments:
+def _arguments(settings: LocalSettings, out: Path, rows: int, has_eval: bool, seed: int) -> TrainingArguments:
     steps = max(1, math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs))
     every = max(1, steps // CURVE_POINTS)
     parts = int(settings.trainer_args.get("gradient_accumulation_steps", 1)) * int(os.environ.get("WORLD_SIZE", "1"))
@@ -106,7 +106,7 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
         "num_train_epochs": settings.epochs,
         "per_device_train_batch_size": settings.batch_size // parts,
         "per_device_eval_batch_size": 64,
-        "learning_rate": lr,
+        "learning_rate": settings.lr,
         "lr_scheduler_type": settings.schedule,
         "warmup_steps": round(settings.warmup * steps),
         "weight_decay": settings.weight_decay,
@@ -144,17 +144,17 @@ def _arguments(settings: Trainable, lr: float, out: Path, rows: int, has_eval: b
         raise UserError(f"trainer_args: transformers refuses {shown(settings.trainer_args)}: {one_line(error)}") from error
 
 
-def check_arguments(settings: Trainable, lr: float) -> None:
+def check_arguments(settings: LocalSettings) -> None:
     """Refuse `trainer_args` that transformers does not take, before anything is trained.
 
     Raises:
         UserError: with the argument.
     """
-    _arguments(settings, lr, Path(), settings.batch_size, settings.holdout > 0, seed=0)
+    _arguments(settings, Path(), settings.batch_size, settings.holdout > 0, seed=0)
 
 
 @contextlib.contextmanager
-def _blaming(settings: Trainable) -> Iterator[None]:
+def _blaming(settings: LocalSettings) -> Iterator[None]:
     """Name `trainer_args` where a training fails under some: optimizers and schedules look at theirs when they are made."""
     try:
         yield
@@ -201,8 +201,7 @@ def fit_choices(
     *,
     collate: Collate,
     choice_logprobs: ChoiceLogprobs,
-    settings: Trainable,
-    lr: float,
+    settings: LocalSettings,
     method: str,
     loss_args: Mapping[str, Any] | None = None,
     out: Path,
@@ -219,7 +218,6 @@ def fit_choices(
         collate: rows to a batch with ``targets`` of shape [rows, choices].
         choice_logprobs: model and batch to normalised log-probabilities, shape [rows, choices].
         settings: epochs, batch size and the rest.
-        lr: peak learning rate.
         method: a name in `LOSSES`.
         loss_args: its settings.
         out: the stage's work folder.
@@ -242,7 +240,7 @@ def fit_choices(
             f"checkpoint: {settings.checkpoint} needs held-back rows; {settings.holdout:g} of {len(rows)} rows is none. "
             "Raise holdout."
         )
-    args = _arguments(settings, lr, out, len(train), bool(held), seed)
+    args = _arguments(settings, out, len(train), bool(held), seed)
     trainer = ChoiceTrainer(
         model=model,
         args=args,
@@ -258,7 +256,7 @@ def fit_choices(
     )
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
-    trainer.add_callback(Finite(trainer, title, lr))
+    trainer.add_callback(Finite(trainer, title, settings.lr))
     if keep:
         keep.drop_uncovered()
         trainer.add_callback(keep)
@@ -272,7 +270,7 @@ def fit_choices(
             f"{title}: training ended at step {trainer.state.global_step} of {trainer.state.max_steps}; a model that is "
             "half trained is not used. Take what stops it out of trainer_args (e.g. enable_jit_checkpoint) and run again."
         )
-    warnings = probe.told(title, lr)
+    warnings = probe.told(title, settings.lr)
     for warning in warnings if processes.is_main() else ():
         log.warning(warning)
     if keep:

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.errors import MissingDataError, UserError, nearest
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def fetch(name: str) -> Path:
         return final
     asset = ASSETS[name]
     if not _downloads_allowed:
-        raise UserError(f"{name} is not here yet; `w2s fetch {name}` downloads it ({asset.megabytes} MB).")
+        raise MissingDataError(f"{name} is not here yet; `w2s fetch {name}` downloads it ({asset.megabytes} MB).")
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{final}.lock"):
         if is_fetched(name):

@@ -17,7 +17,7 @@ from typing import Any
 
 import datasets
 
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import MissingDataError
 from w2s_tasks.rows import assets
 
 log = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def load(path: str, name: str | None = None) -> datasets.DatasetDict:
     """Load ``path`` (hub id) and config ``name`` from ``$W2S_DATA``, the hub's cache or the hub.
 
     Raises:
-        UserError: none of the places has it; the message names all of them.
+        MissingDataError: none of the places has it; the message names all of them.
     """
     local = local_folder(path)
     try:
@@ -87,7 +87,7 @@ def load(path: str, name: str | None = None) -> datasets.DatasetDict:
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         root = os.environ.get("W2S_DATA")
         where = f"$W2S_DATA is {root}, without a usable {path} in it" if root else "$W2S_DATA is not set"
-        raise UserError(
+        raise MissingDataError(
             f"the data set {path}{f' ({name})' if name else ''} is not to be had: {where}; the hub: "
             f"{type(error).__name__}: {str(error).splitlines()[0][:160]}; no package holds it. Set W2S_DATA to a "
             f"folder with {path}/ in it (parquet, CSV or JSONL, columns as on the hub), or go online once."

@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from trainers.config.experiment import Experiment, load
+from trainers.config.experiment import Experiment
+from trainers.config.reading import load
 from trainers.report.tables import percent, pgr_text, standard_output
 from trainers.store import processes
 from trainers.store.stages import Store, recipe_key, write_atomic
@@ -34,8 +35,8 @@ from w2s_tasks.paths import cut
 from w2s_tasks.user_text import parse_yaml, shown
 
 if TYPE_CHECKING:
-    from trainers.flow.experiment import Flow
     from trainers.flow.progress import Progress
+    from trainers.flow.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -176,8 +177,9 @@ class Sweep:
         """Where a cell's report is."""
         return self.folder / "cells" / cell.name
 
-    def _flow(self, cell: Cell) -> Flow:
-        from trainers.flow.experiment import Flow
+    def _run(self, cell: Cell) -> Run:
+        from trainers.flow.layout import Layout, Tasks
+        from trainers.flow.run import Run
         from trainers.harness.evaluate import Harness, ModelPool
         from trainers.store.costs import Budget
 
@@ -186,7 +188,8 @@ class Sweep:
             self._harnesses[paths] = Harness(cell.config.include_path)
         self._pool = self._pool or ModelPool(Budget(self.max_cost))
         harness, folder = self._harnesses[paths], self.folder_of(cell)
-        return Flow(cell.config, folder, harness, pool=self._pool, identities=self._identities)
+        layout = Layout(cell.config, Tasks.load(cell.config, harness))
+        return Run(layout, folder, pool=self._pool, identities=self._identities)
 
     def outcome(self, cell: Cell) -> Outcome:
         """What is known of a cell: its cell.json, or that it is pending."""
@@ -204,21 +207,22 @@ class Sweep:
         now; then neither its stages nor its rows are looked at again.
 
         Raises:
-            UserError: as `Flow.run`.
+            UserError: as `Run.build`.
         """
         from trainers.report.report import write_report
 
-        flow, folder = self._flow(cell), self.folder_of(cell)
-        stages = {name: flow.key(name) for name in flow.steps}
+        run, folder = self._run(cell), self.folder_of(cell)
+        steps = run.layout.steps
+        stages = {name: run.key(step) for name, step in steps.items()}
         key = recipe_key({"config": cell.config.model_dump(), "stages": stages, "code": all_code()})
         known = self.outcome(cell)
         if known.get("key") == key and (folder / "report.json").is_file():
-            for name, step in flow.steps.items() if self.max_cost is not None else ():
-                flow.pool.budget.book_stage(self.store.folder_of(step.kind, stages[name]), reused=True)
+            for name, step in steps.items() if self.max_cost is not None else ():
+                run.pool.budget.book_stage(self.store.folder_of(step.kind, stages[name]), reused=True)
             return known, True
         folder.mkdir(parents=True, exist_ok=True)
-        flow.run(progress, self.store)
-        report, _ = write_report(flow)
+        run.build(progress, self.store)
+        report, _ = write_report(run)
         outcome = {"status": "done", "key": key, **_summary(report), "report": f"cells/{cell.name}/report.json"}
         return self._keep(cell, outcome), False
 

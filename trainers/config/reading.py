@@ -1,0 +1,155 @@
+"""Reading experiment files: YAML, `--set`, and errors that name file, line and key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from trainers.config.experiment import Experiment
+from trainers.fit.trainer import TRAINERS, Role
+from trainers.section import SECRET_PLACES
+from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.paths import LONGEST_NAME, cut, size
+from w2s_tasks.user_text import LONGEST, SHOWN, parse_yaml, read_text, shown
+
+MOST_ERRORS = 20
+"""Lines of an error about an experiment file."""
+ROLES = get_args(Role)
+
+
+def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
+    """The line of a key in YAML text, as far as the path can be followed."""
+    node, line = yaml.compose(text, Loader=yaml.SafeLoader), None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            pair = next(((k, v) for k, v in node.value if k.value == str(part)), None)
+            if pair is None:
+                return line
+            line, node = pair[0].start_mark.line + 1, pair[1]
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            node = node.value[part]
+            line = node.start_mark.line + 1
+        else:
+            return line
+    return line
+
+
+def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+    model: type[BaseModel] = Experiment
+    for part in path:
+        if str(part) in TRAINERS:
+            model = TRAINERS[str(part)].settings
+            continue
+        if str(part) not in model.model_fields:
+            return list(model.model_fields)
+        annotation = model.model_fields[str(part)].annotation
+        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+        model = next((a for a in options if issubclass(a, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _elsewhere(loc: tuple[str | int, ...]) -> str:
+    """Which other trainers of a role have a key."""
+    if len(loc) != 3 or loc[0] not in ROLES:
+        return ""
+    others = [n for n, t in TRAINERS.items() if loc[0] in t.roles and loc[2] in t.settings.model_fields]
+    return f" It is for trainer: {' or '.join(others)}." if others else ""
+
+
+def _explain(error: ValidationError, where: str, text: str) -> str:
+    lines = []
+    for item in error.errors():
+        loc = tuple(item["loc"])
+        path = tuple(p for i, p in enumerate(loc) if not (i == 1 and loc[0] in ROLES and p in TRAINERS))
+        key = cut(".".join(map(str, path)), SHOWN) or "(file)"
+        line = _line_of(text, path)
+        place = f"{where}:{line}" if line else where
+        if item["type"] == "extra_forbidden":
+            known = _known_keys(loc[:-1])
+            message = f"unknown key.{_elsewhere(loc) or nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
+        elif item["type"] == "missing":
+            message = "this key is missing."
+        else:
+            message = item["msg"].removeprefix("Value error, ")
+            value = item.get("input")
+            simple = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
+            message += f" (got {shown(value)})" if simple else ""
+        lines.append(f"{place}: {key}: {message}")
+    more = [f"{where}: and {len(lines) - MOST_ERRORS:,} more errors"] if len(lines) > MOST_ERRORS else []
+    return "\n".join([*lines[:MOST_ERRORS], *more])
+
+
+def set_value(data: dict[str, Any], assignment: str) -> None:
+    """Apply one ``--set a.b=value``; the value is read as YAML.
+
+    Raises:
+        UserError: no ``=``, or a path through something that is no section.
+    """
+    path, equals, raw = assignment.partition("=")
+    *parents, last = path.strip().split(".")
+    if not equals or not all((*parents, last)):
+        raise UserError(f"--set {cut(assignment, SHOWN)}: write key=value, e.g. --set strong.lr=1e-3.")
+    node: Any = data
+    for parent in parents:
+        if isinstance(node.get(parent), str) and parent == "split":
+            node[parent] = {"by": node[parent]}
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise UserError(f"--set {cut(assignment, SHOWN)}: '{cut(parent, SHOWN)}' is no section of the config.")
+    node[last] = parse_yaml(raw, f"--set {cut(path, SHOWN)}")
+
+
+def parse(text: str, where: str, overrides: list[str] | None = None) -> Experiment:
+    """Read an experiment from YAML text.
+
+    Raises:
+        UserError: not YAML, an unknown or missing key, or a value that does not fit; with file, line and key.
+    """
+    data = parse_yaml(text, where)
+    if not isinstance(data, dict):
+        raise UserError(f"{where}: an experiment is a mapping of keys; see harness_configs/experiments/quickstart.yaml.")
+    for assignment in overrides or []:
+        set_value(data, assignment)
+    try:
+        return Experiment.model_validate(data)
+    except ValidationError as error:
+        raise UserError(_explain(error, where, text)) from error
+
+
+def shipped() -> dict[str, Path]:
+    """The experiments that ship with the package, by name."""
+    folder = Path(__file__).parents[2] / "harness_configs" / "experiments"
+    return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
+
+
+def find_config(name: str) -> Path:
+    """A config by path, or by the name of one that ships.
+
+    Raises:
+        UserError: neither exists.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    known = shipped()
+    stem = path.stem if path.suffix in (".yaml", ".yml") else name
+    if stem in known:
+        return known[stem]
+    raise UserError(
+        f"no config file '{name}', and none of that name ships.{nearest(stem, known)} Shipped: {', '.join(known)}."
+    )
+
+
+def load(name: str, overrides: list[str] | None = None) -> tuple[Experiment, Path]:
+    """Read an experiment file by path or shipped name, with ``--set`` overrides; folders become absolute."""
+    path = find_config(name)
+    text = read_text(path, most=LONGEST)
+    config = parse(text, str(path), overrides)
+    folders = [str((path.parent / p).resolve()) for p in config.include_path]
+    name = config.name or path.stem
+    if not name.strip(".") or size(name) > LONGEST_NAME:
+        raise UserError(f"{path}: its name can't name a run folder; put `name: my_experiment` into it.")
+    return config.model_copy(update={"include_path": folders, "name": name}), path

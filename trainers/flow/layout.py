@@ -1,0 +1,181 @@
+"""An experiment from its first row to its last evaluation. Read this file first: it is the whole loop.
+
+    task -> split -> weak.fit -> labels -> for each arm, method and seed: label operations -> fit -> lm_eval -> report
+
+A `Layout` needs the configuration and the tasks, and loads nothing: `w2s plan` shows it, a `Run` builds it. What each step
+depends on and does is in `trainers.steps`; what a method does before its student learns is in `trainers.steps.teachers`; the
+report is made of the evaluations by `trainers.report`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+from trainers.config.experiment import Experiment, is_plain
+from trainers.config.methods import parse_method
+from trainers.fit.trainer import TRAINERS, training_style
+from trainers.harness.evaluate import Harness
+from trainers.harness.tasks import HarnessTask, UnloadedTask
+from trainers.steps.answers import Answers, Search
+from trainers.steps.arm import Arm
+from trainers.steps.evaluation import Evaluation, SafetyEvaluation
+from trainers.steps.fit import Fit
+from trainers.steps.source import Source, Split
+from trainers.steps.step import Step
+from trainers.steps.teachers import AnyStep, Repetition, answers_of, labels_for
+from trainers.training.settings import ModelSettings
+from w2s_tasks.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class Tasks:
+    """The tasks of an experiment."""
+
+    harness: Harness
+    training: HarnessTask
+    asked: Mapping[str, HarnessTask]
+    """By name, those that ask the training task's documents another way."""
+    safety: list[HarnessTask]
+
+    @classmethod
+    def load(cls, config: Experiment, harness: Harness) -> Tasks:
+        """Load them, and refuse what can't be trained on or asked before anything is trained.
+
+        Raises:
+            UserError: a task that does not fit its place. MissingDataError: its data is not here.
+        """
+        training = harness.task(config.task)
+        training.check_trainable()
+        safety = harness.load(config.safety.tasks) if config.safety else []
+        names = [task.name for task in safety]
+        for name in config.safety.limits if config.safety else ():
+            if name not in names:
+                raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
+        asked = {n: harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
+        for task in (training, *asked.values(), *safety):
+            task.check_evaluable()
+        return cls(harness, training, asked, safety)
+
+    @classmethod
+    def named(cls, config: Experiment, harness: Harness) -> Tasks:
+        """The same by name alone, for a plan where the data is not here."""
+        asked = {n: UnloadedTask(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
+        safety = harness.names(config.safety.tasks) if config.safety else []
+        return cls(harness, UnloadedTask(config.task), asked, [UnloadedTask(name) for name in safety])
+
+
+class Layout:
+    """The steps of an experiment, in the order in which they are built."""
+
+    def __init__(self, config: Experiment, tasks: Tasks) -> None:
+        self.config, self.tasks, self.task = config, tasks, tasks.training
+        self.steps: dict[str, Step] = {}
+        """By name."""
+        self.evaluations: dict[Arm, Evaluation] = {}
+        """Every model on the training task, those at checkpoints included."""
+        self.weak_labels: dict[int, Answers] = {}
+        """The weak supervisor's labels, by seed."""
+        for name in config.arms:
+            if is_plain(name) and name != "weak_untrained":
+                self._evaluate(Arm(name), None)
+        for seed in config.seeds:
+            self._repeat(seed)
+
+    def _repeat(self, seed: int) -> None:
+        """One seed: a split, a weak supervisor and its labels, then every arm that is trained."""
+        config, task, hard = self.config, self.task, self.config.labels == "hard"
+        split = self._add(Split(task=task, settings=config.split, seed=seed))
+        supervisor = Arm("weak", "xent", seed)
+        weak = self._fit(supervisor, Source(split=split, sides=("weak",)))
+        labels = self._add(Answers(task=task, whose="weak", split=split, settings=config.weak, fit=weak, hard=hard))
+        self.weak_labels[seed] = labels
+        self._evaluate(supervisor, weak)
+        if "weak_untrained" in config.arms:
+            self._evaluate(Arm("weak_untrained", None, seed), None)
+        repetition = Repetition(split, weak, labels, config.strong, hard, self._add)
+        for arm in self._trained_arms(seed):
+            fit = self._fit(arm, self._source(arm, repetition))
+            for at in (None, *config.evaluate.checkpoints):
+                self._evaluate(replace(arm, at=at), fit)
+
+    def _trained_arms(self, seed: int) -> Iterator[Arm]:
+        for name in self.config.arms:
+            if not is_plain(name):
+                by_method = Arm(name).kind.teacher == "method"
+                yield from (Arm(name, method, seed) for method in (self.config.methods if by_method else ["xent"]))
+
+    def _source(self, arm: Arm, repetition: Repetition) -> Source:
+        """What an arm's model learns."""
+        split, strong = repetition.split, self.config.strong
+        match arm.kind.teacher:
+            case "method":
+                return labels_for(parse_method(arm.method or "xent").ops, self.config.method_args.section, repetition)
+            case "weak":
+                return Source(split=split, made=repetition.labels).then(arm.name)
+            case "itself":
+                return Source(split=split, made=answers_of(repetition, arm.name, strong, None))
+            case "search":
+                search = Search(task=self.task, split=split, settings=strong, search=self.config.unsupervised)
+                return Source(split=split, made=self._add(search))
+            case "all gold":
+                return Source(split=split, sides=("weak", "transfer")).then(arm.name)
+            case _:
+                return Source(split=split).then(arm.name)
+
+    def _fit(self, arm: Arm, source: Source) -> Fit:
+        loss = parse_method(arm.method or "xent").loss
+        fit = Fit(
+            task=self.task,
+            whose=arm.label,
+            settings=self._settings(arm),
+            source=source,
+            seed=source.split.seed,
+            loss=loss,
+            loss_args=self.config.method_args.of(loss),
+            arm=arm,
+            keep=tuple(self.config.evaluate.checkpoints) if arm.kind.model == "strong" else (),
+        )
+        return self._add(fit)
+
+    def _evaluate(self, arm: Arm, fit: Fit | None) -> None:
+        """The arm's evaluations: on the training task; on the safety tasks, which no classifier can answer."""
+        config, settings = self.config, self._settings(arm)
+        asked = {self._asked(arm): config.evaluate.limit}
+        shots = config.few_shot_k(arm.name) or config.evaluate.num_fewshot
+        of_arm: dict[str, Any] = {"arm": arm, "settings": settings, "fit": fit, "harness": self.tasks.harness}
+        style = training_style(settings, shots)
+        for task in asked:
+            task.check_shots(style)
+        self.evaluations[arm] = self._add(Evaluation(task=self.task, **of_arm, limits=asked, style=style))
+        safety = config.safety
+        # A few-shot arm is the untuned model again.
+        if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or config.few_shot_k(arm.name):
+            return
+        limits = {task: safety.limits.get(task.name, safety.limit) for task in self.tasks.safety}
+        for number in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
+            style = replace(training_style(settings, number), multiturn=safety.fewshot_as_multiturn)
+            main = number == safety.shots[0]
+            for task in limits:
+                task.check_shots(style)
+            self._add(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+
+    def _asked(self, arm: Arm) -> HarnessTask:
+        """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
+        evaluate = self.config.evaluate
+        name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
+        return self.tasks.asked[name] if name and arm.kind.model == "strong" else self.task
+
+    def _settings(self, arm: Arm) -> ModelSettings:
+        settings: ModelSettings = getattr(self.config, arm.kind.model)
+        return settings
+
+    def _add(self, step: AnyStep) -> AnyStep:
+        """Put a step in, unless one of its name is there; give the one that is."""
+        return cast(AnyStep, self.steps.setdefault(step.name, step))  # a name is of one class
+
+    def arms(self) -> list[Arm]:
+        """All arms at the end of training; the weak supervisor first, then as the config lists them."""
+        order = ["weak", "weak_untrained", *(a for a in self.config.arms if Arm(a).kind.model == "strong")]
+        return sorted((a for a in self.evaluations if a.at is None), key=lambda a: (order.index(a.name), a.seed or 0))

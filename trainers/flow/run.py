@@ -1,0 +1,117 @@
+"""A layout over a store: the keys of its steps, and building what is missing."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+from trainers.config.experiment import Experiment
+from trainers.fit.trainer import TRAINERS, untuned
+from trainers.flow.layout import Layout, Tasks
+from trainers.flow.progress import Progress
+from trainers.harness.evaluate import Harness
+from trainers.harness.pool import ModelPool
+from trainers.steps.arm import Arm
+from trainers.steps.evaluation import evaluated_model
+from trainers.steps.step import Step
+from trainers.store.costs import Budget
+from trainers.store.stages import Stage, Store, recipe_key
+from w2s_tasks.code_scope import code_hash
+from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.plugin.eval_arguments import check_arguments
+
+
+class Run:
+    """A layout and the stages of its steps.
+
+    A step's key is the hash of its recipe, the code that it stands on, the model it loads and the keys of its inputs. So all
+    keys are known before anything is built, and what is there is not done again.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        folder: Path,
+        *,
+        pool: ModelPool | None = None,
+        identities: dict[str, str] | None = None,
+    ) -> None:
+        """Nothing is built or read yet.
+
+        Args:
+            layout: the steps.
+            folder: where the report goes, and the stages unless `build` is given a store.
+            pool: loaded models to share between runs.
+            identities: model identities to share between runs, filled as they are found.
+        """
+        self.layout, self.folder = layout, folder
+        self.pool = pool or ModelPool()
+        self.stages: dict[str, Stage] = {}
+        """Those of the steps that are built, by the steps' names."""
+        self._keys: dict[str, str] = {}
+        self._identities = identities if identities is not None else {}
+
+    def recipe(self, step: Step) -> dict[str, Any]:
+        """All that a step's result depends on; its hash is the stage's key."""
+        return {
+            "kind": step.kind,
+            "code": code_hash([step.build, *step.code]),
+            "settings": step.recipe(),
+            "inputs": [self.key(i) for i in step.inputs],
+            "model": step.base.identity(self._identities) if step.base else None,
+        }
+
+    def key(self, step: Step) -> str:
+        """The stage key of a step."""
+        if step.name not in self._keys:
+            self._keys[step.name] = recipe_key(self.recipe(step))
+        return self._keys[step.name]
+
+    def folder_of(self, step: Step) -> Path:
+        """The folder of a step that is built."""
+        return self.stages[step.name].path
+
+    def model_of(self, arm: Arm) -> ModelRef:
+        """The model that an arm led to, once it is built."""
+        return evaluated_model(self.layout.evaluations[arm], self)
+
+    def build(self, progress: Progress, store: Store | None = None) -> None:
+        """Build every step that is not there; afterwards `stages` holds them all.
+
+        Args:
+            progress: says what is under way.
+            store: where the stages are; by default the run folder's own.
+
+        Raises:
+            UserError: with what to do; what was finished stays.
+        """
+        store = store or Store(self.folder)
+        self.pool.note = progress.note
+        self._check_models()
+        steps = list(self.layout.steps.values())
+        for number, step in enumerate(steps, start=1):
+            there = store.find(step.kind, self.key(step)) if progress.new_only else None
+            if there:
+                self.pool.budget.book_stage(there.path, reused=True)
+                self.stages[step.name] = there
+                continue
+            with progress.step(number, len(steps), step.title) as shown:
+                stage = store.build(step.kind, self.recipe(step), functools.partial(step.build, self))
+                self.stages[step.name] = stage
+                self.pool.budget.book_stage(stage.path, reused=stage.reused)
+                shown.done(stage.seconds, stage.reused)
+
+    def _check_models(self) -> None:
+        """Refuse what a model or its training would not take, before any is trained."""
+        for section in ("weak", "strong"):
+            settings = getattr(self.layout.config, section)
+            ref = untuned(settings, self.layout.task.choices)
+            check_arguments(ref.model, ref.args, f"{section}.model_args")
+            TRAINERS[settings.trainer].check(settings)
+
+
+def open_run(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Run:
+    """The run of an experiment over its run folder; ``max_cost`` is what services may cost in all, in USD."""
+    layout = Layout(config, Tasks.load(config, Harness(config.include_path)))
+    return Run(layout, runs_dir / config.name, pool=ModelPool(Budget(max_cost)))

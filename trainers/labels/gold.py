@@ -1,0 +1,61 @@
+"""Gold labels: what the task says is right, in a file of their own, so that no student sees them by mistake.
+
+The weak supervisor, the ceilings and the controls of the experiment are made of them; the report measures labels by them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from trainers.labels.label_set import Array, LabelSet
+from w2s_tasks.errors import UserError
+
+GOLD = "gold.parquet"
+"""The file of a split's gold labels."""
+
+
+@dataclass(frozen=True)
+class Gold:
+    """The right choice of some rows, by row id."""
+
+    right: Mapping[str, int]
+
+    def of(self, ids: Sequence[str]) -> Array:
+        """The right choices of rows, shape [n]."""
+        return np.array([self.right[i] for i in ids], dtype=int)
+
+    def accuracy(self, labels: LabelSet) -> float:
+        """Share of a label set's rows whose most probable choice is right."""
+        return float((labels.hard == self.of(labels.row_id)).mean()) if len(labels) else float("nan")
+
+    def save(self, path: Path) -> None:
+        """Write parquet with the columns row_id, gold."""
+        columns = [pa.array(list(self.right)), pa.array(list(self.right.values()), type=pa.int64())]
+        pq.write_table(pa.table(columns, names=["row_id", "gold"]), path)
+
+    @classmethod
+    def load(cls, path: Path) -> Gold:
+        """Read what `save` wrote."""
+        with pq.ParquetFile(path) as file:
+            table = file.read()
+        return cls(dict(zip(table["row_id"].to_pylist(), table["gold"].to_pylist(), strict=True)))
+
+
+def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int) -> LabelSet:
+    """Gold labels as a label set: what the weak supervisor and the ceiling learn from.
+
+    Raises:
+        UserError: a gold label that is none of the choices.
+    """
+    bad = next((i for i, g in enumerate(gold) if not 0 <= g < choices), None)
+    if bad is not None:
+        raise UserError(
+            f"row {ids[bad]} has the gold label {gold[bad]}, but the task has {choices} choices (0 to {choices - 1})."
+        )
+    return LabelSet(tuple(ids), np.eye(choices)[np.asarray(gold, dtype=int)])

@@ -1,0 +1,109 @@
+"""Labels that one model gives: a trained one's answers, an untuned one's, or those that it finds without a teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainers.fit.trainer import Code, answering_code, training_style, untuned
+from trainers.harness.tasks import PromptStyle
+from trainers.labels import splits, unsupervised
+from trainers.labels.ask import label
+from trainers.labels.label_set import LABELS, LabelSet
+from trainers.steps.fit import Fit
+from trainers.steps.source import Labels, Split
+from trainers.steps.step import Ground, Step
+from trainers.store import processes
+from trainers.training.settings import ModelSettings
+from w2s_tasks.models.ref import ModelRef
+
+
+def ask_model(fit: Fit | None, settings: ModelSettings, split: Split, ids: list[str], ground: Ground) -> LabelSet:
+    """Let a model label rows: the one that a step trained, or the untuned one of `settings`."""
+    task = split.task
+    lm = ground.pool.load(ModelRef.load(ground.folder_of(fit)) if fit else untuned(settings, task.choices))
+    return label(lm, task, task.docs_of(ids), ids, training_style(settings))
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Answers(Labels):
+    """A model's own labels of the transfer rows: a trained one's, or an untuned one's."""
+
+    settings: ModelSettings
+    fit: Fit | None = None
+    hard: bool = False
+    """All weight on the most probable choice."""
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The model, where it is trained, and the rows."""
+        return (self.fit, self.split) if self.fit else (self.split,)
+
+    @property
+    def base(self) -> ModelSettings | None:
+        """The untuned model."""
+        return None if self.fit else self.settings
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers."""
+        return answering_code(self.settings)
+
+    def recipe(self) -> dict[str, Any]:
+        """The prompts, and of an untuned model its arguments."""
+        prompts = {"hard": self.hard, "renderer": self.task.renderer_hash(training_style(self.settings))}
+        return prompts if self.fit else prompts | {"args": self.settings.model_args}
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Ask the model."""
+        ids = splits.read(ground.folder_of(self.split), "transfer")
+        labels = ask_model(self.fit, self.settings, self.split, ids, ground)
+        (labels.hardened() if self.hard else labels).save(out / LABELS)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Search(Labels):
+    """Labels that no teacher gave: the untuned strong model finds those that predict each other."""
+
+    settings: ModelSettings
+    search: unsupervised.Unsupervised
+    whose: str = "unsupervised"
+
+    @property
+    def title(self) -> str:
+        """By its seed."""
+        return f"labels without a teacher, seed {self.split.seed}"
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The rows."""
+        return (self.split,)
+
+    @property
+    def base(self) -> ModelSettings | None:
+        """The untuned model."""
+        return self.settings
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers."""
+        return answering_code(self.settings)
+
+    def recipe(self) -> dict[str, Any]:
+        """The search's settings, the model's, and the prompts."""
+        return {
+            "unsupervised": self.search.model_dump(),
+            "seed": self.split.seed,
+            "args": self.settings.model_args,
+            "renderer": self.task.renderer_hash(PromptStyle()),
+        }
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Search; one chain of small questions, so there is nothing to share out among processes."""
+        if not processes.is_main():
+            return
+        ids = splits.read(ground.folder_of(self.split), "transfer")
+        lm = ground.pool.load(untuned(self.settings, self.task.choices))
+        docs, seed = self.task.docs_of(ids), self.split.seed
+        unsupervised.label_without_teacher(self.task, lm, docs, ids, self.search, seed, out).save(out / LABELS)

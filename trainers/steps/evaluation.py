@@ -1,0 +1,110 @@
+"""lm_eval on one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trainers.fit.trainer import Code, answering_code, untuned
+from trainers.harness.evaluate import Harness, evaluate
+from trainers.harness.tasks import HarnessTask, PromptStyle
+from trainers.steps.arm import Arm
+from trainers.steps.fit import Fit
+from trainers.steps.step import Ground, Step
+from trainers.training.kept import adapter_at
+from trainers.training.settings import ModelSettings
+from w2s_tasks.models.ref import ModelRef
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Evaluation(Step):
+    """lm_eval on one model: the training task, or one that asks its documents another way."""
+
+    kind: ClassVar[str] = "evaluate"
+    arm: Arm
+    settings: ModelSettings
+    """The section of its model."""
+    fit: Fit | None
+    """None for the untuned model."""
+    harness: Harness
+    limits: Mapping[HarnessTask, int | None]
+    """The tasks, each with how many of its documents are asked; None for all."""
+    style: PromptStyle
+
+    @property
+    def name(self) -> str:
+        """By its model."""
+        return f"evaluate/{self.arm.title}"
+
+    @property
+    def title(self) -> str:
+        """By its model."""
+        return f"evaluate {self.arm.title}"
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The training."""
+        return (self.fit,) if self.fit else ()
+
+    @property
+    def base(self) -> ModelSettings | None:
+        """The untuned model."""
+        return None if self.fit else self.settings
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers."""
+        return answering_code(self.settings)
+
+    def recipe(self) -> dict[str, Any]:
+        """Documents, prompts, and the model where no training says which."""
+        return {
+            "tasks": {t.name: [t.renderer_hash(self.style), t.eval_hash(limit)] for t, limit in self.limits.items()},
+            "style": vars(self.style),
+            "untrained": None if self.fit else vars(untuned(self.settings, self.task.choices)),
+            **({} if self.arm.at is None else {"at": self.arm.at}),
+        }
+
+    def rows(self) -> int:
+        """The documents."""
+        return sum(self.asked.values())
+
+    @property
+    def asked(self) -> dict[str, int]:
+        """How many documents of each task it asks."""
+        return {task.name: task.eval_rows(limit) for task, limit in self.limits.items()}
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Leave lm_eval's own files."""
+        evaluate(self.harness, ground.pool, evaluated_model(self, ground), self.limits, out, style=self.style)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SafetyEvaluation(Evaluation):
+    """lm_eval on the safety tasks, with one number of shots."""
+
+    kind: ClassVar[str] = "safety"
+    main: bool = True
+    """False for a rung of the ladder of shots beside the main one."""
+
+    @property
+    def name(self) -> str:
+        """By its model; a further rung by its shots too."""
+        return f"safety{'' if self.main else f'@{self.style.num_fewshot}'}/{self.arm.title}"
+
+    @property
+    def title(self) -> str:
+        """By its model."""
+        return f"safety of {self.arm.title}{'' if self.main else f', {self.style.num_fewshot} shots'}"
+
+
+def evaluated_model(step: Evaluation, ground: Ground) -> ModelRef:
+    """The model that an evaluation asks, once its training is there; the untuned one where there is none."""
+    if step.fit is None:
+        return untuned(step.settings, step.task.choices)
+    folder = ground.folder_of(step.fit)
+    ref = ModelRef.load(folder)
+    adapter = {} if step.arm.at is None else {"peft": str(adapter_at(folder, step.arm.at))}
+    return replace(ref, args={**ref.args, **adapter})

@@ -1,0 +1,99 @@
+"""The training of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from trainers.fit.trainer import TRAINERS, Code, training_code, training_style
+from trainers.labels.label_set import LABELS
+from trainers.steps.arm import Arm
+from trainers.steps.source import Source, read_labels
+from trainers.steps.step import Ground, Step
+from trainers.training.settings import ModelSettings
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Fit(Step):
+    """The training of one model."""
+
+    kind: ClassVar[str] = "fit"
+    whose: str
+    """Whose model it is: an arm's label, or that of a model in between."""
+    settings: ModelSettings
+    source: Source
+    seed: int
+    """Of initialisation, order and label operations."""
+    loss: str = "xent"
+    loss_args: Mapping[str, Any] = field(default_factory=dict)
+    arm: Arm | None = None
+    """None for a model in between, which is not evaluated."""
+    keep: tuple[float, ...] = ()
+    """Shares of its steps at which the model is kept too."""
+
+    @property
+    def name(self) -> str:
+        """By its model and the experiment's seed."""
+        return f"fit/{self.model}"
+
+    @property
+    def model(self) -> str:
+        """Whose model, with the experiment's seed."""
+        return f"{self.whose}, seed {self.source.split.seed}"
+
+    @property
+    def title(self) -> str:
+        """By its model."""
+        return f"train {self.model}"
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Where its labels come from."""
+        return self.source.inputs
+
+    @property
+    def base(self) -> ModelSettings | None:
+        """The model that is trained."""
+        return self.settings
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """The trainer, the loss, the label operations."""
+        return *training_code(self.settings, self.loss), *self.source.code
+
+    def recipe(self) -> dict[str, Any]:
+        """Labels, loss, settings and prompts."""
+        return {
+            **self.source.recipe(),
+            "loss": [self.loss, self.loss_args],
+            "seed": self.seed,
+            "settings": self.settings.recipe(),
+            "renderer": self.task.renderer_hash(training_style(self.settings)),
+            "data": self.task.train_hash,
+            **({"keep": self.keep} if self.keep else {}),
+        }
+
+    def rows(self) -> int:
+        """The rows that it learns."""
+        return self.source.rows()
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Write the labels as they are learnt, and what the trainer leaves."""
+        labels = read_labels(self.source, ground, self.seed)
+        labels.save(out / LABELS)
+        ref = TRAINERS[self.settings.trainer].fit(
+            self.task,
+            self.task.docs_of(labels.row_id),
+            labels,
+            self.settings,
+            out,
+            pool=ground.pool,
+            method=self.loss,
+            loss_args=self.loss_args,
+            seed=self.seed,
+            title=f"train {self.model}",
+            **({"keep": self.keep} if self.keep else {}),
+        )
+        ref.save(out)

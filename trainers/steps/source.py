@@ -1,0 +1,169 @@
+"""The split of a seed, and the labels that a model learns: a step's or gold ones, with operations on them."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from trainers.fit.trainer import Code
+from trainers.harness.tasks import HarnessTask, PromptStyle
+from trainers.labels import splits
+from trainers.labels.arms import ARMS, operation
+from trainers.labels.gold import GOLD, Gold, gold_labels
+from trainers.labels.label_set import LABELS, LabelSet
+from trainers.steps.step import Ground, Step
+from w2s_tasks.errors import MissingDataError
+
+Side = Literal["weak", "transfer"]
+Op = tuple[str, dict[str, Any]]
+"""A label operation and its settings."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Split(Step):
+    """The training split's two halves, and the gold labels of their rows."""
+
+    kind: ClassVar[str] = "split"
+    settings: splits.SplitSettings
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """By its seed."""
+        return f"split/{self.seed}"
+
+    @property
+    def title(self) -> str:
+        """By its seed."""
+        return f"split, seed {self.seed}"
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What the task says of its rows."""
+        return HarnessTask.source_texts, HarnessTask.gold
+
+    def recipe(self) -> dict[str, Any]:
+        """The settings and the rows; where sources decide, the prompts too."""
+        texts = {"renderer": self.task.renderer_hash(PromptStyle())} if self.settings.by == "source" else {}
+        number = {"seed": self.settings.seed + self.seed}
+        return self.settings.model_dump() | number | {"data": self.task.train_hash} | texts
+
+    def rows(self) -> int:
+        """All of the training split."""
+        return len(self.task.train_docs)
+
+    @functools.cached_property
+    def halves(self) -> splits.Halves:
+        """The row numbers of both halves, without limits."""
+        number, rows = self.settings.seed + self.seed, len(self.task.train_docs)
+        if self.settings.by == "study":
+            return splits.split_as_study(rows)
+        if self.settings.by == "row":
+            return splits.split_by_row(rows, self.settings.weak, number)
+        texts, contained = self.task.source_texts()
+        return splits.split_by_source(texts, self.settings.weak, number, contained=contained)
+
+    def side(self, side: Side) -> list[int]:
+        """The row numbers of one half, as many as the experiment takes."""
+        return splits.limited(getattr(self.halves, side), getattr(self.settings.limit, side), side)
+
+    def size(self, side: Side) -> int:
+        """How many rows a half has; where the data is not here, how many are asked for."""
+        try:
+            return len(self.side(side))
+        except MissingDataError:
+            limit: int | None = getattr(self.settings.limit, side)
+            if limit is None:
+                raise
+            return limit
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Write the row ids of both halves, and gold labels; a label outside the choices stops the run here."""
+        ids, weak, transfer = self.task.train_ids, self.side("weak"), self.side("transfer")
+        docs = self.task.train_docs
+        Gold({ids[i]: self.task.gold(docs[i]) for i in (*weak, *transfer)}).save(out / GOLD)
+        splits.write(out, [ids[i] for i in weak], [ids[i] for i in transfer], self.halves.dropped)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Labels(Step):
+    """A step that leaves a label set of the transfer rows."""
+
+    kind: ClassVar[str] = "labels"
+    whose: str
+    split: Split
+
+    @property
+    def name(self) -> str:
+        """By whose labels they are."""
+        return f"labels/{self.whose}, seed {self.split.seed}"
+
+    @property
+    def title(self) -> str:
+        """By whose labels they are."""
+        return f"labels of {self.whose}, seed {self.split.seed}"
+
+    def rows(self) -> int:
+        """The transfer rows."""
+        return self.split.size("transfer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Labels to train on: those that a step made, or gold labels of sides of the split; then operations on them."""
+
+    split: Split
+    made: Labels | None = None
+    sides: tuple[Side, ...] = ("transfer",)
+    ops: tuple[Op, ...] = ()
+    share: float = 1.0
+    """About how many of the rows are left, for a plan."""
+
+    def then(self, name: str, settings: dict[str, Any] | None = None) -> Source:
+        """The same with one more operation."""
+        settings = settings or {}
+        return replace(self, ops=(*self.ops, (name, settings)), share=self.share * settings.get("keep", 1.0))
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The steps that it reads."""
+        return (self.split, self.made) if self.made else (self.split,)
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """Its operations."""
+        return tuple(operation(name) for name, _ in self.ops)
+
+    def recipe(self) -> dict[str, Any]:
+        """What it is, its inputs apart."""
+        return {"rows": "made" if self.made else self.sides, "label_ops": self.ops}
+
+    def rows(self) -> int:
+        """About how many rows there are."""
+        return round(self.share * sum(self.split.size(side) for side in self.sides))
+
+
+def read_labels(source: Source, ground: Ground, seed: int) -> LabelSet:
+    """The labels that a source stands for, once its steps are built.
+
+    Raises:
+        UserError: an operation left no row.
+    """
+    split = ground.folder_of(source.split)
+    if source.made:
+        labels = LabelSet.load(ground.folder_of(source.made) / LABELS)
+    else:
+        ids = [i for side in source.sides for i in splits.read(split, side)]
+        labels = gold_labels(ids, Gold.load(split / GOLD).of(ids).tolist(), len(source.split.task.choices))
+    for name, settings in source.ops:
+        # A seed of its own for each operation, so that adding an arm changes no other.
+        number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
+        control = name in ARMS and ARMS[name].sees_gold
+        gold = (Gold.load(split / GOLD).of(labels.row_id),) if control else ()
+        labels = operation(name)(labels, np.random.default_rng([number, seed]), *gold, **settings)
+    return labels
