@@ -39,8 +39,8 @@ html_theme_options = {"show_toc_level": 2, "navigation_with_keys": False, "navba
 html_sidebars = {"**": ["globaltoc.html"]}
 
 TEXTS = {"README.md": "front_page"} | {f"{n}.md": n.lower() for n in ("SECURITY", "CONTRIBUTING", "CHANGELOG")}
-TEXTS |= {str(p.relative_to(ROOT)): p.parent.name for p in (ROOT / "w2s_tasks").glob("*/README.md")}
-TEXTS |= {"tests/replies/README.md": "replies"}
+TEXTS |= {str(p.relative_to(ROOT)): p.parent.name for p in (ROOT / "w2s_tasks" / "tasks").glob("*/README.md")}
+TEXTS |= {"tests/replies/README.md": "replies", "scripts/upstream/README.md": "upstream"}
 
 
 def _linked(text: str, here: Path) -> str:
