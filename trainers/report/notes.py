@@ -19,22 +19,22 @@ def training_warnings(run: Run) -> list[str]:
     return [text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage.path).warnings]
 
 
-def _asked(found: Collected) -> Iterator[tuple[str, str, str | None]]:
+def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
     """Task, model and place of the system prompt, of everything that was prompted: evaluations, then trainings."""
-    for evaluations in (found.training, found.safety):
+    for evaluations in (collected.training, collected.safety):
         for arm, scores in evaluations.items():
             for one in scores.values():
-                if found.mode(arm, one) != "classifier":
+                if collected.mode(arm, one) != "classifier":
                     yield one.task, replace(arm, seed=None).title, one.system_prompt
-    for step in found.run.layout.steps.values():
+    for step in collected.run.layout.steps.values():
         if isinstance(step, Fit) and step.settings.trainer != "classifier":
-            yield found.task, f"training of {step.whose}", Told.load(found.run.folder_of(step)).system_prompt
+            yield collected.task, f"training of {step.whose}", Told.load(collected.run.folder_of(step)).system_prompt
 
 
-def system_prompts(found: Collected) -> list[Entry]:
+def system_prompts(collected: Collected) -> list[Entry]:
     """For each task with a system prompt or description where it stood, and in whose prompts; None for those without it."""
     places: dict[str, dict[str | None, dict[str, None]]] = {}
-    for task, model, place in _asked(found):
+    for task, model, place in _asked(collected):
         places.setdefault(task, {}).setdefault(place, {})[model] = None
     return [
         {"task": task, "place": place, "models": list(models)}

@@ -113,38 +113,38 @@ def build_report(run: Run) -> dict[str, Any]:
     Raises:
         UserError: evaluations that don't fit together.
     """
-    layout, found = run.layout, collect(run)
+    layout, collected = run.layout, collect(run)
     task, config = layout.task.name, layout.config
-    missing = [a.title for a in layout.arms() if task not in found.training.get(a, {})]
+    missing = [a.title for a in layout.arms() if task not in collected.training.get(a, {})]
     if missing:
         raise UserError(f"no evaluation of {', '.join(missing)} on {task}.")
-    gaps = trained.gap_entries(found)
-    safety_gaps, family = safe.gap_entries(found)
-    mean_gaps = safe.mean_gap_entries(found)
-    prompts = notes.system_prompts(found)
+    gaps = trained.gap_entries(collected)
+    safety_gaps, family = safe.gap_entries(collected)
+    mean_gaps = safe.mean_gap_entries(collected)
+    prompts = notes.system_prompts(collected)
     return {
         "schema": SCHEMA,
         "experiment": config.name,
         "task": task,
         "choices": [c.strip() for c in layout.task.choices],
-        "arms": [trained.arm_entry(found, arm) for arm in layout.arms()],
-        "arm_means": trained.mean_entries(found),
+        "arms": [trained.arm_entry(collected, arm) for arm in layout.arms()],
+        "arm_means": trained.mean_entries(collected),
         "gaps": gaps,
         "gap": gaps[0] if gaps else None,
         "notes": [*notes.training_warnings(run), *notes.unlike(prompts)],
         "system_prompts": prompts,
         "weak_labels": trained.label_entries(run),
-        "diagnostics": trained.diagnostic_entries(found),
-        "disagreements": trained.disagreements(found),
-        "safety": safe.safety_entries(found),
-        "safety_means": safe.safety_means(found),
+        "diagnostics": trained.diagnostic_entries(collected),
+        "disagreements": trained.disagreements(collected),
+        "safety": safe.safety_entries(collected),
+        "safety_means": safe.safety_means(collected),
         "safety_gaps": safety_gaps,
         "safety_family": family,
         "safety_mean_gaps": mean_gaps,
-        "drift": safe.drift_entries(found),
-        "ladder": safe.ladder_entries(found),
-        "associations": safe.association_entries(found),
-        "tradeoff": safe.tradeoff_entries(found, gaps, mean_gaps),
+        "drift": safe.drift_entries(collected),
+        "ladder": safe.ladder_entries(collected),
+        "associations": safe.association_entries(collected),
+        "tradeoff": safe.tradeoff_entries(collected, gaps, mean_gaps),
         "curves": trained.curve_entries(run),
         "models": {
             part: {"model": section.model, "parameters": parameters(section.model)}

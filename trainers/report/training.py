@@ -43,18 +43,18 @@ def score_entry(scores: TaskScores) -> Entry:
     }
 
 
-def arm_entry(found: Collected, arm: Arm) -> Entry:
+def arm_entry(collected: Collected, arm: Arm) -> Entry:
     """One model on the training task."""
-    run = found.run
-    scores, asked = found.training[arm][found.task], run.layout.evaluations[arm]
+    run = collected.run
+    scores, asked = collected.training[arm][collected.task], run.layout.evaluations[arm]
     table = confusion(scores)
     return {
         "arm": arm.name,
         "method": arm.method,
         "seed": arm.seed,
         "model": asked.settings.model,
-        "mode": found.mode(arm, scores),
-        "objective": found.objective(arm),
+        "mode": collected.mode(arm, scores),
+        "objective": collected.objective(arm),
         "asked": scores.task,
         "num_fewshot": asked.style.num_fewshot,
         "system_prompt": scores.system_prompt,
@@ -66,15 +66,15 @@ def arm_entry(found: Collected, arm: Arm) -> Entry:
     }
 
 
-def _of(found: Collected, group: Group) -> list[TaskScores]:
-    return [found.training[arm][found.task] for arm in group.arms]
+def _of(collected: Collected, group: Group) -> list[TaskScores]:
+    return [collected.training[arm][collected.task] for arm in group.arms]
 
 
-def mean_entries(found: Collected) -> list[Entry]:
+def mean_entries(collected: Collected) -> list[Entry]:
     """Every arm and method over its seeds: accuracy with an interval that includes their spread."""
     entries = []
-    for group in found.groups(found.training):
-        scores = _of(found, group)
+    for group in collected.groups(collected.training):
+        scores = _of(collected, group)
         acc, low, high = mean_accuracy(stacked(scores, scores[0], len(scores)), scores[0].cluster)
         per_seed = [float(s.correct.mean()) for s in scores]
         entries.append({**group.entry(), "n": scores[0].n, "acc": acc, "ci95": [low, high], "per_seed": per_seed})
@@ -85,22 +85,24 @@ def _gap_entry(group: Group, seeds: list[int], gap: Gap) -> Entry:
     return {"arm": group.name, "method": group.method, "seeds": seeds, **asdict(gap)}
 
 
-def gap_entries(found: Collected, end: Collected | None = None) -> list[Entry]:
+def gap_entries(collected: Collected, end: Collected | None = None) -> list[Entry]:
     """PGR of every student, then of the untuned model and the controls, which tell how much of it needs no teacher.
 
     Args:
-        found: whose PGR.
-        end: whose supervisor and ceiling it is measured against; None for those of `found`.
+        collected: whose PGR.
+        end: whose supervisor and ceiling it is measured against; None for those of `collected`.
     """
-    end = end or found
-    weak, ceiling = (end.group(end.training, name) for name in ("weak", found.ceiling))
+    end = end or collected
+    weak, ceiling = (end.group(end.training, name) for name in ("weak", collected.ceiling))
     if weak is None or ceiling is None:
         return []
-    groups = [g for g in found.groups(found.training) if g.name != found.ceiling and kind_of(g.name).model == "strong"]
-    like, seeds = _of(end, ceiling)[0], list(found.config.seeds)
+    groups = [
+        g for g in collected.groups(collected.training) if g.name != collected.ceiling and kind_of(g.name).model == "strong"
+    ]
+    like, seeds = _of(end, ceiling)[0], list(collected.config.seeds)
     entries = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
-        scores = (_of(end, weak), _of(found, group), _of(end, ceiling))
+        scores = (_of(end, weak), _of(collected, group), _of(end, ceiling))
         series = [stacked(one, like, len(seeds)) for one in scores]
         entries.append(_gap_entry(group, seeds, recovered(*series, cluster=like.cluster)))
     return entries
@@ -142,18 +144,20 @@ def curve_entries(run: Run) -> list[Entry]:
     return entries
 
 
-def diagnostic_entries(found: Collected) -> list[Entry]:
+def diagnostic_entries(collected: Collected) -> list[Entry]:
     """Every arm of the strong model against the weak supervisor of its seed, on the evaluation rows."""
-    task = found.task
-    names = ("weak", found.ceiling)
-    weak, ceiling = ({a.seed: s[task] for a, s in found.training.items() if a.name == name} for name in names)
-    first = found.config.seeds[0]
+    task = collected.task
+    names = ("weak", collected.ceiling)
+    weak, ceiling = ({a.seed: s[task] for a, s in collected.training.items() if a.name == name} for name in names)
+    first = collected.config.seeds[0]
     entries = []
-    for arm in found.arms():
+    for arm in collected.arms():
         if arm.kind.model == "weak":
             continue
         seed = first if arm.seed is None else arm.seed
-        diagnosis = diagnose(found.training[arm][task], weak[seed], None if arm.name == found.ceiling else ceiling.get(seed))
+        diagnosis = diagnose(
+            collected.training[arm][task], weak[seed], None if arm.name == collected.ceiling else ceiling.get(seed)
+        )
         if diagnosis is not None:
             entries.append({"arm": arm.name, "method": arm.method, "seed": arm.seed, **asdict(diagnosis)})
     return entries
@@ -166,29 +170,29 @@ def _text(document: Entry) -> str:
     return joined if len(joined) <= TEXT else joined[:TEXT].rstrip() + " …"
 
 
-def disagreements(found: Collected) -> list[Entry]:
+def disagreements(collected: Collected) -> list[Entry]:
     """Where the first student overrode its supervisor: the rows of which it is surest, rightly and wrongly.
 
     Rows without probabilities (generated text) come in the task's order.
     """
-    group = found.group(found.training, "student")
+    group = collected.group(collected.training, "student")
     if group is None:
         return []
-    arm, task = group.arms[0], found.task
-    mine = found.training[arm][task]
-    theirs = next(s[task] for a, s in found.training.items() if a.name == "weak" and a.seed == arm.seed)
+    arm, task = group.arms[0], collected.task
+    mine = collected.training[arm][task]
+    theirs = next(s[task] for a, s in collected.training.items() if a.name == "weak" and a.seed == arm.seed)
     if mine.predicted is None or theirs.predicted is None or mine.gold is None:
         return []
     own, other = probabilities(mine), probabilities(theirs)
     certainty = own.max(axis=1) if own is not None else np.zeros(mine.n)
-    documents = read_documents(found.run.folder_of(found.run.layout.evaluations[arm]), mine.task)
+    documents = read_documents(collected.run.folder_of(collected.run.layout.evaluations[arm]), mine.task)
     entries = []
     for right in (True, False):
         # In a task of several choices an override may go from one wrong choice to another: it is wrong.
         rows = np.flatnonzero((mine.predicted != theirs.predicted) & ((mine.predicted == mine.gold) == right))
         for row in sorted(rows.tolist(), key=lambda r: -certainty[r])[:SHOWN]:
             chosen = (int(x[row]) for x in (mine.gold, theirs.predicted, mine.predicted))
-            gold, weak, student = (found.choices[c].strip() if c >= 0 else "(unparsed)" for c in chosen)
+            gold, weak, student = (collected.choices[c].strip() if c >= 0 else "(unparsed)" for c in chosen)
             entries.append(
                 {
                     "right": right,
