@@ -153,16 +153,11 @@ def prepare(
     return train, held, check_rows(train, settings.model)
 
 
-def check(settings: OpenAI) -> None:
-    """A service knows its models itself: there is nothing to refuse before rows are sent."""
-
-
 @trainer(
     "openai",
     settings=OpenAI,
     untuned=base_ref,
     style=style_of,
-    check=check,
     model="w2s-chat",
     roles=("strong",),
     local=False,

@@ -38,12 +38,12 @@ class Trainer:
     """What lm_eval calls the model that it trains."""
     roles: tuple[Role, ...]
     """The sections of an experiment that may have it."""
-    check: Callable[..., None]
-    """Refuses settings whose model it can't train, before others are trained."""
     local: bool = True
     """Whether it trains here, by one of `trainers.training.losses.LOSSES`."""
     keeps: bool = False
     """Whether it can keep the model as it is part of the way through (`evaluate.checkpoints`)."""
+    check: Callable[..., None] | None = None
+    """Refuses settings whose model it can't train, before others are trained."""
     in_pool: bool = False
     """Whether it trains on the loaded untuned model, which scores any answer in any context."""
 

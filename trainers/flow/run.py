@@ -108,7 +108,8 @@ class Run:
             settings = getattr(self.layout.config, section)
             ref = untuned(settings, self.layout.task.choices)
             check_arguments(ref.model, ref.args, f"{section}.model_args")
-            TRAINERS[settings.trainer].check(settings)
+            if check := TRAINERS[settings.trainer].check:
+                check(settings)
 
 
 def open_run(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Run:
