@@ -160,8 +160,7 @@ class Side:
             UserError: raised by the worker, or its process ended.
             RuntimeError: any other error of the worker, with its traceback.
         """
-        reply: Reply = self._call(method, *args)
-        return reply
+        return self._call(method, *args)
 
     def _call(self, method: str | None, *args: Any) -> Any:
         try:

@@ -168,8 +168,7 @@ class Layout:
         return self.tasks.asked[name] if name and arm.kind.model == "strong" else self.task
 
     def _settings(self, arm: Arm) -> ModelSettings:
-        settings: ModelSettings = getattr(self.config, arm.kind.model)
-        return settings
+        return getattr(self.config, arm.kind.model)
 
     def _add(self, step: AnyStep) -> AnyStep:
         """Put a step in, unless one of its name is there; give the one that is."""

@@ -53,8 +53,7 @@ class LabelSet:
     @property
     def hard(self) -> Array:
         """The most probable choice of each row, shape [n]."""
-        hard: Array = self.soft.argmax(axis=1)
-        return hard
+        return self.soft.argmax(axis=1)
 
     def hardened(self) -> LabelSet:
         """The same with all weight on the most probable choice."""

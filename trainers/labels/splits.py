@@ -147,5 +147,4 @@ def write(folder: Path, weak: Sequence[str], transfer: Sequence[str], dropped: i
 
 def read(folder: Path, side: str) -> list[str]:
     """The row ids of one half."""
-    ids: list[str] = json.loads((folder / "split.json").read_text(encoding="utf-8"))[side]
-    return ids
+    return json.loads((folder / "split.json").read_text(encoding="utf-8"))[side]

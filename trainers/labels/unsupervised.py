@@ -113,15 +113,13 @@ class InContext:
             )
         with torch.inference_mode():
             scores = packing.score(self._lm.language_model, requests, max_length=self._lm.max_length)
-        logprobs: Array = scores.loglik.view(len(rows), -1).double().log_softmax(-1).numpy(force=True)
-        return logprobs
+        return scores.loglik.view(len(rows), -1).double().log_softmax(-1).numpy(force=True)
 
 
 def calibrated(logprobs: Array) -> Array:
     """Log-probabilities divided by their mean probability over the rows, normalised again; shape [rows, choices]."""
     shifted = logprobs - np.log(np.exp(logprobs).mean(axis=0))
-    normal: Array = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return normal
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 @dataclass

@@ -57,5 +57,4 @@ def gather(values: list[T]) -> list[T]:
     from accelerate.utils import gather_object
 
     _state()
-    found: list[T] = gather_object(values)
-    return found
+    return gather_object(values)

@@ -165,8 +165,7 @@ class W2SHF(HFLM):
     @property
     def language_model(self) -> torch.nn.Module:
         """The loaded transformers model, with its adapter where one is on."""
-        model: torch.nn.Module = self._model
-        return model
+        return self._model
 
     @functools.cached_property
     def folds_system(self) -> bool:
@@ -192,8 +191,7 @@ class W2SHF(HFLM):
         """
         if chat_template:
             refuse_without_template(self.tokenizer, self._name)
-        text: str | None = super().chat_template(chat_template)
-        return text
+        return super().chat_template(chat_template)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Messages as text; a system message that the template would drop stands at the beginning of the first user turn.
@@ -206,8 +204,7 @@ class W2SHF(HFLM):
             system, first, *rest = chat_history
             content = maybe_delimit(system["content"], first["content"], "\n\n")
             chat_history = [{**first, "content": content}, *rest]
-        text: str = super().apply_chat_template(chat_history, add_generation_prompt)
-        return text
+        return super().apply_chat_template(chat_history, add_generation_prompt)
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its result file; with `system_prompt` where it had to be folded."""

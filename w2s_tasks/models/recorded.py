@@ -61,8 +61,7 @@ def _text(record: Any, key: str, where: str) -> str:
     if not isinstance(record, dict) or not isinstance(record.get(key), str):
         found = type(record.get(key)).__name__ if isinstance(record, dict) and key in record else "nothing"
         raise UserError(f"{where}: '{key}' must be a string, found {found}; the file is altered or of another layout.")
-    text: str = record[key]
-    return text
+    return record[key]
 
 
 def read_study_file(path: Path) -> list[dict[str, Any]]:

@@ -177,8 +177,7 @@ def _decode_alone(
         logits_processor=[chosen],
         stopping_criteria=[ended],
     )
-    text: list[int] = out[0, start:].tolist()
-    return text
+    return out[0, start:].tolist()
 
 
 def plan_prompts(prompts: Sequence[Sequence[int]], budget: int) -> Plan:

@@ -66,8 +66,7 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = N
     """
     if not _suits(x, weight):
         return functional.linear(x, weight, bias)
-    result: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, without_gaps(weight), bias, "none", [], "")
-    return result
+    return torch.ops.mkldnn._linear_pointwise(x, without_gaps(weight), bias, "none", [], "")
 
 
 class _Product(torch.autograd.Function):
@@ -93,8 +92,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = No
     if not _suits(x, weight):
         return functional.linear(x, weight, bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
-        result: torch.Tensor = _Product.apply(x, weight, bias)
-        return result
+        return _Product.apply(x, weight, bias)
     return product(x, weight, bias)
 
 

@@ -84,8 +84,7 @@ def git_commit() -> str | None:
     try:
         done = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
-        commit: str | None = get_commit_from_path(Path.cwd())
-        return commit
+        return get_commit_from_path(Path.cwd())
     return done.stdout.strip()
 
 

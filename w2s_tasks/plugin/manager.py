@@ -104,8 +104,7 @@ class W2STaskManager(TaskManager):
             missing = self._unmatched(task_list)
         if missing is not None and not _on_disk(missing):
             raise self._unknown(missing)
-        found: list[str] = super().match_tasks(task_list)
-        return found
+        return super().match_tasks(task_list)
 
     def _unmatched(self, task_list: list[str]) -> str | None:
         return next((t for t in task_list if not super(W2STaskManager, self).match_tasks([t])), None)

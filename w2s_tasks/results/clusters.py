@@ -45,15 +45,13 @@ class Clusters:
     def enlarged(self) -> Array:
         """Factor of each cluster's squared sum of residuals, 1 / (1 - its share of the rows): CR2 of a mean, shape [G]."""
         share = self.sizes / self.sizes.sum()
-        factor: Array = 1 / (1 - share) if len(share) > 1 else np.ones(1)
-        return factor
+        return 1 / (1 - share) if len(share) > 1 else np.ones(1)
 
     def sums(self, values: Array) -> Array:
         """Sums within clusters over the last dimension: [..., n] -> [..., G]."""
         order = np.argsort(self.index, kind="stable")
         starts = np.concatenate([[0], np.cumsum(self.sizes[:-1])]).astype(int)
-        found: Array = np.add.reduceat(values[..., order], starts, axis=-1)
-        return found
+        return np.add.reduceat(values[..., order], starts, axis=-1)
 
     def effect(self, values: Array, unit: float) -> Array:
         """Design effect of the means of k centred values, between 1 and `largest_effect`.

@@ -80,8 +80,7 @@ class Components:
         seeds, rows = self.variance(direction)
         both = critical(seeds, rows, self.seed_df, self.row_df, level) * np.sqrt(seeds + rows)
         given_weights = quantile(0.5 + level / 2, self.row_df) * np.sqrt(self.given_weights(direction))
-        width: Array = np.maximum(both, given_weights)
-        return width
+        return np.maximum(both, given_weights)
 
     def broadcast(self) -> Components:
         """The same with a new last leading dimension, over which directions of shape [m, k] spread."""
@@ -111,8 +110,7 @@ def _standardised(size: float, variance: float) -> float:
 
 
 def _quadratic(matrix: Array, direction: Array) -> Array:
-    value: Array = np.maximum(np.einsum("...i,...ij,...j->...", direction, matrix, direction), 0)
-    return value
+    return np.maximum(np.einsum("...i,...ij,...j->...", direction, matrix, direction), 0)
 
 
 def crossed(contrasts: Array, cluster: Array | None = None, pseudo: Array | None = None) -> Components:
@@ -162,8 +160,7 @@ def _squares(values: Array, clusters: Clusters | None) -> Array:
     """Sum over rows, or over clusters of their enlarged sums, of v vᵀ: [..., k, n] -> [..., k, k]."""
     if clusters is not None:
         values = clusters.sums(values) * np.sqrt(clusters.enlarged)
-    found: Array = np.einsum("...ig,...jg->...ij", values, values)
-    return found
+    return np.einsum("...ig,...jg->...ij", values, values)
 
 
 def _rest(z: Array, over_rows: Array, over_seeds: Array, mean: Array, clusters: Clusters | None) -> Array:
@@ -184,8 +181,7 @@ def _rest(z: Array, over_rows: Array, over_seeds: Array, mean: Array, clusters: 
     total -= n * np.einsum("...is,...js->...ij", over_rows, over_rows)
     total -= seeds * np.einsum("...in,...jn->...ij", over_seeds, over_seeds)
     total += seeds * n * np.einsum("...i,...j->...ij", mean, mean)
-    rest: Array = total * n / ((seeds - 1) * (n - 1) * seeds)
-    return rest
+    return total * n / ((seeds - 1) * (n - 1) * seeds)
 
 
 @functools.lru_cache(maxsize=4096)

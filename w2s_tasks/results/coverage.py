@@ -109,8 +109,7 @@ def _chunks(repetitions: int, numbers: int) -> Iterator[int]:
 def holds(parts: Components, truth: Array, contrast: int = 0) -> Array:
     """Whether the 95 % interval of one contrast holds the truth, for every leading element."""
     half = parts.half_width(np.eye(parts.mean.shape[-1])[contrast])
-    inside: Array = np.abs(parts.mean[..., contrast] - truth) <= half
-    return inside
+    return np.abs(parts.mean[..., contrast] - truth) <= half
 
 
 def cover(setting: Setting, repetitions: int = 4000, seed: int = 0) -> Covered:
@@ -149,8 +148,7 @@ def _ratio_inside(parts: Components, truth: Array) -> Array:
     """Whether each repetition's Fieller set holds its own true ratio: the contrast at that ratio is not significant."""
     ratio = (truth[:, 1] - truth[:, 0]) / (truth[:, 2] - truth[:, 0])
     direction = np.stack([np.ones_like(ratio), -ratio], axis=-1)
-    inside: Array = np.abs(np.einsum("ri,ri->r", direction, parts.mean)) <= parts.half_width(direction)
-    return inside
+    return np.abs(np.einsum("ri,ri->r", direction, parts.mean)) <= parts.half_width(direction)
 
 
 def _rows_only(parts: Components) -> Components:

@@ -53,8 +53,7 @@ def probabilities(scores: TaskScores) -> Array | None:
     if scores.logliks is None:
         return None
     weights = np.exp(scores.logliks - scores.logliks.max(axis=1, keepdims=True))
-    normal: Array = weights / weights.sum(axis=1, keepdims=True)
-    return normal
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def capa(first: Array, second: Array, gold: Array) -> float | None:

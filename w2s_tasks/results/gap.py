@@ -66,8 +66,7 @@ def in_fieller_set(parts: Components, ratio: Array, level: float = 0.95) -> Arra
 def _margin(parts: Components, angle: Array, level: float) -> Array:
     """By how much the interval of N - r D holds 0, r = tan(angle) and the contrast (cos, -sin); shape [..., m]."""
     directions = np.stack([np.cos(angle), -np.sin(angle)], axis=-1)
-    margin: Array = parts.broadcast().half_width(directions, level) - np.abs(parts.mean @ directions.T)
-    return margin
+    return parts.broadcast().half_width(directions, level) - np.abs(parts.mean @ directions.T)
 
 
 def fieller(parts: Components, level: float = 0.95) -> tuple[float, float]:

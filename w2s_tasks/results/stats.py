@@ -220,5 +220,4 @@ def bootstrap_means(scores: Array, draws: int, rng: np.random.Generator, cluster
     patterns, counts = np.unique(sums.T, axis=0, return_counts=True)
     weights = rng.multinomial(sums.shape[1], counts / sums.shape[1], size=draws)
     totals = weights @ patterns
-    means: Array = totals[:, :-1] / totals[:, -1:]
-    return means
+    return totals[:, :-1] / totals[:, -1:]

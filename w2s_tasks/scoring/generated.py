@@ -137,20 +137,17 @@ def rating_to_ten(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> 
 def correct(items: Sequence[Answered], column: int = LENIENT) -> Array:
     """0/1 for each document."""
     rows = np.asarray(items, dtype=int)
-    right: Array = (rows[:, column] == rows[:, 0]).astype(float)
-    return right
+    return (rows[:, column] == rows[:, 0]).astype(float)
 
 
 def groups(items: Sequence[Answered]) -> Array:
     """A cluster number for each document: its group, or one of its own."""
     group = np.asarray(items, dtype=int)[:, 3]
-    clusters: Array = np.where(group == NO_GROUP, -1 - np.arange(len(group)), group)
-    return clusters
+    return np.where(group == NO_GROUP, -1 - np.arange(len(group)), group)
 
 
 def _chose(items: Sequence[Answered], column: int, choice: int) -> Array:
-    chosen: Array = (np.asarray(items, dtype=int)[:, column] == choice).astype(float)
-    return chosen
+    return (np.asarray(items, dtype=int)[:, column] == choice).astype(float)
 
 
 def _over_documents(values: Callable[[Sequence[Answered]], Array]) -> tuple[Aggregation, Aggregation]:
@@ -222,15 +219,13 @@ def pair_ratings(items: Sequence[Rated], column: int = RATINGS_LENIENT) -> tuple
 def ranked(items: Sequence[Rated], column: int = RATINGS_LENIENT) -> Array:
     """1 for each pair whose more pleasant scenario is rated higher, else 0: ties and unparsed ratings are wrong."""
     first, second = pair_ratings(items, column)[1].T
-    right: Array = ((first > second) & (second != UNPARSED)).astype(float)
-    return right
+    return ((first > second) & (second != UNPARSED)).astype(float)
 
 
 def tied(items: Sequence[Rated], column: int = RATINGS_LENIENT) -> Array:
     """1 for each pair with equal ratings, both parsed."""
     first, second = pair_ratings(items, column)[1].T
-    equal: Array = ((first == second) & (second != UNPARSED)).astype(float)
-    return equal
+    return ((first == second) & (second != UNPARSED)).astype(float)
 
 
 def _mean(values: Array) -> float:
@@ -242,8 +237,7 @@ def _error(values: Array) -> float:
 
 
 def _rated(items: Sequence[Rated], column: int, value: int) -> Array:
-    equal: Array = (np.asarray(items, dtype=int)[:, column] == value).astype(float)
-    return equal
+    return (np.asarray(items, dtype=int)[:, column] == value).astype(float)
 
 
 def _over_pairs(values: Callable[[Sequence[Rated]], Array]) -> tuple[Aggregation, Aggregation]:

@@ -104,8 +104,7 @@ def table_stderr(name: str, gold: Array, chosen: Array, group: Array | None = No
 def _cells(gold: Array, chosen: Array) -> Array:
     """The cell of the confusion table that each row is in, as ones and zeros, shape [n, cells]."""
     index = CELLS[1] * gold + np.where(chosen == NO_ANSWER, CELLS[1] - 1, chosen)
-    ones: Array = np.eye(CELLS[0] * CELLS[1])[index]
-    return ones
+    return np.eye(CELLS[0] * CELLS[1])[index]
 
 
 def _of_table(name: str) -> tuple[Aggregation, Aggregation]:
@@ -252,8 +251,7 @@ def ranking_acc(items: Sequence[Rated]) -> float:
 def ranked(items: Sequence[Rated]) -> Array:
     """1 for each pair whose more pleasant scenario has the higher expected rating, else 0; NaN where a rating is NaN."""
     _, margins = pair_margins(items)
-    right: Array = np.where(np.isnan(margins), np.nan, margins > 0)
-    return right
+    return np.where(np.isnan(margins), np.nan, margins > 0)
 
 
 def ranking_acc_stderr(items: Sequence[Rated]) -> float:

@@ -34,8 +34,7 @@ class Conversation(str):
     @property
     def messages(self) -> list[dict[str, Any]]:
         """The messages."""
-        loaded: list[dict[str, Any]] = json.loads(self)
-        return loaded
+        return json.loads(self)
 
 
 @dataclass(frozen=True)
