@@ -16,12 +16,16 @@ import yaml
 
 from trainers.config.reading import load
 from trainers.flow import run as ex
+from trainers.flow.layout import Layout, Tasks
 from trainers.flow.progress import Progress
+from trainers.harness.evaluate import Harness
 from trainers.labels import splits
 from trainers.labels.gold import GOLD, Gold
 from trainers.labels.label_set import LabelSet
 from trainers.report.report import read_report, write_report
-from w2s_tasks.errors import UserError
+from trainers.steps.evaluation import SafetyEvaluation
+from trainers.steps.fit import Fit
+from w2s_tasks.errors import MissingDataError, UserError
 
 
 def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict]:
@@ -263,3 +267,28 @@ def test_a_plan_splits_once_a_seed(experiment_file: Path, tmp_path: Path, monkey
     flow = ex.open_run(load(str(experiment_file), ["seeds=[0,1]"])[0], tmp_path / "runs")
     assert len([step.rows() for step in flow.layout.steps.values()]) > 10
     assert len(made) == 2
+
+
+def test_naming_the_supervisor_among_the_arms_changes_nothing(experiment_file: Path, tmp_path: Path):
+    steps = []
+    for arms in ("[student, ceiling]", "[weak, student, ceiling]"):
+        run = ex.open_run(load(str(experiment_file), [f"arms={arms}"])[0], tmp_path / "runs")
+        steps.append({name: run.key(step) for name, step in run.layout.steps.items()})
+    assert steps[0] == steps[1]
+
+
+def test_the_layout_of_a_plan_without_data_is_that_of_a_run(experiment_file: Path, tmp_path: Path):
+    sets = [
+        "arms=[zero_shot, student, ceiling]",
+        "methods=[xent, relabel, ensemble]",
+        "split.limit={weak: 48, transfer: 32}",
+    ]
+    config = load(str(experiment_file), [*sets, "safety={tasks: [w2s_ethics_probe_all], limit: 8, num_fewshot: [0, 1]}"])[0]
+    harness = Harness(config.include_path)
+    known, named = (Layout(config, tasks(config, harness)) for tasks in (Tasks.load, Tasks.named))
+    assert list(named.steps) == list(known.steps)
+    assert [type(step) for step in named.steps.values()] == [type(step) for step in known.steps.values()]
+    counted = {name: step.rows() for name, step in named.steps.items() if isinstance(step, Fit | SafetyEvaluation)}
+    assert counted == {name: known.steps[name].rows() for name in counted}
+    with pytest.raises(MissingDataError, match="own_reviews"):
+        named.steps["split/0"].rows()

@@ -78,7 +78,7 @@ class Layout:
         self.weak_labels: dict[int, Answers] = {}
         """The weak supervisor's labels, by seed."""
         for name in config.arms:
-            if is_plain(name) and name != "weak_untrained":
+            if is_plain(name) and Arm(name).kind.model == "strong":
                 self._evaluate(Arm(name), None)
         for seed in config.seeds:
             self._repeat(seed)
