@@ -89,9 +89,43 @@ def _modules() -> dict[str, str]:
     return {"api": "\n".join(tree)} | {f"api_{package}": "\n\n".join(parts) for package, parts in pages.items()}
 
 
+def _type_of(field: dict[str, Any]) -> str:
+    """A field's type in a JSON schema, in words."""
+    if "$ref" in field:
+        return field["$ref"].rpartition("/")[2]
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_type_of(option) for option in field["anyOf"]))
+    if "enum" in field or "const" in field:
+        return " or ".join(map(str, field.get("enum", [field.get("const")])))
+    if field.get("type") == "array":
+        inner = field["prefixItems"] if "prefixItems" in field else [field.get("items", {})]
+        return f"pair of {_type_of(inner[0])}" if "prefixItems" in field else f"list of {_type_of(inner[0])}"
+    if field.get("type") == "object":
+        values = field.get("additionalProperties")
+        return f"mapping to {_type_of(values)}" if isinstance(values, dict) else "mapping"
+    return str(field.get("type", "anything"))
+
+
+def _report_schema() -> str:
+    """A page with a table for every type of report.json."""
+    from trainers.report.schema import Report
+
+    schema = Report.model_json_schema()
+    types = schema["$defs"]
+    parts = ["# report.json"]
+    for name, entry in {"Report": schema, **types}.items():
+        rows = ["| key | type | what |", "|---|---|---|"]
+        for key, field in entry["properties"].items():
+            kind = _type_of(field)
+            what = field.get("description") or types.get(kind.rpartition(" ")[2], {}).get("description", "")
+            rows.append(f"| `{key}` | {kind} | {' '.join(what.split())} |")
+        parts += [f"## {name}", entry.get("description", ""), "\n".join(rows)]
+    return "\n\n".join(parts)
+
+
 def _write_pages() -> None:
     PAGES.mkdir(exist_ok=True)
-    pages = {"commands": _commands(), **_modules()}
+    pages = {"commands": _commands(), "report_schema": _report_schema(), **_modules()}
     for name, page in TEXTS.items():
         pages[page] = _linked((ROOT / name).read_text(encoding="utf-8"), (ROOT / name).parent)
     for page, text in pages.items():

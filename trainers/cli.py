@@ -251,7 +251,7 @@ def plan(config: Config, assignments: Set = None) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path], typer.Argument(help="Run folders, or report.json files.")],
+    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or report.json files.")] = None,
     html: Annotated[bool, typer.Option(help="Write a single run's page, tables and model cards anew.")] = True,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Form the numbers anew from the run's stages (needs its data).")
@@ -259,6 +259,7 @@ def report(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the page that compares several runs to this file.")
     ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print what report.json holds, as JSON schema.")] = False,
 ) -> None:
     """Show one run's report again, or several runs (or the cells of a sweep) side by side.
 
@@ -266,7 +267,17 @@ def report(
     w2s report runs/quickstart                               # and report.html, tables/*.csv, model_cards/*.md beside it
     w2s report runs/quickstart --recompute                   # today's statistics over the same weights and answers
     w2s report runs/a runs/b --out comparison.html           # accuracy and PGR by size of the strong model, or by run
+    w2s report --schema                                      # what stands under each key of report.json
     """
+    if schema:
+        import json
+
+        from trainers.report.schema import Report
+
+        typer.echo(json.dumps(Report.model_json_schema(), indent=2))
+        return
+    if not runs:
+        raise UserError("name a run folder or a report.json, e.g. w2s report runs/quickstart.")
     from trainers.report.report import present, read_report, recomputed, runs_of
     from trainers.report.tables import compare, show
 

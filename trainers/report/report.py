@@ -25,12 +25,12 @@ from trainers.report import notes
 from trainers.report import safety as safe
 from trainers.report import training as trained
 from trainers.report.collected import collect
+from trainers.report.schema import SCHEMA, Report
 from trainers.steps.evaluation import Evaluation, evaluated_model
 from trainers.store.stages import MANIFEST, Stage, whole, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
 
-SCHEMA = 1
 REQUIRED = ("experiment", "task", "arms", "gaps", "gap", "safety", "seconds", "config")
 """What a report without is not whole."""
 CONFIG = "config.yaml"
@@ -108,7 +108,7 @@ def _software(run: Run) -> dict[str, Any]:
 
 
 def build_report(run: Run) -> dict[str, Any]:
-    """All of report.json (schema 1) from the stages of a finished run.
+    """All of report.json (`trainers.report.schema`) from the stages of a finished run.
 
     Raises:
         UserError: evaluations that don't fit together.
@@ -119,8 +119,8 @@ def build_report(run: Run) -> dict[str, Any]:
     if missing:
         raise UserError(f"no evaluation of {', '.join(missing)} on {task}.")
     gaps = trained.gap_entries(collected)
-    safety_gaps, family = safe.gap_entries(collected)
-    mean_gaps = safe.mean_gap_entries(collected)
+    changes, family = safe.change_entries(collected)
+    mean_changes = safe.mean_change_entries(collected)
     prompts = notes.system_prompts(collected)
     return {
         "schema": SCHEMA,
@@ -138,13 +138,13 @@ def build_report(run: Run) -> dict[str, Any]:
         "disagreements": trained.disagreements(collected),
         "safety": safe.safety_entries(collected),
         "safety_means": safe.safety_means(collected),
-        "safety_gaps": safety_gaps,
+        "safety_gaps": changes,
         "safety_family": family,
-        "safety_mean_gaps": mean_gaps,
+        "safety_mean_gaps": mean_changes,
         "drift": safe.drift_entries(collected),
         "ladder": safe.ladder_entries(collected),
         "associations": safe.association_entries(collected),
-        "tradeoff": safe.tradeoff_entries(collected, gaps, mean_gaps),
+        "tradeoff": safe.tradeoff_entries(collected, gaps, mean_changes),
         "curves": trained.curve_entries(run),
         "models": {
             part: {"model": section.model, "parameters": parameters(section.model)}
@@ -171,6 +171,7 @@ def write_report(run: Run) -> tuple[dict[str, Any], Path]:
     path = run.folder / "report.json"
     text = json.dumps(build_report(run), indent=2, default=str, allow_nan=False)
     report: dict[str, Any] = json.loads(text)
+    Report.model_validate(report)
     write_atomic(run.folder / CONFIG, yaml.safe_dump(report["config"], sort_keys=False, allow_unicode=True))
     write_atomic(path, text)
     present(report, run.folder)

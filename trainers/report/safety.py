@@ -10,8 +10,7 @@ import numpy as np
 
 from trainers.labels.arms import kind_of
 from trainers.report.collected import Collected, Group, Scores, matched, parts_of
-from trainers.report.training import Entry, score_entry
-from trainers.report.training import gap_entries as trained_gaps
+from trainers.report.training import Entry, gap_entries, score_entry
 from w2s_tasks.results.association import rank_correlation
 from w2s_tasks.results.drift import drift
 from w2s_tasks.results.over_tasks import mean_level
@@ -121,7 +120,7 @@ def _change_entry(collected: Collected, group: Group, contrast: str, change: Cha
     }
 
 
-def gap_entries(collected: Collected) -> tuple[list[Entry], Entry | None]:
+def change_entries(collected: Collected) -> tuple[list[Entry], Entry | None]:
     """Student - untuned and student - ceiling on each task over seeds, and what Holm's family is.
 
     p is adjusted for each arm and method over all of its comparisons, tasks times contrasts: the arms are different
@@ -146,7 +145,7 @@ def gap_entries(collected: Collected) -> tuple[list[Entry], Entry | None]:
     return entries, about if entries else None
 
 
-def mean_gap_entries(collected: Collected) -> list[Entry]:
+def mean_change_entries(collected: Collected) -> list[Entry]:
     """The same differences averaged over the subtasks of each split, and over all."""
     entries = []
     for contrast in CONTRASTS:
@@ -253,7 +252,7 @@ def tradeoff_entries(collected: Collected, gaps: Sequence[Entry], means: Sequenc
     """
     entries = _tradeoff(collected, gaps, means, None)
     for share, then in collected.checkpoints.items():
-        entries += _tradeoff(then, trained_gaps(then, collected), mean_gap_entries(then), share)
+        entries += _tradeoff(then, gap_entries(then, collected), mean_change_entries(then), share)
     return entries
 
 
