@@ -22,6 +22,7 @@ ROLES = get_args(Role)
 
 def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
     """The line of a key in YAML text, as far as the path can be followed."""
+    # The nodes of the YAML reader that is here anyway: ruamel.yaml would be a second one, with rules of its own.
     node, line = yaml.compose(text, Loader=yaml.SafeLoader), None
     for part in path:
         if isinstance(node, yaml.MappingNode):

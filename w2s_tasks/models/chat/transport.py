@@ -1,4 +1,8 @@
-"""Sends many requests at once: an adaptive limit, retries with back-off, a budget, and every answer stored at once."""
+"""Sends many requests at once: an adaptive limit, retries with back-off, a budget, and every answer stored at once.
+
+A library such as tenacity repeats one call by itself; here a 429 slows down all that are in flight, and one refusal or an
+empty budget ends them all, with what is finished kept.
+"""
 
 from __future__ import annotations
 
