@@ -28,6 +28,7 @@ from trainers import cli
 from trainers.config import experiment as config
 from trainers.config import reading
 from trainers.fit.trainer import TRAINERS
+from trainers.training.settings import SET_BY_RUNS
 from trainers.training.trainer_args import HONOURED
 from w2s_tasks import MODELS, register
 from w2s_tasks.errors import UserError
@@ -317,7 +318,7 @@ def test_characters_that_json_writes_in_halves_are_whole():
 
 
 @pytest.mark.parametrize("section", ["weak", "strong"])
-@pytest.mark.parametrize("key", config.SET_BY_RUNS)
+@pytest.mark.parametrize("key", SET_BY_RUNS)
 def test_model_args_that_a_run_sets_are_refused(section: str, key: str):
     data = copy.deepcopy(GOOD)
     data[section]["model_args"] = {key: "x"}

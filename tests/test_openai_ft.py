@@ -29,7 +29,8 @@ from trainers.harness.evaluate import Harness, PromptStyle
 from trainers.labels.label_set import LabelSet
 from trainers.report.report import write_report
 from trainers.services import chat_rows as cr
-from trainers.store.costs import Budget, training_estimate
+from trainers.services.estimate import training_estimate
+from trainers.store.costs import Budget
 from trainers.store.stages import Stage
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
@@ -146,7 +147,7 @@ def test_the_seed_study_runs_as_it_was(service: Service, encoder_folder: Path, r
         "strong.poll_seconds=0.01",
         "strong.n_epochs=2",
         "split={by: study, limit: {weak: 64, transfer: 48}}",
-        f"weak={{model: {encoder_folder}, text: sentence, epochs: 1, labels: hard}}",
+        f"weak={{model: {encoder_folder}, text: sentence, epochs: 1}}",
         "evaluate.limit=16",
         "safety={tasks: [w2s_ethics_study_justice], limit: 2, num_fewshot: null, fewshot_as_multiturn: false}",
     ]
@@ -273,7 +274,7 @@ def test_epochs_that_the_service_chooses_beyond_the_limit_cancel_the_job(study: 
     config = load(str(study), ["strong.n_epochs=auto"])[0]
     flow = ex.open_run(config, tmp_path / "runs")
     rows = cr.chat_rows(flow.layout.task, flow.layout.task.train_docs[:64], [0] * 64, PromptStyle(0, True))
-    estimate = training_estimate(cr.check_rows(rows, MODEL), config.strong)
+    estimate = training_estimate(cr.check_rows(rows, MODEL), config.strong.model, config.strong.n_epochs)
     assert estimate.epochs == 3
     with pytest.raises(UserError, match=r"chose 25 epochs.*was cancelled"):
         run(study, tmp_path / "runs", "strong.n_epochs=auto", f"strong.max_cost={estimate.usd * 2}")
@@ -283,14 +284,14 @@ def test_epochs_that_the_service_chooses_beyond_the_limit_cancel_the_job(study: 
 def test_a_model_without_a_price_needs_a_table_to_keep_a_budget(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     counts = cr.Counts(10, 1000, 100, 1, 0, 0, {"a": 5, "b": 5})
     config = parse("task: w2s_sst2\nweak: {model: x}\nstrong: {model: own-8b, trainer: openai, n_epochs: 2}\n", "c.yaml")
-    estimate = training_estimate(counts, config.strong)
+    estimate = training_estimate(counts, config.strong.model, config.strong.n_epochs)
     assert estimate.usd is None
     with pytest.raises(UserError, match="W2S_PRICES"):
         Budget(1.0).check(estimate.usd, "train student")
     table = tmp_path / "prices.yaml"
     table.write_text("as_of: 2026-11-01\nmodels: {own-8b: {input: 1, output: 1, training: 5.0}}\n")
     monkeypatch.setenv("W2S_PRICES", str(table))
-    assert training_estimate(counts, config.strong).usd == pytest.approx(0.01)
+    assert training_estimate(counts, config.strong.model, config.strong.n_epochs).usd == pytest.approx(0.01)
 
 
 def test_the_plan_counts_tokens_and_cost_without_a_key(
@@ -407,8 +408,8 @@ def test_a_prefix_of_the_answer_becomes_part_of_the_reply(own_task: Path):
         ("n_epochs: 0", "write auto or a whole number"),
         ("api_key_env: sk-live-1234567890", "NAME of an environment variable"),
         ("api_key: sk-live-1234567890", "unknown key.*api_key_env"),
-        ("base_url: 'https://user:sk-live-1234567890@host/v1'", "without user, password or query"),
-        ("base_url: host/v1", "an address like"),
+        ("base_url: 'https://user:sk-live-1234567890@host/v1'", "no user, password or query"),
+        ("base_url: host/v1", "an address such as"),
         ("model_args: {api_key: x}", "looks like a secret"),
         ("model_args: {header: sk-live-1234567890}", "looks like a secret"),
         ("lr: 1e-4", "unknown key"),

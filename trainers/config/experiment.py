@@ -39,7 +39,7 @@ def _section(role: Role, default: str) -> Any:
     def known(value: Any) -> Any:
         name = trainer_of(value)
         if not isinstance(name, str) or name not in sections:
-            raise ValueError(f"no trainer {shown(name)} here.{nearest(str(name), sections)} Known: {', '.join(sections)}.")
+            raise ValueError(f"no trainer {shown(name)}.{nearest(str(name), sections)} Known: {', '.join(sections)}.")
         return value
 
     return Annotated[Union[tagged], Discriminator(trainer_of), BeforeValidator(known)]  # noqa: UP007 - made while running
