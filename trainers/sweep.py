@@ -178,7 +178,7 @@ class Sweep:
         return self.folder / "cells" / cell.name
 
     def _run(self, cell: Cell) -> Run:
-        from trainers.flow.layout import Layout, Tasks
+        from trainers.flow.layout import Layout
         from trainers.flow.run import Run
         from trainers.harness.evaluate import Harness, ModelPool
         from trainers.store.costs import Budget
@@ -188,8 +188,7 @@ class Sweep:
             self._harnesses[paths] = Harness(cell.config.include_path)
         self._pool = self._pool or ModelPool(Budget(self.max_cost))
         harness, folder = self._harnesses[paths], self.folder_of(cell)
-        layout = Layout(cell.config, Tasks.load(cell.config, harness))
-        return Run(layout, folder, pool=self._pool, identities=self._identities)
+        return Run(Layout.load(cell.config, harness), folder, pool=self._pool, identities=self._identities)
 
     def outcome(self, cell: Cell) -> Outcome:
         """What is known of a cell: its cell.json, or that it is pending."""

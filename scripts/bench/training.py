@@ -113,9 +113,9 @@ class Ours(_Trainee):
         base = base_ref(settings)
         lm = self.pool.load(ModelRef(base.model, {**base.args, "peft": str(adapter)}))
         docs = choose(self.task, rows, self.recipe.seed, training=False)
-        labels = label(lm, self.task, docs, row_ids(docs), style_of(settings))
-        gold = Gold({i: self.task.gold(doc) for i, doc in zip(row_ids(docs), docs, strict=True)})
-        return labels.hard.tolist(), gold.accuracy(labels)
+        ids = row_ids(docs)
+        labels = label(lm, self.task, docs, ids, style_of(settings))
+        return labels.hard.tolist(), Gold.told(self.task, ids, docs).accuracy(labels)
 
 
 class _Peer(_Trainee, ABC):

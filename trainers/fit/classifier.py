@@ -16,9 +16,7 @@ from trainers.labels.label_set import LabelSet
 from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.classifier import CONFIG_KEY, document_text, reads_prompt
 from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check_tokenizer, loading
-from w2s_tasks.models.packed_hf import default_device
 from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import ModelRef, resolve
 from w2s_tasks.packing.linear import quicken
@@ -140,6 +138,8 @@ def fit(
     from transformers import AutoModelForSequenceClassification, set_seed
 
     from trainers.training.loop import fit_choices
+    from w2s_tasks.models.classifier import CONFIG_KEY, document_text, reads_prompt
+    from w2s_tasks.models.packed_hf import default_device
 
     choices = _constant_choices(task, docs)
     path, args = resolve(settings.model), untrained(settings, choices).args

@@ -18,7 +18,6 @@ from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import LabelSet
-from trainers.section import no_secrets
 from trainers.services.chat_rows import Counts, chat_rows, check_rows, to_jsonl
 from trainers.services.estimate import TrainingEstimate, training_estimate
 from trainers.services.follow import as_lines, collect, follow
@@ -105,11 +104,11 @@ class OpenAI(ModelSettings):
 
     @field_validator("model_args")
     @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _not_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
         taken = [k for k in ("model", "base_url", "api_key_env") if k in value]
         if taken:
             raise ValueError(f"'{taken[0]}' is a key of strong itself")
-        return no_secrets(value)
+        return value
 
     @field_validator("api_key_env")
     @classmethod

@@ -71,11 +71,7 @@ def label_rows(
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise UserError(f"{out} can't be written: {error.strerror or error}.") from error
-    return labels, _gold(task, ids, docs).accuracy(labels)
-
-
-def _gold(task: hn.HarnessTask, ids: Sequence[str], docs: Sequence[dict[str, Any]]) -> Gold:
-    return Gold({i: task.gold(doc) for i, doc in zip(ids, docs, strict=True)})
+    return labels, Gold.told(task, ids, docs).accuracy(labels)
 
 
 def _settings(kind: type[Section], model: str, assignments: Sequence[str]) -> Any:
@@ -93,11 +89,9 @@ def _settings(kind: type[Section], model: str, assignments: Sequence[str]) -> An
 
 def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tuple[list[dict[str, Any]], LabelSet]:
     """The label set and its documents, matched by row id."""
-    by_id = dict(zip(task.train_ids, task.train_docs, strict=True))
     if labels is None:
-        ids = task.train_ids[:limit]
-        docs = [by_id[i] for i in ids]
-        return docs, gold_labels(ids, _gold(task, ids, docs).of(ids).tolist(), len(task.choices))
+        ids, docs = task.train_ids[:limit], task.train_docs[:limit]
+        return docs, gold_labels(ids, [task.gold(doc) for doc in docs], len(task.choices))
     found = LabelSet.load(labels)
     classes, choices = found.soft.shape[1], len(task.choices)
     if classes != choices:
@@ -106,12 +100,13 @@ def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tup
         )
     if limit is not None:
         found = LabelSet(found.row_id[:limit], found.soft[:limit])
-    missing = [i for i in found.row_id if i not in by_id]
+    known = set(task.train_ids)
+    missing = [i for i in found.row_id if i not in known]
     if missing:
         raise UserError(
             f"{labels}: row {missing[0]} is not in the training split of '{task.name}'; were these labels made for it?"
         )
-    return [by_id[i] for i in found.row_id], found
+    return task.docs_of(found.row_id), found
 
 
 def finetune_model(

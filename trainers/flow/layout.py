@@ -83,6 +83,11 @@ class Layout:
         for seed in config.seeds:
             self._repeat(seed)
 
+    @classmethod
+    def load(cls, config: Experiment, harness: Harness | None = None) -> Layout:
+        """The layout over the experiment's tasks, as `Tasks.load` checks them; `harness` is an index to share."""
+        return cls(config, Tasks.load(config, harness or Harness(config.include_path)))
+
     def _repeat(self, seed: int) -> None:
         """One seed: a split, a weak supervisor and its labels, then every arm that is trained."""
         config, task, hard = self.config, self.task, self.config.labels == "hard"
@@ -146,9 +151,7 @@ class Layout:
         shots = config.few_shot_k(arm.name) or config.evaluate.num_fewshot
         of_arm: dict[str, Any] = {"arm": arm, "settings": settings, "fit": fit, "harness": self.tasks.harness}
         style = training_style(settings, shots)
-        for task in asked:
-            task.check_shots(style)
-        self.evaluations[arm] = self._add(Evaluation(task=self.task, **of_arm, limits=asked, style=style))
+        self.evaluations[arm] = self._asking(Evaluation(task=self.task, **of_arm, limits=asked, style=style))
         safety = config.safety
         # A few-shot arm is the untuned model again.
         if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or config.few_shot_k(arm.name):
@@ -157,9 +160,12 @@ class Layout:
         for number in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
             style = replace(training_style(settings, number), multiturn=safety.fewshot_as_multiturn)
             main = number == safety.shots[0]
-            for task in limits:
-                task.check_shots(style)
-            self._add(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+            self._asking(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+
+    def _asking(self, step: Evaluation) -> Evaluation:
+        for task in step.limits:
+            task.check_shots(step.style)
+        return self._add(step)
 
     def _asked(self, arm: Arm) -> HarnessTask:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""

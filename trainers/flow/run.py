@@ -8,9 +8,8 @@ from typing import Any
 
 from trainers.config.experiment import Experiment
 from trainers.fit.trainer import TRAINERS, untuned
-from trainers.flow.layout import Layout, Tasks
+from trainers.flow.layout import Layout
 from trainers.flow.progress import Progress
-from trainers.harness.evaluate import Harness
 from trainers.harness.pool import ModelPool
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import evaluated_model
@@ -114,5 +113,4 @@ class Run:
 
 def open_run(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Run:
     """The run of an experiment over its run folder; ``max_cost`` is what services may cost in all, in USD."""
-    layout = Layout(config, Tasks.load(config, Harness(config.include_path)))
-    return Run(layout, runs_dir / config.name, pool=ModelPool(Budget(max_cost)))
+    return Run(Layout.load(config), runs_dir / config.name, pool=ModelPool(Budget(max_cost)))

@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from trainers.harness.tasks import HarnessTask
 from trainers.labels.label_set import Array, LabelSet
 from w2s_tasks.errors import UserError
 
@@ -25,6 +27,11 @@ class Gold:
     """The right choice of some rows, by row id."""
 
     right: Mapping[str, int]
+
+    @classmethod
+    def told(cls, task: HarnessTask, ids: Sequence[str], docs: Sequence[Mapping[str, Any]]) -> Gold:
+        """What a task says of rows."""
+        return cls({i: task.gold(doc) for i, doc in zip(ids, docs, strict=True)})
 
     def of(self, ids: Sequence[str]) -> Array:
         """The right choices of rows, shape [n]."""

@@ -18,9 +18,8 @@ from safetensors import safe_open
 
 from trainers.config.experiment import Experiment
 from trainers.flow import commands
-from trainers.flow.layout import Layout, Tasks
+from trainers.flow.layout import Layout
 from trainers.flow.run import Run
-from trainers.harness.evaluate import Harness
 from trainers.report import notes
 from trainers.report import safety as safe
 from trainers.report import training as trained
@@ -230,7 +229,7 @@ def recomputed(folder: Path) -> tuple[dict[str, Any], Path]:
         config = Experiment.model_validate(report["config"])
     except ValueError as error:
         raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
-    run = Run(Layout(config, Tasks.load(config, Harness(config.include_path))), folder)
+    run = Run(Layout.load(config), folder)
     for name in run.layout.steps:
         stage = folder / report.get("stages_folder", "stages") / str(report["stages"].get(name, ""))
         if name not in report["stages"] or not (stage / MANIFEST).is_file():

@@ -6,49 +6,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.fit.trainer import Code, answering_code, training_style, untuned
+from trainers.fit.trainer import training_style
 from trainers.harness.tasks import PromptStyle
 from trainers.labels import splits, unsupervised
 from trainers.labels.ask import label
 from trainers.labels.label_set import LABELS, LabelSet
-from trainers.steps.fit import Fit
+from trainers.steps.fit import Asking, Fit, model_of
 from trainers.steps.source import Labels, Split
-from trainers.steps.step import Ground, Step
+from trainers.steps.step import Ground
 from trainers.store import processes
 from trainers.training.settings import ModelSettings
-from w2s_tasks.models.ref import ModelRef
 
 
 def ask_model(fit: Fit | None, settings: ModelSettings, split: Split, ids: list[str], ground: Ground) -> LabelSet:
     """Let a model label rows: the one that a step trained, or the untuned one of `settings`."""
     task = split.task
-    lm = ground.pool.load(ModelRef.load(ground.folder_of(fit)) if fit else untuned(settings, task.choices))
+    lm = ground.pool.load(model_of(fit, settings, task, ground))
     return label(lm, task, task.docs_of(ids), ids, training_style(settings))
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Answers(Labels):
+class Answers(Labels, Asking):
     """A model's own labels of the transfer rows: a trained one's, or an untuned one's."""
 
-    settings: ModelSettings
-    fit: Fit | None = None
     hard: bool = False
     """All weight on the most probable choice."""
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The model, where it is trained, and the rows."""
-        return (self.fit, self.split) if self.fit else (self.split,)
-
-    @property
-    def base(self) -> ModelSettings | None:
-        """The untuned model."""
-        return None if self.fit else self.settings
-
-    @property
-    def code(self) -> tuple[Code, ...]:
-        """What answers."""
-        return answering_code(self.settings)
 
     def recipe(self) -> dict[str, Any]:
         """The prompts, and of an untuned model its arguments."""
@@ -63,10 +45,9 @@ class Answers(Labels):
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Search(Labels):
+class Search(Labels, Asking):
     """Labels that no teacher gave: the untuned strong model finds those that predict each other."""
 
-    settings: ModelSettings
     search: unsupervised.Unsupervised
     whose: str = "unsupervised"
 
@@ -74,21 +55,6 @@ class Search(Labels):
     def title(self) -> str:
         """By its seed."""
         return f"labels without a teacher, seed {self.split.seed}"
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The rows."""
-        return (self.split,)
-
-    @property
-    def base(self) -> ModelSettings | None:
-        """The untuned model."""
-        return self.settings
-
-    @property
-    def code(self) -> tuple[Code, ...]:
-        """What answers."""
-        return answering_code(self.settings)
 
     def recipe(self) -> dict[str, Any]:
         """The search's settings, the model's, and the prompts."""
@@ -104,6 +70,6 @@ class Search(Labels):
         if not processes.is_main():
             return
         ids = splits.read(ground.folder_of(self.split), "transfer")
-        lm = ground.pool.load(untuned(self.settings, self.task.choices))
+        lm = ground.pool.load(model_of(self.fit, self.settings, self.task, ground))
         docs, seed = self.task.docs_of(ids), self.split.seed
         unsupervised.label_without_teacher(self.task, lm, docs, ids, self.search, seed, out).save(out / LABELS)

@@ -7,27 +7,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trainers.fit.trainer import Code, answering_code, untuned
+from trainers.fit.trainer import untuned
 from trainers.harness.evaluate import Harness, evaluate
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.steps.arm import Arm
-from trainers.steps.fit import Fit
-from trainers.steps.step import Ground, Step
+from trainers.steps.fit import Asking, model_of
+from trainers.steps.step import Ground
 from trainers.training.kept import adapter_at
-from trainers.training.settings import ModelSettings
 from w2s_tasks.models.ref import ModelRef
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
-class Evaluation(Step):
+class Evaluation(Asking):
     """lm_eval on one model: the training task, or one that asks its documents another way."""
 
     kind: ClassVar[str] = "evaluate"
     arm: Arm
-    settings: ModelSettings
-    """The section of its model."""
-    fit: Fit | None
-    """None for the untuned model."""
     harness: Harness
     limits: Mapping[HarnessTask, int | None]
     """The tasks, each with how many of its documents are asked; None for all."""
@@ -42,21 +37,6 @@ class Evaluation(Step):
     def title(self) -> str:
         """By its model."""
         return f"evaluate {self.arm.title}"
-
-    @property
-    def inputs(self) -> tuple[Step, ...]:
-        """The training."""
-        return (self.fit,) if self.fit else ()
-
-    @property
-    def base(self) -> ModelSettings | None:
-        """The untuned model."""
-        return None if self.fit else self.settings
-
-    @property
-    def code(self) -> tuple[Code, ...]:
-        """What answers."""
-        return answering_code(self.settings)
 
     def recipe(self) -> dict[str, Any]:
         """Documents, prompts, and the model where no training says which."""
@@ -102,9 +82,7 @@ class SafetyEvaluation(Evaluation):
 
 def evaluated_model(step: Evaluation, ground: Ground) -> ModelRef:
     """The model that an evaluation asks, once its training is there; the untuned one where there is none."""
-    if step.fit is None:
-        return untuned(step.settings, step.task.choices)
-    folder = ground.folder_of(step.fit)
-    ref = ModelRef.load(folder)
-    adapter = {} if step.arm.at is None else {"peft": str(adapter_at(folder, step.arm.at))}
-    return replace(ref, args={**ref.args, **adapter})
+    ref = model_of(step.fit, step.settings, step.task, ground)
+    if step.fit is None or step.arm.at is None:
+        return ref
+    return replace(ref, args={**ref.args, "peft": str(adapter_at(ground.folder_of(step.fit), step.arm.at))})

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trainers.fit.trainer import TRAINERS, Code, training_code, training_style
+from trainers.fit.trainer import TRAINERS, Code, answering_code, training_code, training_style, untuned
+from trainers.harness.tasks import HarnessTask
 from trainers.labels.label_set import LABELS
 from trainers.steps.arm import Arm
 from trainers.steps.source import Source, read_labels
 from trainers.steps.step import Ground, Step
 from trainers.training.settings import ModelSettings
+from w2s_tasks.models.ref import ModelRef
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -97,3 +99,33 @@ class Fit(Step):
             **({"keep": self.keep} if self.keep else {}),
         )
         ref.save(out)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Asking(Step):
+    """A step in which one model answers: a trained one, or the untuned one of its section."""
+
+    settings: ModelSettings
+    """The section of its model."""
+    fit: Fit | None = None
+    """None for the untuned model."""
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The training."""
+        return (self.fit,) if self.fit else ()
+
+    @property
+    def base(self) -> ModelSettings | None:
+        """The untuned model."""
+        return None if self.fit else self.settings
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers."""
+        return answering_code(self.settings)
+
+
+def model_of(fit: Fit | None, settings: ModelSettings, task: HarnessTask, ground: Ground) -> ModelRef:
+    """The model that a step trained, once it is built; without one the untuned model of `settings`."""
+    return ModelRef.load(ground.folder_of(fit)) if fit else untuned(settings, task.choices)

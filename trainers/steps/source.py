@@ -84,10 +84,9 @@ class Split(Step):
 
     def build(self, ground: Ground, out: Path) -> None:
         """Write the row ids of both halves, and gold labels; a label outside the choices stops the run here."""
-        ids, weak, transfer = self.task.train_ids, self.side("weak"), self.side("transfer")
-        docs = self.task.train_docs
-        Gold({ids[i]: self.task.gold(docs[i]) for i in (*weak, *transfer)}).save(out / GOLD)
-        splits.write(out, [ids[i] for i in weak], [ids[i] for i in transfer], self.halves.dropped)
+        weak, transfer = ([self.task.train_ids[i] for i in self.side(side)] for side in ("weak", "transfer"))
+        Gold.told(self.task, [*weak, *transfer], self.task.docs_of([*weak, *transfer])).save(out / GOLD)
+        splits.write(out, weak, transfer, self.halves.dropped)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -107,6 +106,11 @@ class Labels(Step):
     def title(self) -> str:
         """By whose labels they are."""
         return f"labels of {self.whose}, seed {self.split.seed}"
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Who answers, where a step trained it, and the rows."""
+        return (*super().inputs, self.split)
 
     def rows(self) -> int:
         """The transfer rows."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -20,7 +21,7 @@ SET_BY_RUNS = {
 """Arguments of the lm_eval models that no `model_args` may change."""
 
 
-class ModelSettings(Section):
+class ModelSettings(Section, ABC):
     """A model and how it is trained: the settings section of a trainer."""
 
     trainer: str
@@ -30,9 +31,9 @@ class ModelSettings(Section):
     model_args: dict[str, Any] = Field(default={})
     """More arguments for the lm_eval model, e.g. device or dtype."""
 
-    @field_validator("model_args")
+    @field_validator("model_args", "trainer_args", check_fields=False)
     @classmethod
-    def _model_args_without_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
+    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
         return no_secrets(value)
 
     @property
@@ -44,13 +45,13 @@ class ModelSettings(Section):
         """The settings that the trained model depends on."""
         return self.model_dump()
 
+    @abstractmethod
     def identity(self, known: dict[str, str]) -> str:
         """Which model it is, content included.
 
         Args:
             known: identities by name, filled as they are found: a local model's files are hashed.
         """
-        raise NotImplementedError
 
 
 class LocalSettings(ModelSettings):
@@ -77,11 +78,6 @@ class LocalSettings(ModelSettings):
     (holdout_loss), or the highest agreement with (holdout_agreement), the held-back rows of the labels trained on."""
     trainer_args: dict[str, Any] = Field(default={})
     """More fields of transformers' TrainingArguments, e.g. report_to: those that the training loop acts on."""
-
-    @field_validator("trainer_args")
-    @classmethod
-    def _no_secrets(cls, value: dict[str, Any]) -> dict[str, Any]:
-        return no_secrets(value)
 
     @field_validator("model_args")
     @classmethod
