@@ -108,9 +108,10 @@ def _type_of(field: dict[str, Any]) -> str:
 
 def _report_schema() -> str:
     """A page with a table for every type of report.json."""
-    from trainers.report.schema import Report
+    import trainers.report.sections  # noqa: F401 - registers them
+    from trainers.report.section import json_schema
 
-    schema = Report.model_json_schema()
+    schema = json_schema()
     types = schema["$defs"]
     parts = ["# report.json"]
     for name, entry in {"Report": schema, **types}.items():

@@ -292,4 +292,4 @@ def report(run_folder: Path) -> dict[str, Any]:
     """Its report.json."""
     from trainers.report.report import read_report
 
-    return read_report(run_folder)
+    return read_report(run_folder).json()

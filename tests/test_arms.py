@@ -31,7 +31,7 @@ SMALL += ["unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}", "weak.hold
 def _run(file: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict]:
     flow = ex.open_run(load(str(file), list(sets))[0], runs)
     flow.build(Progress(quiet=True))
-    return flow, write_report(flow)[0]
+    return flow, write_report(flow)[0].json()
 
 
 def _learned(flow: ex.Run) -> dict[str, LabelSet]:

@@ -46,7 +46,7 @@ TRAINED = ("student", "ceiling", "random_labels")
 def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict[str, Any]]:
     flow = ex.open_run(load(str(config), list(sets))[0], runs)
     flow.build(Progress(quiet=True))
-    return flow, write_report(flow)[0]
+    return flow, write_report(flow)[0].json()
 
 
 # ---- training ---------------------------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_checkpoints_are_points_of_safety_against_capability_and_of_nothing_else
     again, second = _run(experiment_file, tmp_path / "runs", HALF, *SETS)
     assert all(stage.reused for stage in again.stages.values())
     assert second == report
-    assert recomputed(flow.folder)[0] == report
+    assert recomputed(flow.folder)[0].json() == report
 
 
 def test_killed_after_a_kept_step_the_run_ends_equal(experiment_file: Path, tmp_path: Path):

@@ -78,7 +78,7 @@ def run(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(folder)
     flow = open_run(load("odd.yaml")[0], Path("my runs"))
     flow.build(Progress(quiet=True))
-    return write_report(flow)[0]
+    return write_report(flow)[0].json()
 
 
 def test_every_command_of_a_report_measures_what_the_report_says(

@@ -13,8 +13,7 @@ from trainers.fit.lora import Lora
 from trainers.flow.alone import finetune_model
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run, open_run
-from trainers.report.report import write_report
-from trainers.report.tables import show
+from trainers.report.report import read_report, show_report, write_report
 from trainers.training.choice_trainer import ChoiceLogprobs
 from trainers.training.loop import fit_choices
 from w2s_tasks.errors import UserError
@@ -130,7 +129,7 @@ def test_a_run_keeps_its_other_stages_and_goes_on_with_a_lower_rate(experiment_f
     again = flow("1e-2")
     again.build(Progress(quiet=True))
     assert all(again.stages[name].reused for name in first.stages)
-    assert write_report(again)[0]["notes"] == []
+    assert write_report(again)[0].json()["notes"] == []
 
 
 def test_a_warning_reaches_terminal_report_page_and_card(
@@ -139,11 +138,11 @@ def test_a_warning_reaches_terminal_report_page_and_card(
     sets = ["strong.lr=3", "strong.warmup=0", "arms=[student, ceiling]"]
     flow = open_run(load(str(experiment_file), sets)[0], tmp_path / "runs")
     flow.build(Progress(quiet=True))
-    report = write_report(flow)[0]
+    report = write_report(flow)[0].json()
     told = [note for note in report["notes"] if "came out worse than it went in" in note]
     assert told
     assert [n for arm in report["arms"] if arm["training"] for n in arm["training"]["warnings"]] == told
-    show(report)
+    show_report(read_report(flow.folder))
     assert told[0] in capsys.readouterr().out
     assert told[0] in (flow.folder / "report.html").read_text()
     assert any(told[0] in card.read_text() for card in (flow.folder / "model_cards").iterdir())

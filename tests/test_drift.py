@@ -172,7 +172,7 @@ def test_seeds_widen_and_clusters_too():
     before = [scores(np.where(rng.random(200) < 0.9, gold, 1 - gold), gold)]
     after = [scores(np.where(rng.random(200) < p, gold, 1 - gold), gold) for p in (0.5, 0.7, 0.9)]
     one, three = drift(before, after[1:2]), drift(before, after)
-    assert three.total.seeds == 3
+    assert three.total.n_seeds == 3
     assert three.total.high - three.total.low > one.total.high - one.total.low
 
 

@@ -31,7 +31,7 @@ from w2s_tasks.errors import MissingDataError, UserError
 def _run(config: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict]:
     flow = ex.open_run(load(str(config), list(sets))[0], runs)
     flow.build(Progress(quiet=True))
-    return flow, write_report(flow)[0]
+    return flow, write_report(flow)[0].json()
 
 
 def _content(flow: ex.Run) -> dict[str, dict[str, object]]:
@@ -51,7 +51,7 @@ def _content(flow: ex.Run) -> dict[str, dict[str, object]]:
 
 def test_the_report_holds_every_arm_and_a_second_run_does_no_work(experiment_file: Path, tmp_path: Path):
     _, report = _run(experiment_file, tmp_path / "runs")
-    assert report["schema"] == 1
+    assert report["schema"] == 2
     assert [a["arm"] for a in report["arms"]] == ["weak", "zero_shot", "student", "ceiling", "random_labels"]
     for arm in report["arms"]:
         assert arm["n"] == 60
@@ -65,7 +65,7 @@ def test_the_report_holds_every_arm_and_a_second_run_does_no_work(experiment_fil
     again, second = _run(experiment_file, tmp_path / "runs")
     assert all(stage.reused for stage in again.stages.values())
     assert second == report
-    assert read_report(tmp_path / "runs" / "small")["gap"] == report["gap"]
+    assert read_report(tmp_path / "runs" / "small").json()["gap"] == report["gap"]
 
 
 def test_no_student_sees_gold_and_all_arms_see_the_same_rows(experiment_file: Path, tmp_path: Path):

@@ -162,7 +162,7 @@ def test_the_training_task_and_the_group_that_asks_it_otherwise_are_two_evaluati
         prompts[kind] = read_samples(samples)[0]["arguments"]["gen_args_0"]["arg_0"]
     assert prompts["evaluate"].startswith("Review: ")
     assert prompts["safety"].startswith("Judge films.\n\nVerdict on ")
-    report, _ = write_report(flow)
+    report = write_report(flow)[0].json()
     assert [(entry["task"], entry["n"]) for entry in report["safety"]] == [("own_reviews", 6)]
 
 

@@ -33,7 +33,7 @@ def opened(file: Path, runs: Path, *sets: str) -> Run:
 def finished(file: Path, runs: Path, *sets: str) -> dict[str, Any]:
     flow = opened(file, runs, *sets)
     flow.build(Progress(quiet=True))
-    return write_report(flow)[0]
+    return write_report(flow)[0].json()
 
 
 def accuracies(report: dict[str, Any]) -> list[tuple[str, int, float]]:
@@ -86,7 +86,7 @@ def test_an_earlier_report_stays_what_it_was_where_a_larger_evaluation_dies(
     monkeypatch.setattr(W2SHF, "loglikelihood", dies_half_way)
     with pytest.raises(Died):
         opened(experiment_file, tmp_path / "runs").build(Progress(quiet=True))
-    shown = read_report(tmp_path / "runs" / "small")
+    shown = read_report(tmp_path / "runs" / "small").json()
     assert accuracies(shown) == accuracies(before)
     assert {n for _, n, _ in accuracies(shown)} == {16}
     assert shown["config"]["evaluate"]["limit"] == 16

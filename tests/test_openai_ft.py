@@ -88,7 +88,7 @@ evaluate: {{num_fewshot: 0}}
 def run(config: Path, runs: Path, *sets: str, max_cost: float | None = None) -> tuple[ex.Run, dict]:
     flow = ex.open_run(load(str(config), list(sets))[0], runs, max_cost)
     flow.build(Progress(quiet=True))
-    return flow, write_report(flow)[0]
+    return flow, write_report(flow)[0].json()
 
 
 def _cost_of(stage: Stage) -> dict | None:
@@ -154,7 +154,7 @@ def test_the_seed_study_runs_as_it_was(service: Service, encoder_folder: Path, r
     config = load("seed_gpt4o_mini", small)[0]
     flow = ex.open_run(config, tmp_path / "runs")
     flow.build(Progress(quiet=True))
-    report = write_report(flow)[0]
+    report = write_report(flow)[0].json()
     asked = {a["arm"]: (a["asked"], a["mode"]) for a in report["arms"]}
     assert asked["weak"] == ("w2s_sst2_study_choice", "classifier")
     assert asked["zero_shot"] == ("w2s_sst2_study", "generated")

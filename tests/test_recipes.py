@@ -28,7 +28,7 @@ from trainers.report.report import write_report
 config, runs, *sets = sys.argv[1:]
 flow = open_run(load(config, sets)[0], Path(runs))
 flow.build(Progress(quiet=True))
-report, _ = write_report(flow)
+report = write_report(flow)[0].json()
 arms = [[a["arm"], a["method"], a["n"]] for a in report["arms"]]
 print(json.dumps({"arms": arms, "reused": {name: stage.reused for name, stage in flow.stages.items()}}))
 """
@@ -135,3 +135,19 @@ def test_a_trainer(copy: Copy):
 
 def _small(path: Path) -> bool:
     return bool(json.loads(path.read_text(encoding="utf-8"))["r"] == 2)
+
+
+def test_a_report_section(copy: Copy):
+    """Its key, its table and its part of the page stand in the report of a run that was finished before."""
+    copy.run("arms=[student]")
+    copy.follow("Add a report section")
+    found = copy.run("arms=[student]")
+    assert all(found["reused"].values())
+    (run,) = (copy.folder / "runs").iterdir()
+    report = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert [model["arm"] for model in report["tied"]] == ["weak", "student"]
+    assert '<h2 id="ties">Ties</h2>' in (run / "report.html").read_text(encoding="utf-8")
+    assert (run / "tables" / "tied.csv").read_text(encoding="utf-8").startswith("arm,method,seed,share\nweak,xent,0,")
+    schema = json.loads(copy.python("-m", "trainers.cli", "report", "--schema"))
+    assert "ModelTies" in schema["$defs"]
+    assert "tied" in schema["required"]

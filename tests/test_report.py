@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import csv
+import html
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from trainers.config.reading import load
-from trainers.report.exports import write_tables
-from trainers.report.figures import recovered_panels, run_columns
-from trainers.report.figures_safety import tradeoff
-from trainers.report.page import render, render_comparison
-from trainers.report.report import recomputed
-from trainers.report.tables import pgr_text, safety_grid, verdict
+from trainers.report import comparison
+from trainers.report.blocks import Cell
+from trainers.report.csv_tables import write_tables
+from trainers.report.page import render
+from trainers.report.panels import recovered_panels
+from trainers.report.report import read_report, recomputed
+from trainers.report.section import Report
+from trainers.report.sections.accuracy import Accuracy, Gap
+from trainers.report.sections.capability import Capability
+from trainers.report.sections.safety import Safety
 from w2s_tasks.errors import UserError
+
+
+def of(data: dict[str, Any]) -> Report:
+    """The report that a report.json of this content is."""
+    return Report.read(json.loads(json.dumps(data)), Path("report.json"))
+
+
+def page_of(data: dict[str, Any]) -> str:
+    """Its page."""
+    return render(of(data))
 
 
 def test_arms_are_given_by_seed_and_over_seeds(report):
@@ -39,7 +56,7 @@ def test_safety_differences_are_over_seeds_and_a_family(report):
     assert {e["contrast"] for e in found} == {"to_zero_shot", "to_ceiling"}
     student = [e for e in found if e["arm"] == "student"]
     assert len(student) == 6
-    assert all(e["seeds"] == 2 for e in student)
+    assert all((e["seeds"], e["n_seeds"]) == ([0, 1], 2) for e in student)
     assert report["safety_family"]["tests"] == len(student)
     assert all(e["p_holm"] >= e["p"] for e in found)
     # Six pairs, two seeds and a family of six: no difference could have been shown, or only a large one.
@@ -59,7 +76,7 @@ def test_generated_text_is_never_averaged_with_choices_and_shows_its_objective(r
     for entry in report["safety"]:
         if entry["mode"] == "generated":
             assert entry["objective"] == (None if entry["arm"] == "zero_shot" else "choices")
-    page = render(report)
+    page = page_of(report)
     assert "never teaches a format" in page
 
 
@@ -105,7 +122,7 @@ def test_the_command_runs_the_same_configuration(run_folder, report):
 
 def test_recomputing_finds_the_stages_whatever_the_code_is_now(run_folder, report):
     again, path = recomputed(run_folder)
-    assert again == report
+    assert again.json() == report
     assert path.is_file()
     with pytest.raises(UserError, match="not a readable report"):
         recomputed(run_folder / "stages")
@@ -126,9 +143,10 @@ def test_tables_are_csv_with_flat_columns_and_no_formulas(run_folder, tmp_path, 
     assert {"gap_ci95.low", "gap_ci95.high"} <= set(gaps[0])
     with (run_folder / "tables" / "drift.csv").open() as f:
         assert "errors.value" in next(csv.reader(f))
-    report["disagreements"] = [{"text": "=HYPERLINK(1)", "row": "1"}]
+    report["disagreements"][0]["text"] = "=HYPERLINK(1)"
+    write_tables(of(report), tmp_path / "tables")
     report["drift"] = []
-    write_tables(report, tmp_path / "tables")
+    write_tables(of(report), tmp_path / "tables")
     assert "'=HYPERLINK(1)" in (tmp_path / "tables" / "disagreements.csv").read_text()
     assert not (tmp_path / "tables" / "drift.csv").exists()
 
@@ -160,7 +178,7 @@ class _Balanced(HTMLParser):
 
 
 def test_the_page_is_static_whole_and_in_order(report):
-    page = render(report)
+    page = page_of(report)
     for outside in ("<script", 'http-equiv="refresh', "<link", "<iframe", "src=", "@import", "url("):
         assert outside not in re.sub(r'(clip-path="url\(#|xlink:href="#|"url\(#)', "", page)
     parser = _Balanced()
@@ -174,7 +192,7 @@ def test_the_page_is_static_whole_and_in_order(report):
 
 
 def test_every_figure_is_well_formed_and_names_its_axes(report):
-    figures = re.findall(r"<svg.*?</svg>", render(report), flags=re.DOTALL)
+    figures = re.findall(r"<svg.*?</svg>", page_of(report), flags=re.DOTALL)
     assert len(figures) >= 7
     texts = []
     for figure in figures:
@@ -198,13 +216,13 @@ def test_the_page_draws_checkpoints_as_small_marks_on_a_line(report):
         figure = next(f for f in figures if "safety change against accuracy" in f)
         return len(re.findall(r"<use [^>]*fill-opacity: 0\.7", figure))
 
-    before = render(report)
+    before = page_of(report)
     ends = list(report["tradeoff"])
     kept_points = [{**e, "checkpoint": share, "acc": e["acc"] - 0.1 * (1 - share)} for share in (0.25, 0.5) for e in ends]
     report["tradeoff"] = [*ends, *kept_points]
     entry = {**report["associations"][0], "over": "arms and checkpoints", "defined": True, "n": 22, "clusters": 6}
     report["associations"].append({**entry, "rho": -0.5, "low": -0.9, "high": 0.4, "p": None})
-    page = render(report)
+    page = page_of(report)
     assert "after 25 %, 50 % of its steps" in page
     assert marks(before) == 0
     assert marks(page) == 3 * len(ends)  # two checkpoints, and the end of the line
@@ -214,13 +232,17 @@ def test_the_page_draws_checkpoints_as_small_marks_on_a_line(report):
 
 
 def test_safety_change_stands_against_pgr_where_there_is_a_gap(report):
+    def figure() -> str:
+        changed = of(report)
+        return str(changed.of(Capability).figure(changed))
+
     assert not report["gap"]["defined"]
-    assert "performance gap recovered" not in str(tradeoff(report))
+    assert "performance gap recovered" not in figure()
     report["gap"] |= {"defined": True, "gap": 0.2}
     next(m for m in report["arm_means"] if m["arm"] == "weak")["acc"] = 0.6
     for acc, entry in zip((0.6, 0.7, 0.8), report["tradeoff"], strict=True):
         entry["acc"] = acc
-    texts = re.findall(r"<text[^>]*>([^<]*)</text>", str(tradeoff(report)))
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", figure())
     assert "performance gap recovered (PGR)" in texts
     assert {"0.0", "1.0"} <= set(texts)
 
@@ -231,37 +253,39 @@ def test_every_field_is_escaped(report):
     texts = [d["text"] for d in report["disagreements"]]
     for value in ("own_reviews", "justice", "positive", "negative", "test", report["experiment"], *texts):
         text = text.replace(json.dumps(value), json.dumps(planted))
-    page = render(json.loads(text))
+    page = page_of(json.loads(text))
     assert "<script" not in page
     assert "&lt;script&gt;" in page
 
 
-def test_a_report_of_the_first_version_still_renders(report):
-    new = "arm_means safety_gaps safety_family safety_mean_gaps drift ladder associations tradeoff diagnostics disagreements"
-    for key in (*new.split(), "models", "software", "command", "stage_seconds", "choices"):
-        del report[key]
-    for arm in report["arms"]:
-        del arm["confusion"], arm["unparsed"]
-    for entry in (*report["safety_means"], *report["gaps"]):
-        for key in ("mode", "gap_ci95", "rows_ci95", "per_seed"):
-            entry.pop(key, None)
-    page = render(report)
-    assert "own_reviews" in page
+def test_a_report_of_another_schema_is_refused_and_formed_anew_from_its_stages(run_folder, report):
+    del report["safety_means"]
+    with pytest.raises(UserError, match=r"report\.json: this report is cut or altered.*safety_means"):
+        of(report)
+    file = run_folder / "report.json"
+    text = file.read_text()
+    try:
+        file.write_text(json.dumps({**report, "schema": 1}))
+        with pytest.raises(UserError, match="not a report of schema 2"):
+            read_report(run_folder)
+        assert recomputed(run_folder)[0].json() == json.loads(text)
+    finally:
+        file.write_text(text)
 
 
 def test_without_matplotlib_the_page_has_its_tables_and_says_why(report, monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    page = render(report)
+    page = page_of(report)
     assert "<svg" not in page
-    assert "pip install 'w2s-harness[report]'" in page
+    assert "pip install 'w2s-harness[report]'" in html.unescape(page)
 
 
 def test_costs_of_services_are_summed_and_unknown_prices_said(report):
-    assert "no service was paid" in render(report)
+    assert "no service was paid" in page_of(report)
     report["costs_usd"] = {"fit/student, seed 0": 1.5, "fit/ceiling, seed 0": None}
-    page = render(report)
+    page = page_of(report)
     assert page.count("<td>1.50</td>") == 2
     assert "price unknown" in page
 
@@ -270,44 +294,39 @@ def test_runs_are_compared_by_the_size_of_the_strong_model(report):
     large = json.loads(json.dumps(report))
     large["models"]["strong"]["parameters"] = 10 * report["models"]["strong"]["parameters"]
     large["experiment"] = "large"
-    page = render_comparison([large, report])
+    page = comparison.render_comparison([of(large), of(report)])
     assert "parameters of the strong model, millions" in page
     assert "large" in page
-    assert recovered_panels(run_columns([report]), "run") is None
-    assert "parameters of the strong model" not in render_comparison([report, report])
+    assert recovered_panels(comparison.columns([of(report)]), "run") is None
+    assert "parameters of the strong model" not in comparison.render_comparison([of(report), of(report)])
 
 
-def test_the_grid_shows_the_mean_over_seeds_and_what_n_can_show(report):
-    grid = safety_grid(report)
-    assert grid["probe"]
-    row = next(r for r in grid["rows"] if r["name"] == "justice" and r["mode"] == "loglikelihood")
+def test_the_table_shows_the_mean_over_seeds_and_what_n_can_show(report):
+    safety = of(report).of(Safety)
+    table = next(block for block in safety.page(of(report)) if type(block).__name__ == "Table")
+    rows = {(row[0], row[2]): dict(zip(table.columns, row, strict=True)) for row in table.rows}
     own = [e["acc"] for e in report["safety"] if (e["arm"], e["task"]) == ("student", "w2s_ethics_probe_justice")]
-    assert row["cells"][grid["titles"].index("student")]["acc"] == pytest.approx(sum(own) / 2)
-    pairs = next(r for r in grid["rows"] if r["name"] == "utilitarianism")
-    assert pairs["detectable"] > 0.3  # six pairs
-    assert row["detectable"] is None  # four groups of three, in which nothing differs: not even 100 points would show
+    cell = rows["justice", "loglikelihood"]["student"]
+    assert isinstance(cell, Cell)
+    assert cell.text == f"{50 * sum(own):.1f}"
+    assert float(rows["utilitarianism", "loglikelihood"]["detectable"]) > 30  # six pairs
+    # Four groups of three, in which nothing differs: not even 100 points would show.
+    assert rows["justice", "loglikelihood"]["detectable"] == "none"
 
 
-GAP = {
-    "arm": "student",
-    "method": "xent",
-    "seeds": [0],
-    "pgr": 0.5,
-    "ci95": [0.2, None],
-    "defined": True,
-    "reason": "one seed",
-}
+def gap(**changes: Any) -> Gap:
+    about = {"arm": "student", "method": "xent", "seeds": [0], "gap": 0.1, "gap_ci95": (0.0, 0.2)}
+    return Gap(**about | {"pgr": 0.5, "ci95": (0.2, None), "defined": True, "reason": "one seed"} | changes)
 
 
 def test_pgr_is_told_with_its_interval_or_as_undefined():
-    assert pgr_text(GAP) == "0.50 [0.20, unbounded]"
-    assert pgr_text({**GAP, "defined": False}) == "undefined"
+    assert str(gap()) == "0.50 [0.20, unbounded]"
+    assert str(gap(defined=False)) == "undefined"
 
 
 def test_the_verdict_says_why_there_is_no_number(report):
-    report["gap"] = GAP
-    assert "recovered 0.50" in verdict(report)
-    report["gap"] = {**GAP, "defined": False, "pgr": None, "reason": "the ceiling is not significantly above"}
-    assert verdict(report).startswith("PGR is undefined: the ceiling")
-    report["gap"] = None
-    assert "No ceiling" in verdict(report)
+    accuracy = of(report).of(Accuracy)
+    assert "recovered 0.50" in replace(accuracy, gap=gap()).verdict
+    undefined = gap(defined=False, pgr=None, reason="the ceiling is not significantly above")
+    assert replace(accuracy, gap=undefined).verdict.startswith("PGR is undefined: the ceiling")
+    assert "No ceiling" in replace(accuracy, gap=None).verdict

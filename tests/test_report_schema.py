@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
-from pydantic import ValidationError
 from typer.testing import CliRunner
 
 from trainers import cli
-from trainers.report.schema import Report
+from trainers.report.section import Report, json_schema
+from w2s_tasks.errors import UserError
 
 
 def test_a_report_is_read_back_as_it_was_written(report: dict[str, Any]):
-    assert json.loads(Report.model_validate(report).model_dump_json(by_alias=True)) == report
+    assert Report.read(report, Path("report.json")).json() == report
     assert all(report[key] for key in ("arms", "gaps", "safety", "safety_gaps", "drift", "ladder", "curves", "tradeoff"))
 
 
@@ -32,13 +34,28 @@ CHANGES: dict[str, Callable[[dict[str, Any]], object]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_does_not_fit_is_refused(report: dict[str, Any], change: str):
     CHANGES[change](report)
-    with pytest.raises(ValidationError):
-        Report.model_validate(report)
+    with pytest.raises(UserError, match="cut or altered"):
+        Report.read(report, Path("report.json"))
+
+
+def test_a_key_of_no_section_is_refused(report: dict[str, Any]):
+    with pytest.raises(UserError, match="keys of no section: colour"):
+        Report.read({**report, "colour": "red"}, Path("report.json"))
 
 
 def test_the_schema_is_printed():
     done = CliRunner().invoke(cli.app, ["report", "--schema"])
     assert done.exit_code == 0
     schema = json.loads(done.output)
-    assert schema == Report.model_json_schema()
+    assert schema == json_schema()
     assert {"arms", "gaps", "safety_gaps", "schema"} <= set(schema["properties"])
+
+
+def test_a_report_is_what_its_json_schema_says(report: dict[str, Any]):
+    schema = json_schema()
+    assert set(schema["required"]) == set(report)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(report, schema)
+    report["gaps"][0]["pgr"] = "much"
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(report, schema)

@@ -16,8 +16,7 @@ from trainers.cli import main
 from trainers.config.reading import load
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run, open_run
-from trainers.report.report import write_report
-from trainers.report.tables import show
+from trainers.report.report import read_report, show_report, write_report
 from trainers.training.told import Told
 from w2s_tasks.scoring.system_place import FOLDED, MESSAGE, PLAIN
 
@@ -43,7 +42,7 @@ def _run(experiment_file: Path, runs: Path, *sets: str) -> tuple[Run, dict[str, 
     """The flow, its report, and all its cards as one text."""
     flow = open_run(load(str(experiment_file), [*sets, "split.limit.weak=32", "split.limit.transfer=32"])[0], runs)
     flow.build(Progress(quiet=True))
-    report = write_report(flow)[0]
+    report = write_report(flow)[0].json()
     return flow, report, "\n".join(p.read_text() for p in sorted((flow.folder / "model_cards").glob("*.md")))
 
 
@@ -100,7 +99,7 @@ def test_models_that_were_not_prompted_alike_are_told(
     assert f"{FOLDED} of zero_shot, student, bootstrap, training of student, bootstrap" in note
     assert f"{MESSAGE} of training of bootstrap, link 1 of 1" in note
     assert note.replace("&", "&amp;") in (flow.folder / "report.html").read_text()
-    show(report)
+    show_report(read_report(flow.folder))
     assert "Not all models were prompted alike" in capsys.readouterr().out
 
 

@@ -21,8 +21,11 @@ import yaml
 
 from trainers.flow import commands
 from trainers.harness.evaluate import Harness, PromptStyle
+from trainers.report.comparison import render_comparison
 from trainers.report.model_card import card
-from trainers.report.page import render, render_comparison
+from trainers.report.page import render
+from trainers.report.report import Report
+from trainers.report.sections.accuracy import Accuracy
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.rows import assets
@@ -86,7 +89,7 @@ def attack(address: str) -> str:
     )
 
 
-STRUCTURAL = {"arm", "method", "split", "mode", "contrast", "cells", "group", "values", "trainer", "stages_folder"}
+STRUCTURAL = {"arm", "method", "split", "mode", "contrast", "contrasts", "objective", "over", "trainer", "stages_folder"}
 """Fields whose values are names of ours, by which entries are matched; a user can't choose them."""
 
 
@@ -98,6 +101,11 @@ def planted(value: Any, text: str, key: str = "") -> Any:
     if isinstance(value, list):
         return [planted(v, text, key) for v in value]
     return value + text if isinstance(value, str) and key not in STRUCTURAL else value
+
+
+def of(data: dict[str, Any]) -> Report:
+    """The report that a report.json of this content is."""
+    return Report.read(data, Path("report.json"))
 
 
 def harmless(dom: str, asked: list[str]) -> None:
@@ -120,7 +128,7 @@ def test_the_browser_of_this_test_does_run_and_fetch_what_is_not_escaped(tmp_pat
 @pytest.mark.parametrize("policy", [True, False], ids=["as it is", "without its content security policy"])
 def test_scripts_in_every_field_of_a_report_neither_run_nor_fetch(report: dict[str, Any], tmp_path: Path, policy: bool):
     with counting_server() as (address, asked):
-        page = render(planted(report, attack(address)))
+        page = render(of(planted(report, attack(address))))
         assert page.count("PWNED") > 200
         page = page if policy else re.sub(r"<meta http-equiv=[^>]*>", "", page)
         harmless(opened(page, tmp_path), asked)
@@ -128,27 +136,28 @@ def test_scripts_in_every_field_of_a_report_neither_run_nor_fetch(report: dict[s
 
 def test_scripts_in_every_field_of_a_comparison_neither_run_nor_fetch(report: dict[str, Any], tmp_path: Path):
     with counting_server() as (address, asked):
-        bad = planted(report, attack(address))
-        page = re.sub(r"<meta http-equiv=[^>]*>", "", render_comparison([bad, report, bad]))
+        bad, good = of(planted(report, attack(address))), of(report)
+        page = re.sub(r"<meta http-equiv=[^>]*>", "", render_comparison([bad, good, bad]))
         assert page.count("PWNED") > 10
         harmless(opened(page, tmp_path), asked)
 
 
 def test_the_page_forbids_scripts_and_fetching_by_itself(report: dict[str, Any]):
-    assert "default-src 'none'" in render(report)
-    assert "default-src 'none'" in render_comparison([report, report])
+    assert "default-src 'none'" in render(of(report))
+    assert "default-src 'none'" in render_comparison([of(report), of(report)])
 
 
 # ---- model cards and commands -------------------------------------------------------------------------------------------
 
 
 def test_a_model_card_keeps_what_users_wrote_as_text(report: dict[str, Any]):
-    arm = next(a for a in report["arms"] if a["arm"] == "student")
     evil = "x\n---\nlicense: mit\n```\n<script>alert(1)</script> `a` | [x](javascript:alert(1)) ![p](http://h/p) {{ 7*7 }}"
     bad = planted(report, evil)
     bad["commands"] = [{"arm": c["arm"], "command": f"w2s eval {evil}"} for c in report["commands"]]
     bad["stages"] = report["stages"]
-    text = card({**arm, "model": evil}, bad)
+    next(a for a in bad["arms"] if a["arm"] == "student")["model"] = evil
+    read = of(bad)
+    text = card(next(m for m in read.of(Accuracy).arms if m.arm == "student"), read)
     _, front, body = text.split("---\n", 2)
     assert yaml.safe_load(front)["base_model"] == evil
     assert set(yaml.safe_load(front)) == {"base_model", "library_name", "tags"}

@@ -30,9 +30,8 @@ PRELOADED = [
         "trainers.cli",
         "trainers.flow.run",
         "trainers.report.report",
-        "trainers.report.tables",
         "trainers.report.page",
-        "trainers.report.figures",
+        "trainers.report.panels",
     ),
     *("lm_eval.evaluator", "lm_eval.models.huggingface", "lm_eval.loggers", "datasets", "peft", "safetensors.torch"),
     *("w2s_tasks.models.packed_hf", "w2s_tasks.models.classifier", "transformers.models.bert.modeling_bert"),
@@ -58,7 +57,7 @@ def content(run: Path) -> dict[str, Any]:
 
 def numbers(run: Path) -> Any:
     """What the report says of every arm, and the gaps."""
-    report = read_report(run)
+    report = read_report(run).json()
     return [(a["arm"], a["n"], a["metrics"]) for a in report["arms"]], report["gaps"]
 
 

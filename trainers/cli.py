@@ -166,8 +166,7 @@ def run(
     _quiet_libraries()
     from trainers.flow.progress import Progress
     from trainers.flow.run import open_run
-    from trainers.report.report import write_report
-    from trainers.report.tables import show
+    from trainers.report.report import show_report, write_report
 
     with _interruptible():
         opened = open_run(experiment, runs_dir, max_cost)
@@ -175,7 +174,7 @@ def run(
         if not processes.is_main():
             return
         report, path = write_report(opened)
-    show(report)
+    show_report(report)
     typer.echo(f"report: {path}")
 
 
@@ -272,14 +271,16 @@ def report(
     if schema:
         import json
 
-        from trainers.report.schema import Report
+        import trainers.report.sections  # noqa: F401 - registers them
+        from trainers.report.section import json_schema
 
-        typer.echo(json.dumps(Report.model_json_schema(), indent=2))
+        typer.echo(json.dumps(json_schema(), indent=2))
         return
     if not runs:
         raise UserError("name a run folder or a report.json, e.g. w2s report runs/quickstart.")
-    from trainers.report.report import present, read_report, recomputed, runs_of
-    from trainers.report.tables import compare, show
+    from trainers.report.blocks import show, standard_output
+    from trainers.report.comparison import render_comparison, table
+    from trainers.report.report import present, read_report, recomputed, runs_of, show_report
 
     runs = runs_of(runs)
     if recompute:
@@ -288,9 +289,8 @@ def report(
             recomputed(folder)
     reports = [read_report(path) for path in runs]
     if len(reports) > 1:
-        compare(reports)
+        show([table(reports)], standard_output())
         if out is not None:
-            from trainers.report.page import render_comparison
             from trainers.store.stages import write_atomic
 
             write_atomic(out, render_comparison(reports))
@@ -298,7 +298,7 @@ def report(
         return
     if out is not None:
         raise UserError("--out is for the comparison of several runs; one run's page is its report.html.")
-    show(reports[0])
+    show_report(reports[0])
     file = (runs[0] / "report.json" if runs[0].is_dir() else runs[0]).resolve()
     if html:
         present(reports[0], file.parent)

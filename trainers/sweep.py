@@ -16,16 +16,22 @@ import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from filelock import FileLock
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from trainers.config.experiment import Experiment
 from trainers.config.reading import load
-from trainers.report.tables import percent, pgr_text, standard_output
+from trainers.report.blocks import standard_output
+from trainers.report.report import write_report
+from trainers.report.section import Report
+from trainers.report.sections.accuracy import Accuracy, Gap
+from trainers.report.sections.cost import Cost
+from trainers.report.text import percent
 from trainers.store import processes
 from trainers.store.stages import Store, recipe_key, write_atomic
 from w2s_tasks.code_scope import all_code
@@ -208,8 +214,6 @@ class Sweep:
         Raises:
             UserError: as `Run.build`.
         """
-        from trainers.report.report import write_report
-
         run, folder = self._run(cell), self.folder_of(cell)
         steps = run.layout.steps
         stages = {name: run.key(step) for name, step in steps.items()}
@@ -262,21 +266,26 @@ class Sweep:
         return known[1]
 
 
-def _summary(report: dict[str, Any]) -> Outcome:
+def _summary(report: Report) -> Outcome:
     """What sweep.json tells of a cell: every arm's accuracy, every PGR, the time of its stages."""
-    keys = ("arm", "method", "seed", "n", "mode")
-    arms = [{k: a[k] for k in keys} | {"acc": a["metrics"]["acc"], "stderr": a["stderr"].get("acc")} for a in report["arms"]]
-    gap = report["gap"] or {}
-    return {
-        "pgr": gap.get("pgr"),
-        "ci95": gap.get("ci95"),
-        "defined": gap.get("defined", False),
-        "reason": gap.get("reason", "no ceiling among the arms"),
-        "gap": report["gap"],
+    accuracy = report.of(Accuracy)
+    arms: list[Outcome] = [
+        {"arm": a.arm, "method": a.method, "seed": a.seed, "n": a.n, "mode": a.mode}
+        | {"acc": a.metrics["acc"], "stderr": a.stderr.get("acc")}
+        for a in accuracy.arms
+    ]
+    gap = accuracy.gap
+    summary: Outcome = {
+        "pgr": gap.pgr if gap else None,
+        "ci95": gap.ci95 if gap else None,
+        "defined": gap is not None and gap.defined,
+        "reason": gap.reason if gap else "no ceiling among the arms",
+        "gap": gap,
         "arms": arms,
-        "gaps": report["gaps"],
-        "seconds": report["seconds"]["total"],
+        "gaps": accuracy.gaps,
+        "seconds": report.of(Cost).seconds["total"],
     }
+    return cast(Outcome, to_jsonable_python(summary))
 
 
 def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path, max_cost: float | None = None) -> Sweep:
@@ -329,7 +338,7 @@ def show_sweep(outcomes: Sequence[Outcome], console: Console | None = None) -> N
         table.add_column(column, justify="left" if column in outcomes[0]["values"] else "right")
     for outcome in outcomes:
         done = outcome["status"] == "done"
-        pgr = outcome["status"] if not done else pgr_text(outcome["gap"]) if outcome["gap"] else "–"
+        pgr = outcome["status"] if not done else str(Gap(**outcome["gap"])) if outcome["gap"] else "–"
         scores = [_accuracy(outcome, arm) for arm in arms]
         table.add_row(*_shown(outcome["values"]), *scores, pgr, f"{outcome['seconds']:.0f}" if done else "–")
     console.print(table)

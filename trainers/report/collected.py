@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from trainers.config.experiment import Experiment
 from trainers.flow.run import Run
+from trainers.report.entries import Mode, Objective
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, SafetyEvaluation
 from w2s_tasks.results.read import TaskScores, read_evaluation
-from w2s_tasks.results.safety import split_of
+from w2s_tasks.results.safety import split_of, subtask_of
 
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
 
@@ -32,8 +33,9 @@ class Group:
         """Its seeds; [None] where no seed changes it."""
         return [arm.seed for arm in self.arms]
 
-    def entry(self) -> dict[str, Any]:
-        """How the report's JSON names it."""
+    @property
+    def about(self) -> dict[str, Any]:
+        """How the report names it."""
         return {"arm": self.name, "method": self.method, "seeds": self.seeds}
 
 
@@ -48,6 +50,8 @@ class Collected:
     """Safety evaluations by number of shots, the main one included; None for each task's own number."""
     checkpoints: dict[float, Collected] = field(default_factory=dict)
     """The trained arms as they were after a share of their steps; `safety` with the untuned model, their reference."""
+    formed: dict[type[Any], Any] = field(default_factory=dict)
+    """Sections that are formed of them already."""
 
     @property
     def config(self) -> Experiment:
@@ -86,13 +90,23 @@ class Collected:
         """The first group of that arm."""
         return next((g for g in self.groups(evaluations) if g.name == name), None)
 
-    def objective(self, arm: Arm) -> str | None:
+    def objective(self, arm: Arm) -> Objective:
         """What the arm's training optimised; a loss over the choices alone never teaches a format of text."""
         return self.run.layout.evaluations[arm].settings.learns if arm.method else None
 
-    def mode(self, arm: Arm, scores: TaskScores) -> str:
+    def mode(self, arm: Arm, scores: TaskScores) -> Mode:
         """How answers were scored."""
-        return "generated" if scores.generated else scores.mode or MODES.get(self.run.model_of(arm).model, "loglikelihood")
+        mode = "generated" if scores.generated else scores.mode or MODES.get(self.run.model_of(arm).model, "loglikelihood")
+        return cast(Mode, mode)
+
+    def on_task(self, arm: Arm, scores: TaskScores) -> dict[str, Any]:
+        """How the report names a safety task (`trainers.report.entries.OfTask`)."""
+        return {"subtask": subtask_of(scores.task), "split": split_of(scores.task), "mode": self.mode(arm, scores)}
+
+
+def about(arm: Arm) -> dict[str, Any]:
+    """How the report names a model."""
+    return {"arm": arm.name, "method": arm.method, "seed": arm.seed}
 
 
 def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[list[Any], list[Any]]:

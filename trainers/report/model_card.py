@@ -15,50 +15,43 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 
 from trainers.labels.arms import ARMS
-from trainers.report.tables import group_title, percent, pgr_text
+from trainers.report.section import Report
+from trainers.report.sections.accuracy import Accuracy, Model
+from trainers.report.sections.again import Again
+from trainers.report.sections.safety import ALL, Safety
+from trainers.report.sections.setup import Setup
+from trainers.report.text import percent, points, points_interval
+from trainers.steps.arm import Arm
 from trainers.store.stages import write_atomic
 from w2s_tasks.paths import file_name
 
-Entry = Mapping[str, Any]
+SETTINGS = ("trainer", "lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "r", "alpha", "target_modules")
 
 
-def card_name(arm: Entry) -> str:
-    """File name of an arm's card: student-logconf-seed0.md."""
-    parts = [str(arm["arm"]), *([str(arm["method"])] if arm["method"] not in (None, "xent") else [])]
-    parts += [f"seed{arm['seed']}"] if arm["seed"] is not None else []
+def card_name(model: Model) -> str:
+    """File name of a model's card: student-logconf-seed0.md."""
+    parts = [model.arm, *([str(model.method)] if model.method not in (None, "xent") else [])]
+    parts += [f"seed{model.seed}"] if model.seed is not None else []
     return file_name(re.sub(r"[^\w.+-]+", "-", "-".join(parts))) + ".md"
 
 
-def _title(arm: Entry) -> str:
-    """As `Arm.title`: the key of the arm's stage and command."""
-    return group_title(dict(arm)) + (f", seed {arm['seed']}" if arm["seed"] is not None else "")
+def _title(model: Model) -> str:
+    """What its step and its command are found by."""
+    return Arm(model.arm, model.method, model.seed).title
 
 
-def _labels(arm: Entry, report: Entry) -> str:
-    text = ARMS[arm["arm"]].provenance if arm["arm"] in ARMS else f"labels of the arm '{arm['arm']}'"
-    found = next((entry for entry in report["weak_labels"] if entry["seed"] == arm["seed"]), None)
-    if found is None:
+def _section(model: Model, report: Report) -> Mapping[str, Any]:
+    """The part of the configuration whose model it is."""
+    section: Mapping[str, Any] = report.head.config["weak" if model.arm == "weak" else "strong"]
+    return section
+
+
+def _labels(model: Model, report: Report) -> str:
+    text = ARMS[model.arm].provenance if model.arm in ARMS else f"labels of the arm '{model.arm}'"
+    labels = next((entry for entry in report.of(Setup).weak_labels if entry.seed == model.seed), None)
+    if labels is None:
         return text.partition("{")[0].rstrip(" (,")
-    return text.format(weak=report["config"]["weak"]["model"], percent=percent(found["acc"]), n=found["n"])
-
-
-def _settings(arm: Entry, report: Entry) -> dict[str, Any]:
-    section = report["config"]["weak" if arm["arm"] == "weak" else "strong"]
-    names: tuple[str, ...] = (
-        "trainer",
-        "lr",
-        "epochs",
-        "batch_size",
-        "schedule",
-        "warmup",
-        "weight_decay",
-        "r",
-        "alpha",
-        "target_modules",
-    )
-    if section.get("trainer") == "classifier":
-        names = names[:7]
-    return {k: section[k] for k in names if section.get(k) is not None}
+    return text.format(weak=report.head.config["weak"]["model"], percent=percent(labels.acc), n=labels.n)
 
 
 class _Command(str):
@@ -83,48 +76,45 @@ def _command(text: str | None) -> _Command | None:
     return _Command("".join(c if c.isprintable() else " " for c in text).replace("```", ""))
 
 
-def card(arm: Entry, report: Entry) -> str:
-    """The card of one trained model as Markdown.
-
-    Args:
-        arm: an entry of the report's ``arms`` that was trained.
-        report: the whole report.
-    """
+def card(model: Model, report: Report) -> str:
+    """The card of one trained model as Markdown."""
     # Markdown, which `_plain` sees to.
     options: dict[str, Any] = {"undefined": StrictUndefined, "trim_blocks": True, "lstrip_blocks": True, "finalize": _plain}
     environment = Environment(autoescape=False, **options)  # noqa: S701
-    environment.filters["percent"] = percent
+    environment.filters.update(percent=percent, points=points)
     template = environment.from_string(
         files("trainers.report").joinpath("templates/model_card.md.j2").read_text(encoding="utf-8")
     )
-    key = (arm["arm"], arm["method"])
-    commands = {c["arm"]: c["command"] for c in report["commands"]}
+    accuracy, safety, section = report.of(Accuracy), report.of(Safety), _section(model, report)
+    base = report.of(Setup).models["weak" if model.arm == "weak" else "strong"]
+    commands = {entry.arm: entry.command for entry in report.of(Again).commands}
     return template.render(
-        arm=arm,
-        base_model=_Command(json.dumps(str(arm["model"]))),
-        report={"stages_folder": "stages", **report},
-        title=_title(arm),
-        adapter=report["config"]["weak" if arm["arm"] == "weak" else "strong"].get("trainer") == "lora",
-        labels=_labels(arm, report),
-        settings=_settings(arm, report),
-        stage=report["stages"].get(f"fit/{_title(arm)}"),
-        gap=next((g for g in report["gaps"] if (g["arm"], g["method"]) == key), None),
-        pgr_text=pgr_text,
-        mean=next((m for m in report.get("arm_means", []) if (m["arm"], m["method"]) == key), None),
-        safety=[e for e in report.get("safety_gaps", []) if (e["arm"], e["method"]) == key],
-        safety_mean=[e for e in report.get("safety_mean_gaps", []) if (e["arm"], e["method"], e["split"]) == (*key, "all")],
-        command=_command(commands.get(_title(arm))),
+        model=model,
+        head=report.head,
+        base=base,
+        base_model=_Command(json.dumps(model.model)),
+        title=_title(model),
+        adapter=section["trainer"] == "lora",
+        labels=_labels(model, report),
+        settings={k: section[k] for k in SETTINGS if section.get(k) is not None},
+        stage=report.head.stages[f"fit/{_title(model)}"],
+        gap=accuracy.gap_of(model.group),
+        mean=accuracy.mean(model.group),
+        safety=[entry for entry in safety.safety_gaps if entry.group == model.group],
+        safety_mean=[e for e in safety.safety_mean_gaps if (e.group, e.split) == (model.group, ALL)],
+        interval=points_interval,
+        command=_command(commands.get(_title(model))),
     )
 
 
-def write_cards(report: Entry, folder: Path) -> list[Path]:
+def write_cards(report: Report, folder: Path) -> list[Path]:
     """Write the card of every trained model; cards of models that the report has no more go."""
-    trained = [arm for arm in report["arms"] if f"fit/{_title(arm)}" in report.get("stages", {})]
+    trained = [model for model in report.of(Accuracy).arms if f"fit/{_title(model)}" in report.head.stages]
     folder.mkdir(exist_ok=True)
-    paths = [folder / card_name(arm) for arm in trained]
+    paths = [folder / card_name(model) for model in trained]
     for old in folder.glob("*.md"):
         if old not in paths:
             old.unlink()
-    for path, arm in zip(paths, trained, strict=True):
-        write_atomic(path, card(arm, report))
+    for path, model in zip(paths, trained, strict=True):
+        write_atomic(path, card(model, report))
     return paths

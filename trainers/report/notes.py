@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 from trainers.flow.run import Run
 from trainers.report.collected import Collected
+from trainers.report.entries import Entry
 from trainers.steps.fit import Fit
 from trainers.training.told import Told
 
-Entry = dict[str, Any]
+
+@dataclass(frozen=True, kw_only=True)
+class SystemPrompt(Entry):
+    """Where a task's system prompt or description stood, in the prompts of which models."""
+
+    task: str
+    place: str | None
+    models: list[str]
 
 
 def training_warnings(run: Run) -> list[str]:
@@ -31,25 +38,25 @@ def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
             yield collected.task, f"training of {step.whose}", Told.load(collected.run.folder_of(step)).system_prompt
 
 
-def system_prompts(collected: Collected) -> list[Entry]:
+def system_prompts(collected: Collected) -> list[SystemPrompt]:
     """For each task with a system prompt or description where it stood, and in whose prompts; None for those without it."""
     places: dict[str, dict[str | None, dict[str, None]]] = {}
     for task, model, place in _asked(collected):
         places.setdefault(task, {}).setdefault(place, {})[model] = None
     return [
-        {"task": task, "place": place, "models": list(models)}
+        SystemPrompt(task=task, place=place, models=list(models))
         for task, by_place in places.items()
         if set(by_place) != {None}
         for place, models in by_place.items()
     ]
 
 
-def unlike(entries: list[Entry]) -> list[str]:
+def unlike(entries: list[SystemPrompt]) -> list[str]:
     """A sentence for every task whose system prompt or description did not stand in the same place for all models."""
     sentences = []
-    for task in dict.fromkeys(entry["task"] for entry in entries):
-        own = [entry for entry in entries if entry["task"] == task]
+    for task in dict.fromkeys(entry.task for entry in entries):
+        own = [entry for entry in entries if entry.task == task]
         if len(own) > 1:
-            parts = "; ".join(f"{entry['place'] or 'left out'} of {', '.join(entry['models'])}" for entry in own)
+            parts = "; ".join(f"{entry.place or 'left out'} of {', '.join(entry.models)}" for entry in own)
             sentences.append(f"Not all models were prompted alike on {task}. System prompt and description: {parts}.")
     return sentences

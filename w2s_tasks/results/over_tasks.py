@@ -40,7 +40,7 @@ def mean_difference(pairs: Sequence[tuple[Array, Array, Array | None]], subtasks
     of_such = difference_of(crossed(by_task[None], np.asarray(subtasks)), n)
     low, high = min(of_these.low, of_such.low), max(of_these.high, of_such.high)
     return Difference(
-        of_these.value, max(of_these.stderr, of_such.stderr), low, high, max(of_these.p, of_such.p), n, of_these.seeds
+        of_these.value, max(of_these.stderr, of_such.stderr), low, high, max(of_these.p, of_such.p), n, of_these.n_seeds
     )
 
 

@@ -71,7 +71,7 @@ def accuracy_interval(correct: Array, cluster: Array | None = None) -> tuple[flo
 class Difference:
     """Accuracy of one model minus another's on the same questions, with a 95 % interval and a two-sided p.
 
-    ``seeds`` > 1: a mean over seeds, whose spread the interval includes; 1: it holds given these weights.
+    ``n_seeds`` > 1: a mean over seeds, whose spread the interval includes; 1: it holds given these weights.
     ``discordance`` is the share of questions that one model has right and the other wrong.
     """
 
@@ -81,7 +81,7 @@ class Difference:
     high: float
     p: float
     n: int
-    seeds: int = 1
+    n_seeds: int = 1
     discordance: float | None = None
 
 

@@ -1,0 +1,461 @@
+"""Accuracy on the safety tasks, with paired differences over seeds to the untuned model and to the ceiling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trainers.labels.arms import kind_of
+from trainers.report.blocks import Block, Cell, Figure, Note, Row, Table
+from trainers.report.collected import Collected, Evaluations, Group, about, matched, parts_of
+from trainers.report.collected import Scores as ByTask
+from trainers.report.entries import Entry, Interval, Mode, Objective, OfArm, OfModel, OfTask
+from trainers.report.figures import NEUTRAL, clean, colour_of, legend_above, marker_of, svg
+from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.sections.accuracy import Accuracy
+from trainers.report.text import Named, group_title, on_split, percent
+from w2s_tasks.results.read import TaskScores
+from w2s_tasks.results.safety import Change, adjusted, changes, mean_change
+from w2s_tasks.results.stats import Difference, accuracy_interval
+
+Contrast = Literal["to_zero_shot", "to_ceiling"]
+CONTRASTS: dict[Contrast, str] = {"to_zero_shot": "zero_shot", "to_ceiling": "ceiling"}
+"""Differences that the report gives, and the arm that each is taken to."""
+ALL = "all"
+"""Both splits together."""
+INK = "#1a1a1a"  # on coloured cells, light and dark pages alike
+SCALE = ("#e58a6b", "#fbe7c6", "#fffdf0", "#cfe3ee", "#7fb2d6")  # light enough for dark figures at both ends
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnTask(OfTask, OfModel):
+    """One model on one safety task."""
+
+    task: str
+    objective: Objective
+    n: int
+    acc: float
+    stderr: float | None
+    ci95: Interval
+    balanced_acc: float | None
+    unparsed: float
+    ties: float | None
+    class_share: list[float] | None
+    """What is missing to 1 did not parse."""
+    to_zero_shot: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverTasks(OfModel):
+    """One model's unweighted mean over the subtasks of a split."""
+
+    split: str
+    mode: Mode
+    tasks: int
+    acc: float
+    stderr: float | None
+    to_zero_shot: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyGap(Difference, OfTask, OfArm):
+    """An arm's difference over seeds on one task."""
+
+    task: str
+    objective: Objective
+    contrast: Contrast
+    p_holm: float | None
+    detectable: float | None
+    """The smallest difference that these questions show with 80 % power at the 5 % level; null where none would."""
+    few: bool
+    """Whether the models differ on so few questions that the interval is wider than 95 % asks."""
+
+    @property
+    def significant(self) -> bool:
+        """Whether p < .05 after the correction."""
+        return self.p_holm is not None and self.p_holm < 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyMeanGap(Difference, OfArm):
+    """The same averaged over the subtasks of a split, or of all."""
+
+    split: str
+    mode: Mode
+    tasks: int
+    contrast: Contrast
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafetyFamily(Entry):
+    """The comparisons that p is corrected over: tasks times contrasts, for each arm and method.
+
+    The arms are different questions, and a control more takes nothing from the student.
+    """
+
+    method: str
+    per: str
+    tests: int
+    tasks: int
+    contrasts: list[Contrast]
+
+
+@SECTIONS.entry
+@dataclass(frozen=True, kw_only=True)
+class Safety(Section):
+    """Accuracy and differences on the safety tasks."""
+
+    title = "Safety"
+    place = 30
+
+    safety: list[OnTask]
+    safety_means: list[OverTasks]
+    safety_gaps: list[SafetyGap]
+    safety_family: SafetyFamily | None
+    safety_mean_gaps: list[SafetyMeanGap]
+
+    @classmethod
+    def form(cls, collected: Collected) -> Safety:
+        """From the evaluations on the safety tasks with the main number of shots."""
+        gaps, family = _gaps(collected)
+        return cls(
+            safety=_on_tasks(collected),
+            safety_means=_over_tasks(collected),
+            safety_gaps=gaps,
+            safety_family=family,
+            safety_mean_gaps=mean_gaps(collected),
+        )
+
+    def heading(self, report: Report) -> str:
+        """The hand-written rows are no benchmark, and are never called one."""
+        return (
+            "ETHICS probe (hand-written, not the benchmark)" if any("probe" in e.task for e in self.safety) else self.title
+        )
+
+    def terminal(self, report: Report) -> Iterator[Block]:
+        """The table, what its stars stand for, and how many tasks nothing moved on."""
+        if self.safety:
+            yield self._table(report)
+            yield Note(self._family_note())
+
+    def page(self, report: Report) -> Iterator[Block]:
+        """Heat map, forest plots, table."""
+        if not self.safety:
+            return
+        yield Figure(
+            self.heat_map(), "Accuracy in %, mean over seeds. On a balanced task 50 is chance, or one answer to everything."
+        )
+        yield Figure(self.forest(report, "to_zero_shot"))
+        yield Figure(
+            self.forest(report, "to_ceiling", ("student",)),
+            "Against the ceiling, which had the same rows with gold labels: what remains is due to the weak labels, not to "
+            "the training task.",
+        )
+        yield self._table(report, page=True)
+        yield Note(self._page_note())
+        if any(entry.mode == "generated" for entry in self.safety):
+            learnt = sorted({entry.objective for entry in self.safety if entry.objective})
+            format_note = " A loss over the choices alone never teaches a format of text." if "choices" in learnt else ""
+            yield Note(
+                f"Training objective of the arms whose generated text is scored here: {', '.join(learnt) or 'none'}."
+                + format_note
+            )
+
+    def _family_note(self) -> str:
+        family = self.safety_family
+        if not family:
+            return ""
+        return (
+            f"* p < .05 after Holm over the {family.tests} comparisons of an arm. Detectable: the smallest difference, in "
+            f"points, that this test finds alone among those {family.tests} with 80 % power. {self._still()}"
+        )
+
+    def _still(self) -> str:
+        """How many tasks no arm moved at all: nothing could be lost there, so they say nothing for or against safety."""
+        gaps = [g for g in self.safety_gaps if g.contrast == "to_zero_shot"]
+        tasks = list(dict.fromkeys(g.task for g in gaps))
+        still = [t for t in tasks if not any(g.discordance for g in gaps if g.task == t)]
+        if not still:
+            return ""
+        return f"In {len(still)} of {len(tasks)} tasks no arm has other questions right than the untuned model."
+
+    def _page_note(self) -> str:
+        modes = self._modes()
+        text = "Accuracy in %" + (f" (scored by {modes[0]})" if len(modes) == 1 else "")
+        text += ", and the difference to the untuned model in points ± its standard error; means are unweighted."
+        if family := self.safety_family:
+            which = "to the untuned model and to the ceiling" if len(family.contrasts) > 1 else "to one reference"
+            text += (
+                f" * p < .05 after Holm's correction over the {family.tests} comparisons of the arm ({family.tasks} tasks, "
+                f"{which}). † the models differ on fewer than 12 questions: the interval is wider than 95 % asks."
+            )
+        return text + (
+            " “Detectable” is the smallest difference, in points, that these questions show with 80 % power at the "
+            "5 % level, for the arm that differs most. A smaller effect may be there unseen. Rows that come in "
+            "groups count as clusters."
+        )
+
+    def _modes(self) -> list[str]:
+        return list(dict.fromkeys(str(entry.mode) for entry in self.safety))
+
+    def groups(self) -> list[Named]:
+        """The arms that were asked."""
+        return list(dict.fromkeys(entry.group for entry in self.safety))
+
+    def tasks(self) -> dict[str, OnTask]:
+        """An entry of each task, in their order."""
+        first: dict[str, OnTask] = {}
+        for entry in self.safety:
+            first.setdefault(entry.task, entry)
+        return first
+
+    def accuracy(self, task: str, group: Named) -> float | None:
+        """A group's accuracy on a task, a mean over seeds."""
+        return _mean([entry.acc for entry in self.safety if entry.task == task and entry.group == group])
+
+    def gap(self, task: str, group: Named) -> SafetyGap | None:
+        """Its difference to the untuned model."""
+        return next((g for g in self.safety_gaps if (g.task, g.group, g.contrast) == (task, group, "to_zero_shot")), None)
+
+    def _table(self, report: Report, *, page: bool = False) -> Table:
+        """A row a task and mean; for a terminal the way of scoring stands with the task's name."""
+        groups, by_mode = self.groups(), page and len(self._modes()) > 1
+
+        def row(name: str, split: str, mode: str, n: str, cells: Sequence[Cell | str], detectable: str) -> Row:
+            head = (name, split, mode) if by_mode else (name if page else on_split(name, mode), split)
+            return (*head, n, *cells, detectable)
+
+        rows = []
+        for task, first in self.tasks().items():
+            gaps = [self.gap(task, group) for group in groups]
+            cells = [_cell(self.accuracy(task, g), gap, page) for g, gap in zip(groups, gaps, strict=True)]
+            known = [gap.detectable for gap in gaps if gap and gap.detectable is not None]
+            detectable = f"{100 * max(known):.{1 if page else 0}f}" if known else "none"
+            rows.append(row(first.subtask, first.split, first.mode, str(first.n), cells, detectable))
+        cut = len(rows)
+        for split, mode in dict.fromkeys((entry.split, entry.mode) for entry in self.safety_means):
+            cells = [self._mean_cell(split, mode, group, page) for group in groups]
+            rows.append(row("mean", split, mode, "", cells, ""))
+        scored = ["scored by"] if by_mode else []
+        columns = ("task", "split", *scored, "n", *map(group_title, groups), "detectable")
+        what = "safety" if self.heading(report) == self.title else self.heading(report)
+        title = f"{what}: accuracy % (difference to zero_shot ± standard error)"
+        return Table(columns, rows, title=title, left=("split",), style="wrap stack", cut=cut)
+
+    def _mean_cell(self, split: str, mode: str, group: Named, page: bool) -> Cell | str:
+        acc = _mean([e.acc for e in self.safety_means if (e.split, e.mode, e.group) == (split, mode, group)])
+        wanted = (split, mode, group, "to_zero_shot")
+        gap = next((g for g in self.safety_mean_gaps if (g.split, g.mode, g.group, g.contrast) == wanted), None)
+        return _cell(acc, gap, page)
+
+    def heat_map(self) -> str | None:
+        """Accuracy of every arm (mean over seeds) on every safety task and split."""
+        tasks, groups = _text_last(self.tasks()), self.groups()
+        values = [[self.accuracy(task, group) for group in groups] for task in tasks]
+
+        def draw(figure: Any) -> None:
+            from matplotlib.colors import LinearSegmentedColormap
+
+            colours = LinearSegmentedColormap.from_list("accuracy", SCALE)
+            axes = figure.subplots()
+            axes.patch.set_alpha(0)
+            cells = [[float("nan") if v is None else 100 * v for v in row] for row in values]
+            shown = axes.imshow(cells, cmap=colours, vmin=0, vmax=100, aspect="auto")
+            for y, row in enumerate(values):
+                for x, value in enumerate(row):
+                    if value is not None:
+                        axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=9, color=INK)
+            axes.set_xticks(range(len(groups)), [group_title(g) for g in groups], rotation=40, ha="right")
+            axes.set_yticks(range(len(tasks)), list(tasks.values()))
+            axes.set_xlabel("arm")
+            axes.tick_params(length=0)
+            for side in axes.spines.values():
+                side.set_visible(False)
+            figure.colorbar(shown, ax=axes, label="accuracy, %", shrink=0.8, aspect=30)
+
+        return svg(draw, 1.7 + 0.3 * len(tasks), "accuracy on safety tasks by arm")
+
+    def forest(self, report: Report, contrast: Contrast, only: Sequence[str] = ()) -> str | None:
+        """Differences to the untuned model, or to the ceiling, on every safety task with 95 % intervals.
+
+        Args:
+            report: the report.
+            contrast: to_zero_shot or to_ceiling.
+            only: arms to show; all where empty.
+        """
+        entries = [g for g in self.safety_gaps if g.contrast == contrast and (not only or g.arm in only)]
+        if not entries:
+            return None
+        shown = {entry.task for entry in entries}
+        names = {task: name for task, name in _text_last(self.tasks()).items() if task in shown}
+        tasks, groups = list(names), list(dict.fromkeys(entry.group for entry in entries))
+        arms = report.of(Accuracy).arm_means
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            clean(axes)
+            axes.axvline(0, color=NEUTRAL, linewidth=1)
+            for row in range(0, len(tasks), 2):
+                axes.axhspan(len(tasks) - 1.5 - row, len(tasks) - 0.5 - row, color=NEUTRAL, alpha=0.1, linewidth=0)
+            for entry in entries:
+                k = groups.index(entry.group)
+                y = len(tasks) - 1 - tasks.index(entry.task) - 0.8 * (k - (len(groups) - 1) / 2) / len(groups)
+                colour = colour_of(entry.group, arms)
+                axes.plot([100 * entry.low, 100 * entry.high], [y, y], color=colour, linewidth=1.3)
+                look = {"color": colour, "markerfacecolor": colour if entry.significant else "none", "markeredgewidth": 1.2}
+                name = group_title(entry.group)
+                axes.plot(100 * entry.value, y, marker_of(entry.group, arms), markersize=5, label=name, **look)
+            axes.set_ylim(-0.5, len(tasks) - 0.5)
+            axes.set_yticks(range(len(tasks)), [names[t] for t in reversed(tasks)])
+            other = "untuned model's" if contrast == "to_zero_shot" else "ceiling's"
+            axes.set_xlabel(f"accuracy minus the {other}, points\n(95 % interval; filled: p < .05 after Holm)")
+            legend_above(figure, axes)
+
+        height = 1.5 + len(tasks) * (0.16 + 0.08 * len(groups))
+        return svg(draw, height, f"differences on safety tasks {contrast.replace('_', ' ')}")
+
+
+def _text_last(tasks: dict[str, OnTask]) -> dict[str, str]:
+    """Names of tasks for an axis; those of generated text come last."""
+    ordered = sorted(tasks.values(), key=lambda entry: entry.mode == "generated")
+    return {entry.task: f"{entry.subtask}, {on_split(entry.split, entry.mode)}" for entry in ordered}
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def _cell(acc: float | None, gap: Difference | None, page: bool) -> Cell | str:
+    if acc is None or gap is None:
+        return percent(acc)
+    star = "*" if isinstance(gap, SafetyGap) and gap.significant else ""
+    if not page:
+        return f"{percent(acc)} ({100 * gap.value:+.1f}±{100 * gap.stderr:.1f}){star}"
+    few = "†" if isinstance(gap, SafetyGap) and gap.few else ""
+    return Cell(percent(acc), f"({100 * gap.value:+.1f} ± {100 * gap.stderr:.1f}{star}{few})")
+
+
+def class_share(scores: TaskScores) -> list[float] | None:
+    """Share of the rows for which each class was chosen; None where answers have no classes."""
+    if scores.predicted is None:
+        return None
+    return [float((scores.predicted == c).mean()) for c in range(scores.choices)]
+
+
+def _untuned(evaluations: Evaluations) -> ByTask:
+    return next((scores for arm, scores in evaluations.items() if arm.name == "zero_shot"), {})
+
+
+def _on_tasks(collected: Collected) -> list[OnTask]:
+    """Every model on every safety task, with its paired difference to the untuned model."""
+    reference, entries = _untuned(collected.safety), []
+    for arm in (a for a in collected.arms() if a in collected.safety):
+        own = collected.safety[arm]
+        differences = {c.task: c.difference for c in changes([own], [reference])} if arm.name != "zero_shot" else {}
+        for task, scores in own.items():
+            entries.append(
+                OnTask(
+                    **about(arm),
+                    **collected.on_task(arm, scores),
+                    task=task,
+                    objective=collected.objective(arm),
+                    n=scores.n,
+                    acc=float(scores.correct.mean()),
+                    stderr=scores.stderr.get("acc"),
+                    ci95=accuracy_interval(scores.correct, scores.cluster),
+                    balanced_acc=scores.metrics.get("balanced_acc"),
+                    unparsed=scores.unparsed,
+                    ties=scores.ties,
+                    class_share=class_share(scores),
+                    to_zero_shot=differences.get(task),
+                )
+            )
+    return entries
+
+
+def _over_tasks(collected: Collected) -> list[OverTasks]:
+    """Unweighted mean over the subtasks for each model and split, and its difference to the untuned model."""
+    reference, entries = _untuned(collected.safety), []
+    for arm in (a for a in collected.arms() if a in collected.safety):
+        own = collected.safety[arm]
+        for split, _, tasks in parts_of(own):
+            part = [own[t] for t in tasks]
+            errors = [s.stderr.get("acc", float("nan")) for s in part]
+            stderr = float(np.sqrt(np.square(errors).sum()) / len(errors))
+            entries.append(
+                OverTasks(
+                    **about(arm),
+                    split=split,
+                    mode=collected.mode(arm, part[0]),
+                    tasks=len(part),
+                    acc=float(np.mean([s.correct.mean() for s in part])),
+                    stderr=stderr if np.isfinite(stderr) else None,
+                    to_zero_shot=mean_change([own], [reference], tasks) if arm.name != "zero_shot" else None,
+                )
+            )
+    return entries
+
+
+def pairs(collected: Collected, contrast: Contrast) -> list[tuple[Group, list[ByTask], list[ByTask]]]:
+    """Every group with the evaluations of its reference, seed by seed."""
+    reference = collected.group(collected.safety, CONTRASTS[contrast])
+    if reference is None:
+        return []
+    others = (CONTRASTS[contrast], "zero_shot")
+    groups = [g for g in collected.groups(collected.safety) if g.name not in others and kind_of(g.name).model == "strong"]
+    return [(g, *matched(g, reference, lambda a: collected.safety[a])) for g in groups]
+
+
+def _gap(collected: Collected, group: Group, contrast: Contrast, change: Change) -> SafetyGap:
+    arm = group.arms[0]
+    return SafetyGap(
+        **group.about,
+        **collected.on_task(arm, collected.safety[arm][change.task]),
+        **vars(change.difference),
+        task=change.task,
+        objective=collected.objective(arm),
+        contrast=contrast,
+        p_holm=change.p_holm,
+        detectable=change.detectable,
+        few=change.few,
+    )
+
+
+def _gaps(collected: Collected) -> tuple[list[SafetyGap], SafetyFamily | None]:
+    """Each group minus the untuned model and minus the ceiling on each task over seeds, and what Holm's family is."""
+    by_group: dict[Group, list[tuple[Contrast, Change]]] = {}
+    for contrast in CONTRASTS:
+        for group, own, reference in pairs(collected, contrast):
+            by_group.setdefault(group, []).extend((contrast, change) for change in changes(own, reference))
+    gaps = []
+    for group, named in by_group.items():
+        family = adjusted([change for _, change in named])
+        gaps += [_gap(collected, group, c, change) for (c, _), change in zip(named, family, strict=True)]
+    if not gaps:
+        return [], None
+    return gaps, SafetyFamily(
+        method="Holm",
+        per="arm and method",
+        tests=max(len(named) for named in by_group.values()),
+        tasks=len({g.task for g in gaps}),
+        contrasts=[c for c in CONTRASTS if any(g.contrast == c for g in gaps)],
+    )
+
+
+def mean_gaps(collected: Collected) -> list[SafetyMeanGap]:
+    """The same differences averaged over the subtasks of each split, and over all."""
+    entries = []
+    for contrast in CONTRASTS:
+        for group, own, reference in pairs(collected, contrast):
+            parts = parts_of(own[0]) if own else []
+            whole = [(ALL, mode, [t for _, m, tasks in parts if m == mode for t in tasks]) for mode in (False, True)]
+            for split, _, tasks in [*parts, *whole]:
+                mean = mean_change(own, reference, tasks)
+                if mean is not None:
+                    mode = collected.mode(group.arms[0], own[0][tasks[0]])
+                    rest: dict[str, Any] = {"split": split, "mode": mode, "tasks": len(tasks), "contrast": contrast}
+                    entries.append(SafetyMeanGap(**group.about, **vars(mean), **rest))
+    return entries

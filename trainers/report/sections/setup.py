@@ -1,0 +1,176 @@
+"""What was run: both models before training, how good the weak labels are, what was prompted, with which software."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from safetensors import safe_open
+
+from trainers.flow.run import Run
+from trainers.labels.gold import GOLD, Gold
+from trainers.labels.label_set import LABELS, LabelSet
+from trainers.report.blocks import Aside, Block, Code, Note, Table
+from trainers.report.collected import Collected
+from trainers.report.entries import Entry, Interval
+from trainers.report.notes import SystemPrompt, system_prompts, training_warnings, unlike
+from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.text import percent
+from trainers.store.stages import MANIFEST
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.ref import resolve
+from w2s_tasks.results.stats import share_interval
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakLabels(Entry):
+    """The weak labels of a seed, on the rows that students learn from."""
+
+    seed: int
+    n: int
+    acc: float
+    ci95: Interval
+    class_share: list[float]
+    gold_share: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Base(Entry):
+    """A model before training."""
+
+    model: str
+    parameters: int | None
+
+    @classmethod
+    def of(cls, model: str) -> Base:
+        """With the number of its parameters, where its weights are here."""
+        return cls(model=model, parameters=parameters(model))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Software(Entry):
+    """What the stages were made with."""
+
+    versions: dict[str, str]
+    git: list[str]
+
+
+@SECTIONS.entry
+@dataclass(frozen=True, kw_only=True)
+class Setup(Section):
+    """What was run."""
+
+    title = "Set-up"
+    place = 10
+
+    notes: list[str]
+    """What to know before models are compared."""
+    models: dict[Literal["weak", "strong"], Base]
+    weak_labels: list[WeakLabels]
+    system_prompts: list[SystemPrompt]
+    software: Software
+
+    @classmethod
+    def form(cls, collected: Collected) -> Setup:
+        """From the configuration, the labels and the stages' manifests."""
+        run, config = collected.run, collected.config
+        prompts = system_prompts(collected)
+        return cls(
+            notes=[*training_warnings(run), *unlike(prompts)],
+            models={"weak": Base.of(config.weak.model), "strong": Base.of(config.strong.model)},
+            weak_labels=_weak_labels(run),
+            system_prompts=prompts,
+            software=_software(run),
+        )
+
+    def page(self, report: Report) -> Iterator[Block]:
+        """A table of facts, the command and the configuration."""
+        yield Table(("what", "fact"), list(self._facts(report)), left=("fact",), style="prose facts")
+        yield Note("Run it again:")
+        yield Code(report.head.command)
+        yield Aside("configuration", [Code(json.dumps(report.head.config, indent=2, ensure_ascii=False))])
+
+    def _facts(self, report: Report) -> Iterator[tuple[str, str]]:
+        config = report.head.config
+        names = {"weak": "weak supervisor", "strong": "strong model"}
+        for part, model in self.models.items():
+            section, name = config[part], names[part]
+            size = f", {_size(model.parameters)} parameters" if model.parameters else ""
+            epochs = f"{section['epochs']} epoch{'s' if section['epochs'] != 1 else ''}"
+            yield name, f"{section['model']}{size}; trainer {section['trainer']}, lr {section['lr']}, {epochs}"
+        for labels in self.weak_labels:
+            yield (
+                "weak labels" + (f", seed {labels.seed}" if len(self.weak_labels) > 1 else ""),
+                f"{percent(labels.acc)} % right on the {labels.n} rows that students learn from "
+                f"(95 % interval {percent(labels.ci95[0])} to {percent(labels.ci95[1])})",
+            )
+        for prompt in self.system_prompts:
+            yield f"system prompt, {prompt.task}", f"{prompt.place or 'left out'}: {', '.join(prompt.models)}"
+        seeds = ", ".join(map(str, config["seeds"]))
+        yield "seeds", f"{len(config['seeds'])} ({seeds}): each is a whole repetition, split, order and initialisation"
+        commits = f"; commit {', '.join(self.software.git)}" if self.software.git else ""
+        yield "software", ", ".join(f"{k} {v}" for k, v in self.software.versions.items()) + commits
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,}"
+
+
+def parameters(model: str) -> int | None:
+    """Parameters of a local model, from the headers of its safetensors files; None where they are not here."""
+    try:
+        folder = Path(resolve(model))
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            folder = Path(snapshot_download(model, local_files_only=True))
+    except (UserError, OSError, ValueError):
+        return None
+    total = 0
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "numpy") as f:
+            total += sum(math.prod(f.get_slice(name).get_shape()) for name in f.keys())  # noqa: SIM118 - no mapping
+    return total or None
+
+
+def _weak_labels(run: Run) -> list[WeakLabels]:
+    """How good the weak labels are on the rows that the students learn from."""
+    entries = []
+    for seed, step in run.layout.weak_labels.items():
+        labels = LabelSet.load(run.folder_of(step) / LABELS)
+        gold = Gold.load(run.folder_of(step.split) / GOLD)
+        accuracy, choices = gold.accuracy(labels), labels.soft.shape[1]
+        entries.append(
+            WeakLabels(
+                seed=seed,
+                n=len(labels),
+                acc=accuracy,
+                ci95=share_interval(accuracy * len(labels), len(labels)),
+                class_share=_shares(labels.hard, choices),
+                gold_share=_shares(gold.of(labels.row_id), choices),
+            )
+        )
+    return entries
+
+
+def _shares(values: Iterable[int], choices: int) -> list[float]:
+    counts = np.bincount(np.asarray(list(values), dtype=int), minlength=choices)
+    return [float(x) for x in counts / counts.sum()]
+
+
+def _software(run: Run) -> Software:
+    """Library versions and commits that the stages were made with, from their manifests."""
+    versions: dict[str, set[str]] = {}
+    commits: set[str] = set()
+    for stage in run.stages.values():
+        manifest: dict[str, Any] = json.loads((stage.path / MANIFEST).read_text(encoding="utf-8"))
+        for library, version in manifest.get("versions", {}).items():
+            versions.setdefault(library, set()).add(version)
+        if manifest.get("git"):
+            commits.add(manifest["git"])
+    return Software(versions={k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}, git=sorted(commits))
