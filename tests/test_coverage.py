@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-
-from w2s_tasks.results.coverage import BAND, MeanSetting, PairSetting, Setting, cover, cover_mean, cover_pair, main
-from w2s_tasks.results.coverage_answers import RankSetting, cover_rank
+from maintenance.coverage import BAND, MeanSetting, PairSetting, Setting, cover, cover_mean, cover_pair, main
+from maintenance.coverage_answers import RankSetting, cover_rank
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from maintenance.coverage_answers import AnswerSetting, cover_answers
 
 from w2s_tasks.results.components import crossed
-from w2s_tasks.results.coverage_answers import AnswerSetting, cover_answers
 from w2s_tasks.results.drift import PARTS, contributions, drift
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import PAIR, difference_of, paired_difference

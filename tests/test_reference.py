@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from maintenance import reference
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.results import reference
 from w2s_tasks.results.read import read_evaluation
 
 

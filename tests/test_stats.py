@@ -123,7 +123,7 @@ def test_the_sign_flip_test_of_single_rows_is_mcnemars():
 
 def test_a_difference_stays_on_its_scale_and_gives_way_to_the_exact_test():
     all_lost = paired_difference(np.zeros(6), np.ones(6))
-    assert (all_lost.value, all_lost.low, all_lost.n, all_lost.seeds) == (-1, -1, 6, 1)
+    assert (all_lost.value, all_lost.low, all_lost.n, all_lost.n_seeds) == (-1, -1, 6, 1)
     assert Difference(0.1, 0.02, 0.05, 0.15, 0.01, 100).n_seeds == 1
     assert paired_difference(np.ones(6), np.zeros(6)).high == 1
     rng = np.random.default_rng(8)

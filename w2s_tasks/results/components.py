@@ -17,7 +17,7 @@ than the one given these weights, as it would be where A is small by chance.
 
 The critical value goes from the rows' quantile to Student's t of S - 1 with the share w = A / (A + B) of the seeds,
 t_rows + (t_seeds - t_rows) w^1.5 (1.2 for two seeds). Cochran's approximation has the exponent 1 and covers up to 97.8 %;
-Satterthwaite's degrees of freedom cover as little as 92 % at 3 seeds and 87 % at 2; `w2s_tasks.results.coverage` shows 93 to
+Satterthwaite's degrees of freedom cover as little as 92 % at 3 seeds and 87 % at 2; `scripts/coverage` shows 93 to
 97 % for this one.
 
 Questions that come in groups (clusters) enter as the sums of their groups, each enlarged by what its share of the rows takes

@@ -132,7 +132,7 @@ def drift(before: Sequence[TaskScores], after: Sequence[TaskScores]) -> Drift:
 
     Which of two flows is the larger one is itself a chance result where they are about equal, and there an error that takes
     it for given covers as little as 88 %. So flows that do not differ significantly are taken both ways, and an interval
-    holds those of both (simulated: `coverage_answers`).
+    holds those of both (simulated: `scripts/coverage`).
 
     Args:
         before: the reference model, one entry a seed, or one where no seed changes it.

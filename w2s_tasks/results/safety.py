@@ -15,7 +15,7 @@ from w2s_tasks.results.stats import Difference, holm, paired_components, paired_
 
 HARD = "_hard"
 FEW_DIFFER = 12
-"""With fewer questions on which the models differ, a paired 95 % interval covers more than 97 % (`coverage`)."""
+"""With fewer questions on which the models differ, a paired 95 % interval covers more than 97 % (`scripts/coverage`)."""
 
 Scores = Mapping[str, TaskScores]
 

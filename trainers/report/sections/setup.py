@@ -101,8 +101,8 @@ class Setup(Section):
         for part, model in self.models.items():
             section, name = config[part], names[part]
             size = f", {_size(model.parameters)} parameters" if model.parameters else ""
-            epochs = f"{section['epochs']} epoch{'s' if section['epochs'] != 1 else ''}"
-            yield name, f"{section['model']}{size}; trainer {section['trainer']}, lr {section['lr']}, {epochs}"
+            told = [f"{key} {section[key]}" for key in ("trainer", "lr", "epochs") if section.get(key) is not None]
+            yield name, f"{section['model']}{size}; {', '.join(told)}"
         for labels in self.weak_labels:
             yield (
                 "weak labels" + (f", seed {labels.seed}" if len(self.weak_labels) > 1 else ""),

@@ -99,14 +99,14 @@ def main() -> int:
     try:
         scores = read_all(arguments.out)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - a command
+        print(f"error: {error}", file=sys.stderr)
         return 2
     for folder, prefix in FOLDERS.items():
         body = f"{ABOUT}\n\n{table(prefix, scores)}"
         path = TASK_PATH / folder / "README.md"
         if arguments.readme:
             path.write_text(with_section(path.read_text(encoding="utf-8"), body), encoding="utf-8")
-        print(f"{folder}\n{table(prefix, scores)}\n")  # noqa: T201 - a command
+        print(f"{folder}\n{table(prefix, scores)}\n")
     return 0
 
 

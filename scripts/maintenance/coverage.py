@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from w2s_tasks.results import coverage_answers as answers
+from maintenance import coverage_answers as answers
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.over_tasks import mean_difference, mean_level
@@ -423,7 +423,7 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
         others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks}
-        print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))  # noqa: T201
+        print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
         title = "coverage of nominal 95 % intervals, in % (! = outside 93 to 98); last: over seeds, by rows alone"
