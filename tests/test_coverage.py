@@ -7,6 +7,7 @@ import json
 import pytest
 from maintenance.coverage import BAND, MeanSetting, PairSetting, Setting, cover, cover_mean, cover_pair, main
 from maintenance.coverage_answers import RankSetting, cover_rank
+from maintenance.coverage_auroc import AurocSetting, cover_auroc
 
 
 @pytest.mark.parametrize(
@@ -93,3 +94,19 @@ def test_rank_correlation_intervals_cover(setting):
 
 def test_a_rank_correlation_of_nothing_is_seldom_significant():
     assert cover_rank(RankSetting(12, 0.0), repetitions=1000).rejected <= 0.07
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [AurocSetting(24), AurocSetting(100, 0.15), AurocSetting(100, first=0.95, second=0.85), AurocSetting(200, size=4),
+     AurocSetting(100, seeds=3, spread=0.1)],
+    ids=str,
+)  # fmt: skip
+def test_intervals_of_auroc_and_its_differences_cover(setting):
+    found = cover_auroc(setting, repetitions=250)
+    assert found.area >= 0.91
+    assert found.difference >= 0.91
+
+
+def test_equal_aurocs_seldom_differ_significantly():
+    assert cover_auroc(AurocSetting(100, first=0.7, second=0.7), repetitions=400).rejected <= 0.08

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from maintenance import coverage_answers as answers
+from maintenance.coverage_auroc import AUROC_SETTINGS, AurocCovered, cover_auroc
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.over_tasks import mean_difference, mean_level
@@ -390,6 +391,17 @@ def _rank_table(rows: list[answers.RankCovered]) -> list[list[str]]:
     return out
 
 
+def _auroc_table(rows: list[AurocCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        size = str(s.rows) if s.size == 1 else f"{s.rows // s.size} x {s.size}"
+        areas = [f"{s.share:g}", f"{s.first:g}", f"{s.second:g}"]
+        rest = [str(s.seeds), f"{s.spread:g}", f"{s.shared:g}", f"{s.unequal:g}"]
+        out.append([size, *areas, *rest, _mark(r.area, most=1), _mark(r.difference, most=1), f"{100 * r.rejected:.1f}"])
+    return out
+
+
 def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
@@ -420,9 +432,10 @@ def main(arguments: list[str] | None = None) -> int:
     means = [cover_mean(s, each, chosen.seed) for s in MEAN_SETTINGS]
     changes = [answers.cover_answers(s, each, chosen.seed) for s in answers.ANSWER_SETTINGS]
     ranks = [answers.cover_rank(s, chosen.repetitions, chosen.seed) for s in answers.RANK_SETTINGS]
+    areas = [cover_auroc(s, each, chosen.seed) for s in AUROC_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
-        others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks}
+        others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks, "auroc": areas}
         print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
@@ -438,7 +451,10 @@ def main(arguments: list[str] | None = None) -> int:
         _print(title, head, _answer_table(changes))
         head = ["points", "correlation", "alike in a cluster", "Spearman's rho", "p < .05"]
         _print("rank correlations (! = below 93)", head, _rank_table(ranks))
-    below = [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
+        head = ["rows", "class 1", "first", "second", "seeds", "SD of seed", "shared", "SD of class 1", "AUROC"]
+        _print("AUROC and paired differences of it (! = below 93)", [*head, "difference", "p < .05"], _auroc_table(areas))
+    below = [x for c in areas for x in (c.area, c.difference)]
+    below += [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
     below += [x for c in changes for x in c.parts.values() if x is not None] + [c.rho for c in ranks]
     outside = [c for c in pgr if not all(BAND[0] <= x <= BAND[1] for x in (c.pgr, c.gap, c.student_to_weak))]
     return 1 if outside or min(below) < BAND[0] else 0

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from trainers.labels.arms import ARMS, kind_of
 from trainers.report.blocks import Aside, Block, Cell, Figure, Note, Row, Table
@@ -22,8 +23,10 @@ from trainers.training.told import Told
 from w2s_tasks.results import gap
 from w2s_tasks.results.diagnostics import confusion
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.safety import stacked
+from w2s_tasks.results.safety import aligned, stacked
 from w2s_tasks.results.stats import accuracy_interval, mean_accuracy
+
+Array = npt.NDArray[Any]
 
 SCORES = ("acc", "precision", "recall", "f1", "balanced_acc", "mcc", "em")
 
@@ -317,12 +320,22 @@ def _means(collected: Collected) -> list[Mean]:
     return means
 
 
-def recovered(collected: Collected, end: Collected | None = None) -> list[Gap]:
+Measure = Callable[[Sequence[TaskScores]], Array | None]
+"""A model's scores, one entry a seed, to a value of each row, [seeds, n], whose mean is the measure; None where none is."""
+
+
+def correctness(scores: Sequence[TaskScores]) -> Array:
+    """The rows whose mean is accuracy."""
+    return stacked(scores, scores[0], len(scores))
+
+
+def recovered(collected: Collected, end: Collected | None = None, measure: Measure = correctness) -> list[Gap]:
     """PGR of every student, then of the untuned model and the controls, which tell how much of it needs no teacher.
 
     Args:
         collected: whose PGR.
         end: whose supervisor and ceiling it is measured against; None for those of `collected`.
+        measure: of what.
     """
     end = end or collected
     weak, ceiling = (end.group(end.training, name) for name in ("weak", collected.ceiling))
@@ -334,9 +347,14 @@ def recovered(collected: Collected, end: Collected | None = None) -> list[Gap]:
     like, seeds = _of(end, ceiling)[0], list(collected.config.seeds)
     gaps = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
-        series = [stacked(one, like, len(seeds)) for one in (_of(end, weak), _of(collected, group), _of(end, ceiling))]
-        found = gap.recovered(*series, cluster=like.cluster)
-        gaps.append(Gap(**group.about | {"seeds": seeds}, **vars(found)))
+        models = (_of(end, weak), _of(collected, group), _of(end, ceiling))
+        for one in (one for scores in models for one in scores):
+            aligned(one, like)
+        rows = [measure(scores) for scores in models]
+        series = [np.broadcast_to(values, (len(seeds), values.shape[1])) for values in rows if values is not None]
+        if len(series) == len(models):
+            found = gap.recovered(*series, cluster=like.cluster)
+            gaps.append(Gap(**group.about | {"seeds": seeds}, **vars(found)))
     return gaps
 
 

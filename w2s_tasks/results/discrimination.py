@@ -1,0 +1,147 @@
+"""Discrimination: AUROC with its interval and paired differences, and d' with the criterion of the answers given.
+
+AUROC counts every threshold, accuracy only the model's own. A model that moved to one class loses accuracy and keeps its
+AUROC where it still knows the difference; so the two beside each other tell a shifted preference from lost knowledge.
+
+Over seeds and clusters AUROC is treated as the mean over rows of `scoring.discrimination.auroc_rows`, whose spread is
+DeLong's (DeLong, DeLong & Clarke-Pearson 1988, Biometrics 44), and with clusters Obuchowski's (1997, Biometrics 53).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import brentq
+from scipy.special import expit, logit
+from scipy.stats import norm
+
+from w2s_tasks.results.clusters import SHARE_UNIT, Clusters
+from w2s_tasks.results.components import crossed
+from w2s_tasks.results.read import TaskScores
+from w2s_tasks.results.stats import PAIR, Difference, difference_of
+from w2s_tasks.scoring.discrimination import macro_auroc_rows
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Discrimination:
+    """How well a model tells classes apart, a mean over seeds; ``d_prime`` and ``criterion`` with two classes only.
+
+    ``criterion``: 0 where both classes are answered alike readily, below 0 where the second one is preferred.
+    """
+
+    auroc: float
+    low: float
+    high: float
+    n: int
+    d_prime: float | None
+    criterion: float | None
+
+
+def auroc_table(scores: Sequence[TaskScores]) -> Array | None:
+    """Rows whose mean is AUROC, one series a seed, shape [seeds, n]; None where answers have no classes or only one occurs.
+
+    Args:
+        scores: one entry a seed, of the same questions.
+    """
+    tables = []
+    for one in scores:
+        if one.logliks is None or one.gold is None:
+            return None
+        tables.append(macro_auroc_rows(one.logliks, one.gold))
+    return np.stack(tables) if tables and not np.isnan(tables).any() else None
+
+
+def discrimination(scores: Sequence[TaskScores]) -> Discrimination | None:
+    """A model on one task.
+
+    Args:
+        scores: one entry a seed, of the same questions.
+    """
+    table, like = auroc_table(scores), scores[0]
+    if table is None or like.gold is None:
+        return None
+    low, high = auroc_interval(table, like.gold, like.cluster)
+    told = [sensitivity(one.predicted, like.gold) for one in scores if one.predicted is not None]
+    d_prime, criterion = np.mean(told, axis=0).tolist() if like.choices == 2 and told else (None, None)
+    return Discrimination(float(table.mean()), low, high, len(like.gold), d_prime, criterion)
+
+
+def auroc_interval(table: Array, gold: Array, cluster: Array | None = None) -> tuple[float, float]:
+    """95 % interval of AUROC: the hull of two, of which one does well where the other does not (simulated).
+
+    Newcombe's (2006, Statistics in Medicine 25, method 5) is an interval even at 1, but takes both classes' scores to be
+    spread alike; DeLong's on the logit scale, over seeds and clusters, does not, but is too short near 1.
+
+    Args:
+        table: of `auroc_table`, shape [seeds, n].
+        gold: right choices, shape [n]; with several classes the rarest one against the rest decides.
+        cluster: each row's group where rows come in groups, shape [n].
+    """
+    area = min(1.0, max(0.0, float(table.mean())))
+    parts = crossed(table[None], cluster)
+    effect = 1.0
+    if cluster is not None:
+        effect = float(Clusters.of(cluster).effect(table.mean(axis=0)[None] - area, SHARE_UNIT).item())
+    rare = float(min(count for count in np.bincount(gold) if count))
+    score = newcombe(area, rare / effect, (len(gold) - rare) / effect)
+    if not 0 < area < 1:
+        return score
+    half = float(parts.half_width(np.ones(1))) / (area * (1 - area))
+    wald = [float(expit(logit(area) + sign * half)) for sign in (-1, 1)]
+    return min(score[0], wald[0]), max(score[1], wald[1])
+
+
+def newcombe(area: float, first: float, second: float, level: float = 0.95) -> tuple[float, float]:
+    """Newcombe's interval of an AUROC.
+
+    Args:
+        area: the estimate, between 0 and 1.
+        first: rows of the one class; need not be whole.
+        second: rows of the other.
+        level: of the interval.
+    """
+    z, more = norm.ppf(0.5 + level / 2), (first + second) / 2 - 1
+
+    def beyond(bound: float) -> float:
+        spread = 1 + more * (1 - bound) / (2 - bound) + more * bound / (1 + bound)
+        return float(abs(bound - area) - z * math.sqrt(max(0.0, bound * (1 - bound) * spread / (first * second))))
+
+    edge = 1e-9
+    low = float(brentq(beyond, 0, area - edge)) if area > 2 * edge else 0.0
+    high = float(brentq(beyond, area + edge, 1)) if area < 1 - 2 * edge else 1.0
+    return low, high
+
+
+def auroc_difference(first: Sequence[TaskScores], second: Sequence[TaskScores]) -> Difference | None:
+    """AUROC of one model minus another's on the same questions, paired over seeds and rows; None where there is none.
+
+    Args:
+        first: one entry a seed.
+        second: the same; one entry where no seed changes it.
+    """
+    own, other = auroc_table(first), auroc_table(second)
+    if own is None or other is None:
+        return None
+    return difference_of(crossed((own - other)[None], first[0].cluster, PAIR), own.shape[1])
+
+
+def sensitivity(predicted: Array, gold: Array) -> tuple[float, float]:
+    """d' and the criterion c of answers to a two-choice task; class 1 is the signal (Macmillan & Creelman 2005, ch. 2).
+
+    Half a row is added to each cell (Hautus 1995, log-linear rule), so that a class that is always answered has a value.
+
+    Args:
+        predicted: answers, shape [n]; what is neither 0 nor 1 counts as the wrong one.
+        gold: right choices, shape [n].
+    """
+    said = np.where((predicted == 0) | (predicted == 1), predicted, 1 - gold) == 1
+    hit, alarm = ((said[gold == c].sum() + 0.5) / ((gold == c).sum() + 1) for c in (1, 0))
+    z_hit, z_alarm = norm.ppf(hit), norm.ppf(alarm)
+    return float(z_hit - z_alarm), float(-(z_hit + z_alarm) / 2)
