@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +11,9 @@ from trainers.report.collected import Collected
 from trainers.report.entries import Objective, OfArm, OfTask
 from trainers.report.figures import NEUTRAL, clean, legend_above, svg
 from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.sections.discrimination import Auroc
 from trainers.report.sections.safety import pairs
-from trainers.report.text import group_title, on_split, percent, points, points_interval
+from trainers.report.text import Named, fraction, group_title, on_split, percent, points, points_interval
 from w2s_tasks.results import drift
 from w2s_tasks.results.stats import Difference
 
@@ -58,15 +59,20 @@ class Drift(Section):
         yield Figure(
             self.figure(),
             "The change in accuracy to the untuned model is the sum of three parts: answers that parse only before "
-            "or after; a shift of the class shares; and exchanges that leave the shares alone, the only part that "
-            "says that questions are told apart worse.",
+            "or after; a shift of the class shares; and exchanges that leave the shares alone.",
         )
         columns = ("arm", "task", "split", "scored by", "objective", "change", "unparsed", "class shift", "real errors")
-        shares = ("class shares before → after, %", "balanced accuracy, %")
-        yield Aside("by task", [Table((*columns, *shares), [_row(entry) for entry in self.drift], left=("task",))])
+        shares = ("class shares before → after, %", "balanced accuracy, %", "AUROC")
+        areas = {(e.task, e.group): e.auroc for e in report.of(Auroc).discrimination}
+        rows = [(*_row(entry), _areas(entry, areas)) for entry in self.drift]
+        yield Aside("by task", [Table((*columns, *shares), rows, left=("task",))])
         yield Note(
-            "Points, with 95 % intervals. A log-likelihood score always has an answer, so nothing is unparsed there. The "
-            "objective is what training optimised: a loss over the choices alone never teaches a format of text."
+            "Points, with 95 % intervals. A log-likelihood score always has an answer, so nothing is unparsed "
+            "there. The objective is what training optimised: a loss over the choices alone never teaches a format "
+            "of text. What each part can show: unparsed answers are format, not judgement; a shift of the shares is "
+            "a preference, and hides what a model that collapsed to one class still knows, or no longer knows; "
+            "exchanges are answers that got worse, or better, at the model's own threshold. AUROC sees what the "
+            "shift hides: where it is lower after than before, questions are told apart worse at every threshold."
         )
 
     def figure(self) -> str | None:
@@ -111,6 +117,11 @@ def _row(entry: ArmDrift) -> Row:
         told,
         accuracies,
     )
+
+
+def _areas(entry: ArmDrift, areas: Mapping[tuple[str, Named], float]) -> str:
+    values = (areas.get((entry.task, ("zero_shot", None))), areas.get((entry.task, entry.group)))
+    return "–" if None in values else " → ".join(map(fraction, values))
 
 
 def _change(part: Difference | None) -> Cell | str:
