@@ -167,7 +167,7 @@ def files(folder: Path) -> dict[str, bytes]:
     (folder / "cut.parquet").write_bytes(b"PAR1")
     (folder / "study" / "m").mkdir(parents=True)
     (folder / "study" / "m" / "justice_1.json").write_text('[{"test_prompt": 1}]')
-    (folder / "report.json").write_text('{"schema": 1}')
+    (folder / "report.json").write_text('{"schema": 2}')
     return {str(p): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
@@ -194,7 +194,7 @@ COMMANDS: list[tuple[list[str], str]] = [
     (["finetune", "--task", PROBE, "--model", "m", "--out", "o", "--labels", "l.parquet"], "is not in the training split"),
     (["finetune", "--task", PROBE, "--model", "m", "--out", "o", "--labels", "cut.parquet"], "not a readable label set"),
     (["rescore", "study", "--parser", "lenient"], "justice_1.json, row 0: 'test_prompt' must be a string"),
-    (["report", "report.json"], "report.json: this report lacks experiment"),
+    (["report", "report.json"], "report.json: this report is cut or altered"),
 ]
 
 

@@ -122,7 +122,7 @@ def test_run_prints_the_tables_and_ends_with_the_reports_path(experiment_file: P
     last = done.stdout.strip().splitlines()[-1]
     report = Path(last.removeprefix("report: "))
     assert report.is_absolute()
-    assert json.loads(report.read_text())["schema"] == 1
+    assert json.loads(report.read_text())["schema"] == 2
     assert "PGR" in done.stdout
     assert "[ 1/" in done.stderr
     again = w2s("run", str(experiment_file), "--runs-dir", str(tmp_path / "runs"), "--if-exists", "fail")

@@ -37,7 +37,7 @@ def test_subtasks_that_differ_much_give_students_t_over_their_means():
     assert (found.low, found.high) == pytest.approx(_students(means))
     assert found.stderr == pytest.approx(means.std(ddof=1) / np.sqrt(3))
     assert found.p == pytest.approx(2 * t.sf(abs(means.mean()) / found.stderr, 2))
-    assert (found.n, found.seeds) == (190, 1)
+    assert (found.n, found.n_seeds) == (190, 1)
     # Test, hard and long of a subtask count as one: the mean of each, by Student's t over three.
     twice = mean_difference([pair for pair in pairs for _ in range(2)], ["a", "a", "b", "b", "c", "c"])
     assert (twice.low, twice.high, twice.p) == pytest.approx((found.low, found.high, found.p))
@@ -73,7 +73,7 @@ def test_an_interval_holds_both_and_p_is_the_larger_one():
         assert found.value == pytest.approx(table.mean())
         for name, hull in (("low", min), ("high", max), ("p", max), ("stderr", max)):
             assert getattr(found, name) == hull(getattr(of_these, name), getattr(of_such, name)), name
-        assert (found.n, found.seeds) == (180, 3)
+        assert (found.n, found.n_seeds) == (180, 3)
 
 
 @pytest.mark.parametrize("level", [0.5, 0.97])

@@ -48,6 +48,22 @@ class IfExists(StrEnum):
     fail = "fail"
 
 
+class Engine(StrEnum):
+    """What builds the steps."""
+
+    local = "local"
+    ray = "ray"
+
+
+UseEngine = Annotated[
+    Engine, typer.Option("--engine", help="local: one step after the other; ray: at once, on this machine or a cluster.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="A Ray cluster for --engine ray: auto, or HOST:PORT; without, one of its own."),
+]
+
+
 def _amount(value: float | None) -> float | None:
     """A sum that can be compared with: NaN passes every range."""
     if value is not None and not math.isfinite(value):
@@ -83,6 +99,19 @@ def _interruptible() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
         raise SystemExit(130) from None
+
+
+def _check_engine(engine: Engine, address: str | None, max_cost: float | None) -> None:
+    from trainers.store import processes
+
+    if engine is Engine.local and address:
+        raise UserError("--address names a Ray cluster; it needs --engine ray.")
+    if engine is Engine.ray and max_cost is not None:
+        raise UserError("--max-cost counts what one process spends, so several can't keep to it. Use --engine local.")
+    if engine is Engine.ray and processes.count() > 1:
+        raise UserError(
+            "--engine ray starts its own processes; leave accelerate launch out (resources: {fit: {processes: 2}})."
+        )
 
 
 def _tell_unused(experiment: Experiment) -> None:
@@ -147,6 +176,8 @@ def run(
             "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
         ),
     ] = None,
+    engine: UseEngine = Engine.local,
+    address: Address = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Run an experiment: weak supervisor, labels, every arm, evaluation, report. Finished stages are not done again.
@@ -155,10 +186,13 @@ def run(
     w2s run quickstart
     w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
     accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
+    w2s run my.yaml --engine ray                                           # steps that can run at once do
+    w2s run my.yaml --engine ray --address auto                            # on the cluster that this machine belongs to
     """
     from trainers.config.reading import load
     from trainers.store import processes
 
+    _check_engine(engine, address, max_cost)
     experiment, _ = load(config, assignments)
     if processes.is_main():
         _tell_unused(experiment)
@@ -170,7 +204,11 @@ def run(
 
     with _interruptible():
         opened = open_run(experiment, runs_dir, max_cost)
-        opened.build(Progress(quiet))
+        if engine is Engine.ray:
+            from trainers.flow import ray_engine
+
+            ray_engine.build(opened, Progress(quiet), address)
+        opened.build(Progress(quiet or engine is Engine.ray))
         if not processes.is_main():
             return
         report, path = write_report(opened)
@@ -194,6 +232,8 @@ def sweep(
             "--max-cost", min=0, callback=_amount, help="USD that services may cost in all cells; local runs cost nothing."
         ),
     ] = None,
+    engine: UseEngine = Engine.local,
+    address: Address = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
@@ -205,9 +245,11 @@ def sweep(
     \b
     w2s sweep quickstart --grid method=xent,logconf --grid seed=0,1,2
     w2s sweep my.yaml --grid strong.model=org/small,org/large --grid seed=0,1,2 --shard $SLURM_ARRAY_TASK_ID/8
+    w2s sweep my.yaml --grid method=xent,logconf --grid seed=0,1,2,3 --engine ray --address auto
     """
-    from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, show_cells, show_sweep
+    from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, run_cells_on_ray, show_cells, show_sweep
 
+    _check_engine(engine, address, max_cost)
     values = parse_grid(grid or [])
     if dry_run:
         show_cells(of_shard(lay_out(config, assignments or [], values)[1], shard))
@@ -218,7 +260,9 @@ def sweep(
     opened = open_sweep(config, assignments or [], values, runs_dir, max_cost)
     cells = of_shard(opened.cells, shard)
     with _interruptible():
-        outcomes = list(run_cells(opened, cells, Progress(quiet, new_only=True)))
+        progress = Progress(quiet, new_only=True)
+        on_ray = engine is Engine.ray
+        outcomes = list(run_cells_on_ray(opened, cells, progress, address) if on_ray else run_cells(opened, cells, progress))
         path = opened.write()
     failed = [o for o in outcomes if o["status"] == "failed"]
     if outcomes:

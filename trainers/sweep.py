@@ -7,16 +7,18 @@ sweep (``--shard i/n``, or the same command twice): a stage is built by one of t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import json
 import logging
 import re
+import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from filelock import FileLock
 from pydantic_core import to_jsonable_python
@@ -26,6 +28,14 @@ from rich.table import Table
 
 from trainers.config.experiment import Experiment
 from trainers.config.reading import load
+from trainers.config.resources import StepResources
+from trainers.flow import ray_engine
+from trainers.flow.jobs import Job, jobs_of
+from trainers.flow.layout import Layout
+from trainers.flow.progress import Progress
+from trainers.flow.run import Run
+from trainers.flow.worker import Built
+from trainers.harness.evaluate import Harness, ModelPool
 from trainers.report.blocks import standard_output
 from trainers.report.report import write_report
 from trainers.report.section import Report
@@ -33,16 +43,13 @@ from trainers.report.sections.accuracy import Accuracy, Gap
 from trainers.report.sections.cost import Cost
 from trainers.report.text import percent
 from trainers.store import processes
+from trainers.store.costs import Budget
 from trainers.store.stages import Store, recipe_key, write_atomic
 from w2s_tasks.code_scope import all_code
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
 from w2s_tasks.paths import cut
 from w2s_tasks.user_text import parse_yaml, shown
-
-if TYPE_CHECKING:
-    from trainers.flow.progress import Progress
-    from trainers.flow.run import Run
 
 log = logging.getLogger(__name__)
 
@@ -183,12 +190,8 @@ class Sweep:
         """Where a cell's report is."""
         return self.folder / "cells" / cell.name
 
-    def _run(self, cell: Cell) -> Run:
-        from trainers.flow.layout import Layout
-        from trainers.flow.run import Run
-        from trainers.harness.evaluate import Harness, ModelPool
-        from trainers.store.costs import Budget
-
+    def run_of(self, cell: Cell) -> Run:
+        """A cell's run over the shared store."""
         paths = tuple(cell.config.include_path)
         if paths not in self._harnesses:
             self._harnesses[paths] = Harness(cell.config.include_path)
@@ -214,20 +217,44 @@ class Sweep:
         Raises:
             UserError: as `Run.build`.
         """
-        run, folder = self._run(cell), self.folder_of(cell)
-        steps = run.layout.steps
-        stages = {name: run.key(step) for name, step in steps.items()}
-        key = recipe_key({"config": cell.config.model_dump(), "stages": stages, "code": all_code()})
-        known = self.outcome(cell)
-        if known.get("key") == key and (folder / "report.json").is_file():
-            for name, step in steps.items() if self.max_cost is not None else ():
-                run.pool.budget.book_stage(self.store.folder_of(step.kind, stages[name]), reused=True)
+        run, folder = self.run_of(cell), self.folder_of(cell)
+        key = self._key(cell, run)
+        if known := self._finished(cell, key):
+            for step in run.layout.steps.values() if self.max_cost is not None else ():
+                run.pool.budget.book_stage(self.store.folder_of(step.kind, run.key(step)), reused=True)
             return known, True
         folder.mkdir(parents=True, exist_ok=True)
         run.build(progress, self.store)
         report, _ = write_report(run)
         outcome = {"status": "done", "key": key, **_summary(report), "report": f"cells/{cell.name}/report.json"}
         return self._keep(cell, outcome), False
+
+    def _key(self, cell: Cell, run: Run) -> str:
+        """Of all that a cell's report is made from; what its steps ask of a machine is no part of it."""
+        stages = {name: run.key(step) for name, step in run.layout.steps.items()}
+        config = cell.config.model_dump(exclude={"resources"})
+        return recipe_key({"config": config, "stages": stages, "code": all_code()})
+
+    def _finished(self, cell: Cell, key: str) -> Outcome | None:
+        """A cell's outcome where its report was made of that key."""
+        known = self.outcome(cell)
+        return known if known.get("key") == key and (self.folder_of(cell) / "report.json").is_file() else None
+
+    def jobs(self, cell: Cell) -> Iterator[Job]:
+        """A job for every step of a cell, and one for its report; the last alone where that is there.
+
+        Raises:
+            UserError: what is wrong with the cell.
+        """
+        run = self.run_of(cell)
+        there = self._finished(cell, self._key(cell, run)) is not None
+        steps = [] if there else list(jobs_of(run, self.store))
+        if not there:
+            run.check_models()
+        yield from steps
+        names = tuple(step.name for step in steps)
+        call = functools.partial(report_cell, str(self.folder.absolute()), cell)
+        yield Job(f"cell {cell.name}", f"report of {cell.title}", names, call, lambda: there, StepResources(), light=True)
 
     def fail(self, cell: Cell, error: Exception) -> Outcome:
         """Note why a cell failed; what is no user's mistake leaves its traceback in error.txt."""
@@ -264,6 +291,14 @@ class Sweep:
             outcome = {k: v for k, v in self.outcome(cell).items() if k != "key"}
             known = self._lines[cell.name] = stamp, json.dumps(outcome, allow_nan=False)
         return known[1]
+
+
+def report_cell(folder: str, cell: Cell) -> Built:
+    """Form a cell's report of its stages, in a worker of an engine."""
+    start = time.monotonic()
+    sweep = Sweep(cell.config, {}, [cell], Path(folder))
+    _, there = sweep.run_cell(cell, Progress(quiet=True, new_only=True))
+    return Built(time.monotonic() - start, there)
 
 
 def _summary(report: Report) -> Outcome:
@@ -319,6 +354,36 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterat
         if not there:
             sweep.write()
         yield outcome
+    sweep.write()
+
+
+def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, address: str | None) -> Iterator[Outcome]:
+    """Run cells at once on a cluster; one that fails does not stop the others.
+
+    Raises:
+        UserError: no Ray, no cluster.
+    """
+    by_job = {f"cell {cell.name}": cell for cell in cells}
+    mistakes: list[Outcome] = []
+
+    def jobs() -> Iterator[Job]:
+        for cell in cells:
+            try:
+                yield from sweep.jobs(cell)
+            except UserError as error:
+                mistakes.append(sweep.fail(cell, error))
+
+    with ray_engine.cluster(address) as where:
+        progress.note(where)
+        dispatch = ray_engine.Dispatch(None if progress.quiet else progress.begun)
+        for number, outcome in enumerate(dispatch.outcomes(jobs()), start=1):
+            cell = by_job.get(outcome.job.name)
+            if cell is None or outcome.error is None:
+                ray_engine.told(progress, number, outcome)
+            if cell is not None:
+                yield sweep.fail(cell, ray_engine.reason(outcome)) if outcome.error else sweep.outcome(cell)
+                sweep.write()
+    yield from mistakes
     sweep.write()
 
 

@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from trainers.config.method_args import MethodArgs
 from trainers.config.methods import parse_method
+from trainers.config.resources import Resources
 from trainers.fit.trainer import TRAINERS, Role
 from trainers.labels.arms import ARMS
 from trainers.labels.operations import NEEDS_CONFIDENCE
@@ -128,6 +129,8 @@ class Experiment(Section):
     """Evaluation on the training task."""
     safety: Safety | None = None
     """Safety evaluation; null for none."""
+    resources: Resources = Resources()
+    """What each kind of step asks of a machine, for `--engine ray`; no result depends on it."""
     name: str = Field(default="", pattern=r"^[\w.-]*$")
     """The run folder's name; empty for the file's name."""
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
+from rich.markup import escape
 
 from trainers.store import processes
 
@@ -32,7 +33,7 @@ class Progress:
             quiet: write nothing.
             new_only: write no line for a step that was there already.
         """
-        self.new_only = new_only
+        self.new_only, self.quiet = new_only, quiet
         self.console = Console(stderr=True, quiet=quiet or not processes.is_main(), highlight=False)
         self.start = time.monotonic()
 
@@ -44,6 +45,14 @@ class Progress:
         shown = Shown()
         yield shown
         self.console.print(f"{head:<52} {shown.text}")
+
+    def begun(self, title: str, node: str) -> None:
+        """A step has begun on some machine."""
+        self.console.print(f"[dim]        {escape(title)} on {node} ...[/dim]")
+
+    def ended(self, number: int, title: str, outcome: str) -> None:
+        """A step has ended, the so-manieth."""
+        self.console.print(f"\\[{number:>4}] {escape(title):<44} {escape(outcome)}")
 
     def note(self, text: str) -> None:
         """A line of its own."""

@@ -87,7 +87,7 @@ class Run:
         """
         store = store or Store(self.folder)
         self.pool.note = progress.note
-        self._check_models()
+        self.check_models()
         steps = list(self.layout.steps.values())
         for number, step in enumerate(steps, start=1):
             there = store.find(step.kind, self.key(step)) if progress.new_only else None
@@ -101,7 +101,7 @@ class Run:
                 self.pool.budget.book_stage(stage.path, reused=stage.reused)
                 shown.done(stage.seconds, stage.reused)
 
-    def _check_models(self) -> None:
+    def check_models(self) -> None:
         """Refuse what a model or its training would not take, before any is trained."""
         for section in ("weak", "strong"):
             settings = getattr(self.layout.config, section)

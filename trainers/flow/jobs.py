@@ -1,0 +1,52 @@
+"""What an engine is given: stages to be, each with the names of those that it stands on and a call that builds it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from trainers.config.resources import StepResources
+from trainers.flow.run import Run
+from trainers.flow.worker import Built, Plan, build_step
+from trainers.store.stages import Store
+
+
+@dataclass(frozen=True)
+class Job:
+    """A stage to be, or what is made of stages."""
+
+    name: str
+    """Its stage's folder; jobs of one name are one job."""
+    title: str
+    """For progress lines."""
+    inputs: tuple[str, ...]
+    """Names of the jobs that it stands on."""
+    call: Callable[[], Built]
+    """Builds it; picklable, and of a module that every machine can import."""
+    there: Callable[[], bool]
+    """Whether it is there whole; asked in the driver, once."""
+    resources: StepResources
+    light: bool = False
+    """Whether it needs no GPU and one core."""
+
+
+def jobs_of(run: Run, store: Store) -> Iterator[Job]:
+    """A job for every step of a run, each after those that it stands on."""
+    config = run.layout.config
+    plan = Plan(config.model_dump_json(), str(run.folder.absolute()), str(store.root.parent.absolute()))
+    for step in run.layout.steps.values():
+        kind, key, resources = step.kind, run.key(step), config.resources.of(step.kind)
+
+        def there(kind: str = kind, key: str = key) -> bool:
+            return store.find(kind, key) is not None
+
+        yield Job(
+            name=f"{kind}-{key}",
+            title=step.title,
+            inputs=tuple(f"{one.kind}-{run.key(one)}" for one in step.inputs),
+            call=functools.partial(build_step, plan, step.name, resources.processes),
+            there=there,
+            resources=resources,
+            light=kind == "split",
+        )
