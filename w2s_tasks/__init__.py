@@ -19,6 +19,7 @@ MODELS = {
     "w2s-classifier": "w2s_tasks.models.classifier:W2SClassifier",
     "w2s-recorded": "w2s_tasks.models.recorded:Recorded",
     "w2s-chat": "w2s_tasks.models.chat.model:W2SChat",
+    "w2s-vllm": "w2s_tasks.models.vllm.model:W2SVLLM",
 }
 
 COMPILED_TEMPLATES = 1024

@@ -80,7 +80,8 @@ def check_base(settings: Lora) -> None:
             chat template where one is to be used.
     """
     from trainers.training.loop import check_arguments
-    from w2s_tasks.models.packed_hf import refuse_unfit, refuse_without_template
+    from w2s_tasks.models.packed_hf import refuse_unfit
+    from w2s_tasks.models.prompts import refuse_without_template
 
     check_arguments(settings)
     if "gguf_file" in settings.model_args:

@@ -153,6 +153,8 @@ class Policy:
     retries: int = 12
     backoff: float = 0.5
     timeout: float = 600.0
+    start: int = START
+    """Requests in flight at first."""
 
 
 @dataclass
@@ -217,7 +219,7 @@ class Sender:
                 run(self._run(missing, bar))
 
     async def _run(self, missing: Sequence[tuple[str, Request]], bar: tqdm[Any]) -> None:
-        queue, limit, errors = deque(missing), AdaptiveLimit(self.policy.concurrency), list[Exception]()
+        queue, limit, errors = deque(missing), AdaptiveLimit(self.policy.concurrency, self.policy.start), list[Exception]()
 
         async def work(client: openai.AsyncOpenAI) -> None:
             while queue and not errors:

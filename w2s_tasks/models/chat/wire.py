@@ -18,6 +18,8 @@ from w2s_tasks.models.chat.replies import Kind, RefusedError
 from w2s_tasks.models.service import OPENAI, Access, checked_url
 
 PATHS: dict[str, str] = {"chat": "/chat/completions", "completions": "/completions"}
+Prompt = str | Sequence[int]
+"""Text, or tokens where the endpoint is of completions."""
 MAX_STOPS = 4
 
 
@@ -104,7 +106,9 @@ def resolve_base_url(given: str | None, *, azure: bool = False) -> str:
         raise UserError(f"{error}.") from error
 
 
-def _prompt(kind: Kind, context: str) -> dict[str, Any]:
+def _prompt(kind: Kind, context: Prompt) -> dict[str, Any]:
+    if kind == "completions" and not isinstance(context, str):
+        return {"prompt": list(context)}
     if kind == "completions":
         if isinstance(context, Conversation):
             raise UserError(
@@ -124,7 +128,9 @@ class Writer:
     dialect: Dialect
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    def _request(self, context: str, tokens: int, temperature: float, more: Mapping[str, Any], repeat: int = 0) -> Request:
+    def _request(
+        self, context: Prompt, tokens: int, temperature: float, more: Mapping[str, Any], repeat: int = 0
+    ) -> Request:
         body = {"model": self.endpoint.model, **_prompt(self.endpoint.kind, context), self.dialect.limit: tokens}
         if self.dialect.temperature:
             body["temperature"] = temperature
@@ -148,7 +154,16 @@ class Writer:
         messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{note}"}
         return self._request(Conversation.of(messages), tokens, 0.0, {})
 
-    def text(self, context: str, settings: Mapping[str, Any], default_tokens: int, repeat: int = 0) -> Request:
+    def named(self, context: Sequence[int], tokens: Sequence[int]) -> Request:
+        """The log-probabilities of these tokens at the place after a prompt of tokens, and the likeliest one: vLLM's.
+
+        They are those before temperature and penalties; a penalty of the model's own configuration would choose another
+        token as the likeliest.
+        """
+        more = {"logprobs": 1, "logprob_token_ids": list(tokens), "return_tokens_as_token_ids": True}
+        return self._request(context, 1, 0.0, {**more, "repetition_penalty": 1.0})
+
+    def text(self, context: Prompt, settings: Mapping[str, Any], default_tokens: int, repeat: int = 0) -> Request:
         """Free text under a task's ``generation_kwargs``: temperature exactly as there, 0 where it does not sample."""
         rest = dict(settings)
         tokens = [rest.pop(k, None) for k in ("max_gen_toks", "max_tokens", "max_completion_tokens", "max_new_tokens")]
