@@ -18,6 +18,7 @@ from trainers.labels.unsupervised import Unsupervised
 from trainers.section import Section
 from trainers.training.settings import ModelSettings
 from w2s_tasks.errors import nearest
+from w2s_tasks.models.service import checked_url
 from w2s_tasks.paths import LONGEST_NAME, size
 from w2s_tasks.user_text import shown
 
@@ -62,6 +63,10 @@ class Evaluate(Section):
     """Shots of every arm but few_shot."""
     few_shot_k: int = Field(default=8, ge=1)
     """Shots of the arm few_shot; few_shot(K) names its own."""
+    engine: Literal["hf", "vllm"] = "hf"
+    """What asks the strong arms: this process, or a vLLM server, which loads their adapters as it runs (docs/models.md)."""
+    base_url: str | None = None
+    """The server's address; null for $VLLM_BASE_URL, else http://localhost:8000/v1. It is no part of what was computed."""
     task: str | None = None
     """A task that asks the strong arms the same documents another way, e.g. a generated twin; null for the training task."""
     tuned_task: str | None = None
@@ -76,6 +81,17 @@ class Evaluate(Section):
         if value != sorted(set(value)):
             raise ValueError(f"write them in ascending order, each once: {sorted(set(value))}")
         return value
+
+    @field_validator("base_url")
+    @classmethod
+    def _an_address(cls, value: str | None) -> str | None:
+        return None if value is None else checked_url(value)
+
+    @model_validator(mode="after")
+    def _of_a_server(self) -> Evaluate:
+        if self.base_url and self.engine != "vllm":
+            raise ValueError("base_url is the address of a server; write engine: vllm as well")
+        return self
 
 
 class Safety(Section):
@@ -184,6 +200,10 @@ class Experiment(Section):
             )
         if self.evaluate.checkpoints and not strong.keeps:
             raise ValueError("evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: lora")
+        if self.evaluate.engine == "vllm" and strong.model != "w2s-hf":
+            raise ValueError(
+                "evaluate.engine: vllm serves language models and their adapters; it needs strong.trainer: lora"
+            )
         if "unsupervised" in self.arms and not strong.in_pool:
             raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
         return self

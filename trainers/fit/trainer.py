@@ -73,8 +73,13 @@ def untuned(settings: ModelSettings, choices: Sequence[str]) -> ModelRef:
 
 def answering_code(settings: ModelSettings) -> tuple[Code, ...]:
     """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
+    return model_code(TRAINERS[settings.trainer].model)
+
+
+def model_code(name: str) -> tuple[Code, ...]:
+    """What loads and runs a model of lm_eval's registry."""
     register()
-    return ModelPool, get_model(TRAINERS[settings.trainer].model)
+    return ModelPool, get_model(name)
 
 
 def training_code(settings: ModelSettings, loss: str) -> tuple[Code, ...]:

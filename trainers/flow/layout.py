@@ -150,6 +150,8 @@ class Layout:
         asked = {self._asked(arm): config.evaluate.limit}
         shots = config.few_shot_k(arm.name) or config.evaluate.num_fewshot
         of_arm: dict[str, Any] = {"arm": arm, "settings": settings, "fit": fit, "harness": self.tasks.harness}
+        if arm.kind.model == "strong":
+            of_arm |= {"engine": config.evaluate.engine, "base_url": config.evaluate.base_url}
         style = training_style(settings, shots)
         self.evaluations[arm] = self._asking(Evaluation(task=self.task, **of_arm, limits=asked, style=style))
         safety = config.safety

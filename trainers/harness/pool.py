@@ -15,7 +15,7 @@ from lm_eval.api.registry import get_model
 from trainers.store.costs import Budget, write_cost
 from w2s_tasks import register
 from w2s_tasks.keys import refuse
-from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.models.ref import VLLM_MODEL, ModelRef
 from w2s_tasks.plugin.eval_arguments import check_arguments
 
 
@@ -33,7 +33,8 @@ class ModelPool:
     def load(self, ref: ModelRef) -> LM:
         """The lm_eval model of a ref; a base that is loaded already only changes its adapter."""
         args = dict(ref.args)
-        adapter = args.pop("peft", None) if ref.model == "w2s-hf" else None
+        changes = ref.model in ("w2s-hf", VLLM_MODEL)
+        adapter = args.pop("peft", None) if changes else None
         key = json.dumps([ref.model, args], sort_keys=True, default=str)
         limit = {"max_cost": self.budget.left} if ref.model == "w2s-chat" and self.budget.left is not None else {}
         if key != self._key:
@@ -43,7 +44,7 @@ class ModelPool:
             check_arguments(ref.model, args)
             self._lm = get_model(ref.model).create_from_arg_obj(args | limit, {})
         self._key = None  # until the adapter is on: one that fails may leave the base changed
-        if ref.model == "w2s-hf":
+        if changes:
             self._lm.use_adapter(Path(adapter) if adapter else None)  # type: ignore[union-attr]
         self._key = key
         assert self._lm is not None  # noqa: S101 - for the type checker

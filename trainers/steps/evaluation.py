@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from trainers.fit.trainer import untuned
+from trainers.fit.trainer import Code, model_code, untuned
 from trainers.harness.evaluate import Harness, evaluate
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.steps.arm import Arm
 from trainers.steps.fit import Asking, model_of
 from trainers.steps.step import Ground
 from trainers.training.kept import adapter_at
-from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.models.ref import VLLM_MODEL, ModelRef
+from w2s_tasks.models.vllm import on_server
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -27,6 +28,10 @@ class Evaluation(Asking):
     limits: Mapping[HarnessTask, int | None]
     """The tasks, each with how many of its documents are asked; None for all."""
     style: PromptStyle
+    engine: str = "hf"
+    """What asks a language model: this process, or a server of vLLM's."""
+    base_url: str | None = None
+    """The server's."""
 
     @property
     def name(self) -> str:
@@ -45,7 +50,13 @@ class Evaluation(Asking):
             "style": vars(self.style),
             "untrained": None if self.fit else vars(untuned(self.settings, self.task.choices)),
             **({} if self.arm.at is None else {"at": self.arm.at}),
+            **({} if self.engine == "hf" else {"engine": self.engine}),
         }
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers."""
+        return super().code if self.engine == "hf" else model_code(VLLM_MODEL)
 
     def rows(self) -> int:
         """The documents."""
@@ -83,6 +94,6 @@ class SafetyEvaluation(Evaluation):
 def evaluated_model(step: Evaluation, ground: Ground) -> ModelRef:
     """The model that an evaluation asks, once its training is there; the untuned one where there is none."""
     ref = model_of(step.fit, step.settings, step.task, ground)
-    if step.fit is None or step.arm.at is None:
-        return ref
-    return replace(ref, args={**ref.args, "peft": str(adapter_at(ground.folder_of(step.fit), step.arm.at))})
+    if step.fit is not None and step.arm.at is not None:
+        ref = replace(ref, args={**ref.args, "peft": str(adapter_at(ground.folder_of(step.fit), step.arm.at))})
+    return ref if step.engine == "hf" else on_server(ref, step.base_url)

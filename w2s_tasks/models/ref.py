@@ -26,7 +26,7 @@ from w2s_tasks.user_text import one_line, read_text
 
 log = logging.getLogger(__name__)
 
-ENDPOINT_MODEL = "w2s-chat"
+ENDPOINT_MODEL, VLLM_MODEL = "w2s-chat", "w2s-vllm"
 PATH_ARGS = ("pretrained", "peft")
 DATA_ARGS = ("path",)  # a file or folder whose content answers, as of w2s-recorded
 RELATIVE = "./"
@@ -176,6 +176,10 @@ class ModelRef:
             # An address and a model's name; how answers are fetched, and with whose key, is no part of it.
             parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
             parts["base_url"] = resolve_base_url(parts.get("base_url"), azure=bool(parts.get("api_version")))
+        if self.model == VLLM_MODEL:
+            parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
+            if "pretrained" in self.args:  # the same weights, wherever they are served
+                parts.pop("base_url", None)
         for key in PATH_ARGS:
             if self.args.get(key):
                 revision = str(self.args.get("revision", "main"))
