@@ -111,7 +111,13 @@ def test_the_wheel_runs_the_quickstart_in_an_empty_environment(built: dict[str, 
     _run(python, *pinned, f"{built['wheel']}[report]", cwd=tmp_path)
     _run(python, "-m", "pip", "check", cwd=tmp_path)
     found = _run(python, "-c", ENTRY_POINTS, cwd=tmp_path).stdout.splitlines()
-    assert sorted(found) == ["True", "w2s-classifier W2SClassifier", "w2s-hf W2SHF", "w2s-recorded Recorded"]
+    assert sorted(found) == [
+        "True",
+        "w2s-classifier W2SClassifier",
+        "w2s-hf W2SHF",
+        "w2s-recorded Recorded",
+        "w2s-vllm W2SVLLM",
+    ]
 
     # Task YAML: our command's, and the stock one's by folder.
     assert "w2s_ethics_all" in _run(w2s, "tasks", cwd=tmp_path).stdout

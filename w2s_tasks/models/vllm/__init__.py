@@ -12,7 +12,8 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import VLLM_MODEL, ModelRef
 
 SHARED = frozenset(
-    "pretrained peft revision add_bos_token prefix_token_id max_length max_gen_toks enable_thinking chat_template_args".split()
+    {"pretrained", "peft", "revision", "add_bos_token", "prefix_token_id", "max_length", "max_gen_toks"}
+    | {"enable_thinking", "chat_template_args"}
 )
 """Arguments that mean the same to `w2s-hf` and to `w2s-vllm`."""
 OF_PROCESS = frozenset(["device", "dtype", "batch_size", "max_batch_size", "token_budget", "parallelize"])

@@ -132,6 +132,8 @@ class Server:
             found = self._call("/v1/models")["data"]
             return [Card(str(m["id"]), str(m["root"]), m.get("parent"), m.get("max_model_len")) for m in found]
         except (RefusedError, KeyError, TypeError, IndexError) as error:
+            if isinstance(error, RefusedError) and error.status in (401, 403):
+                raise self.connection().access.explain(error) from None
             said = f"{error.status}: {error.message}" if isinstance(error, RefusedError) else f"no {error}"
             raise UserError(
                 f"{self.base_url} is no vLLM server, or one of another age: /version and /v1/models do not answer as its do "
