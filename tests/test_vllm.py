@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import vllm_server
+from chat_support import arguments, evaluate
 from conftest import rows
 from lm_eval.api.instance import Instance
 from openai_service import Service
+from openai_service.chat import Chat
 from openai_service.vllm import VLLM
 
 from trainers.config.reading import load
@@ -319,3 +322,41 @@ def _results(folder: Path) -> list[float]:
 def test_impossible_engines_are_refused(experiment_file: Path, sets: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load(str(experiment_file), sets)
+
+
+# ---- w2s-chat -----------------------------------------------------------------------------------------------------------
+
+
+def test_chat_names_the_choices_that_are_not_among_the_likeliest(
+    place: Place, own_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert place.server
+    monkeypatch.setenv("OPENAI_API_KEY", place.server.key)
+    place.server.part(Chat).max_top = 600
+    args = {**arguments(place.server, tmp_path, model="base"), "mode": "first_token"}
+    exact = evaluate("w2s-chat", args, ["own_reviews"], own_task, limit=6)
+    asked = [body for body in place.server.asked if "messages" in body]
+    report = exact["config"]["scoring"]["own_reviews"]
+    assert report["floored"] == report["unlisted"] == 0
+    assert report["second_requests"] == len(asked) - 6
+    assert any("logprob_token_ids" in body for body in asked)
+    everything = evaluate("w2s-chat", {**args, "top_logprobs": 600}, ["own_reviews"], own_task, limit=6)
+    assert not any("logprob_token_ids" in b for b in place.server.asked[len(asked) :])
+    wide = [float(r[0]) for s in everything["samples"]["own_reviews"] for r in s["filtered_resps"]]
+    named = [float(r[0]) for s in exact["samples"]["own_reviews"] for r in s["filtered_resps"]]
+    assert named == pytest.approx(
+        wide, abs=2.0
+    )  # a random model likes all other tokens that begin the choices, in quotes or cut short
+    assert (np.array(named) <= np.array(wide) + 1e-6).all()
+
+
+def test_chat_keeps_its_floors_where_names_are_passed_over(
+    place: Place, own_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert place.server
+    monkeypatch.setenv("OPENAI_API_KEY", place.server.key)
+    place.server.old = True
+    args = {**arguments(place.server, tmp_path, model="base"), "mode": "first_token", "top_logprobs": 12}
+    report = evaluate("w2s-chat", args, ["own_reviews"], own_task, limit=6)["config"]["scoring"]["own_reviews"]
+    assert report["floored"] > 0
+    assert sum("logprob_token_ids" in body for body in place.server.asked) == 1

@@ -1,4 +1,4 @@
-"""Evaluation: `w2s-hf` against lm_eval's `hf`, on the same documents, shots and weights.
+"""Evaluation: `w2s-hf` against lm_eval's `hf`, on the same documents, shots and weights; on a server see `bench.served`.
 
 Both score the same requests; tokenization is inside the timed part. `hf` runs at its best batch size, found by a search.
 It may run on a sample of each task's documents, its time and tokens scaled to all of them; the JSON says so. `floor_s` is
@@ -11,7 +11,8 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,14 @@ from bench.comparison import Comparison, alternate, run, say
 from bench.options import MODEL_HELP, Precision, model_path, numbers
 from bench.side import Reply, Side
 from w2s_tasks import machine
+
+
+class Peer(StrEnum):
+    """What ours is compared with."""
+
+    hf = "hf"
+    vllm = "vllm"
+
 
 PEER_SECONDS = 600.0
 """What all repeats of the peer may take together, where the size of its sample is left to us."""
@@ -167,6 +176,9 @@ def main(
     threads: Annotated[int, typer.Option(min=0, help="Of both sides; 0 for all cores.")] = 0,
     dtype: Annotated[Precision, typer.Option(help="Of both sides' weights.")] = Precision.float32,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+    peer: Annotated[Peer, typer.Option(help="hf: w2s-hf against it. vllm: w2s-vllm against local-completions.")] = Peer.hf,
+    base_url: Annotated[str | None, typer.Option(help="The server of --peer vllm; by default $VLLM_BASE_URL.")] = None,
+    concurrent: Annotated[int, typer.Option(min=1, help="Requests in flight to the server, of both sides.")] = 32,
 ) -> None:
     """Time an evaluation by w2s-hf and by lm_eval's hf, and compare their log-likelihoods.
 
@@ -175,6 +187,7 @@ def main(
     scripts/bench_eval --task w2s_sst2 --shots 0
     scripts/bench_eval --task w2s_ethics_all --docs 50 --shots 32 --peer-docs 24
     scripts/bench_eval --model random:1b --dtype bfloat16 --peer-batch 16,32,64   # on a GPU
+    scripts/bench_eval --peer vllm --base-url http://localhost:8000/v1 --shots 8 --docs 50   # see bench/served.py
     """
     from bench.scoring import Scorer
 
@@ -192,14 +205,31 @@ def main(
         "dtype": dtype.value,
     }
     say(f"{', '.join(tasks)}: {docs} documents a task, {shots} shots, {threads} threads")
-    with Side("ours", Scorer, engine="w2s-hf", **common) as ours, Side("peer", Scorer, engine="hf", **common) as peer:
+    if peer is Peer.vllm:
+        from bench.served import compare_served
+        from w2s_tasks.models.vllm.server import server_url
+
+        served = compare_served(common, server_url(base_url), concurrent, batches, peer_docs, repeats)
+        named = {
+            "model": model,
+            "task": ",".join(tasks),
+            "shots": shots,
+            "threads": threads,
+            "repeats": repeats,
+            "seed": seed,
+        }
+        print(replace(served, extra={**named, **served.extra}).json())
+        return
+    with Side("ours", Scorer, engine="w2s-hf", **common) as ours, Side("peer", Scorer, engine="hf", **common) as theirs_side:
         names = ours.call("documents").value
         found = find_batch(names, batches, common)
         best, seconds = fastest(found)
         sample = stratified(names, sample_size(peer_docs, len(names), len(set(names)), seconds, repeats), seed)
-        fits = fitting(peer, sample, best)
+        fits = fitting(theirs_side, sample, best)
         mine, theirs = alternate(
-            lambda _: run_ours(ours, range(len(names))), lambda _: run_peer(peer, sample, Counter(names), fits), repeats
+            lambda _: run_ours(ours, range(len(names))),
+            lambda _: run_peer(theirs_side, sample, Counter(names), fits),
+            repeats,
         )
         seconds_a_token = ours.call("seconds_a_token").value
     settings = {

@@ -63,8 +63,13 @@ class Scorer(Worker):
             for doc in choose(task, docs, seed, training=training):
                 self.tasks.append(task.name)
                 self.requests.append(task.requests([doc], style))
-        self.lm = _load(engine, model, dtype)
-        self.meter.attach(self.lm.model)
+        self.lm = self.open(engine, model, dtype)
+
+    def open(self, engine: str, model: str, dtype: str) -> Any:
+        """The lm_eval model, its tokens counted."""
+        lm = _load(engine, model, dtype)
+        self.meter.attach(lm.model)
+        return lm
 
     def documents(self) -> list[str]:
         """The task of each document."""

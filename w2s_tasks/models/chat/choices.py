@@ -15,7 +15,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from w2s_tasks.errors import UserError
 
@@ -46,6 +46,12 @@ class Scores:
     floored: tuple[bool, ...]
     greedy: int | None
     unfinished: bool
+
+
+def joined(first: Sequence[Position], second: Sequence[Position]) -> tuple[Position, ...]:
+    """Positions of one answer, asked twice, with the tokens that either lists; up to where the two differ."""
+    same = itertools.takewhile(lambda pair: pair[0].token == pair[1].token, zip(first, second, strict=False))
+    return tuple(replace(p, top=(*p.top, *(t for t in q.top if t[0] not in dict(p.top)))) for p, q in same)
 
 
 def _cores(choices: Sequence[str], level: int) -> list[str]:
@@ -100,6 +106,13 @@ class ChoiceSet:
         text = text.casefold() if self.level == 2 else text
         data = text.encode("utf-8", "surrogateescape")
         return [i for i, core in enumerate(self.cores) if core.encode().startswith(data) or _begins_with(text, core)]
+
+    def beginnings(self) -> list[str]:
+        """How the parts that tell the choices apart may be written: with a blank or without, in the usual cases."""
+        lead = len(_shared_words(self.cores))
+        parts = [core[lead:] for core in self.cores]
+        cased = [w for p in parts for w in ((p, p.capitalize(), p.upper()) if self.level == 2 else (p,))]
+        return list(dict.fromkeys(f"{blank}{word}" for word in cased for blank in ("", " ")))
 
     def score(self, positions: Sequence[Position]) -> Scores:
         """Score all choices from the positions of one answer, generated greedily."""

@@ -7,6 +7,7 @@ and the tokens into lm_eval's result file. The first document of each task is as
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 from collections import Counter, defaultdict
@@ -21,12 +22,13 @@ from lm_eval.api.model import LM
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models import prices as price_tables
 from w2s_tasks.models.chat import wire
-from w2s_tasks.models.chat.choices import ChoiceSet, Scores
+from w2s_tasks.models.chat.choices import ChoiceSet, Scores, joined
 from w2s_tasks.models.chat.client import Connection, default_variable
 from w2s_tasks.models.chat.replies import RefusedError, Reply
 from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, Request, Writer
+from w2s_tasks.models.vllm.server import MOST_TOKENS, Server
 from w2s_tasks.scoring import no_answer, system_place
 from w2s_tasks.scoring.answers import lenient
 
@@ -41,6 +43,8 @@ UNCHOSEN = -100.0
 """In mode generated there is no probability: 0 for the chosen choice, this for the others."""
 WARN_UNLISTED = 0.1
 SHOWN = 200
+SECONDS_TO_TELL = 10.0
+"""For a server that may know nothing of tokens."""
 
 Build = Callable[[Writer], Request]
 
@@ -398,6 +402,8 @@ class W2SChat(LM):
         longer = [self._writer.first_token(documents[i].context, LEAD_TOKENS) for i in again]
         for i, reply in zip(again, self._ask(longer, "after the lead-in", quiet) if longer else (), strict=True):
             scores[i], replies[i] = sets[i].score(reply.positions or ()), reply
+        tokens = [LEAD_TOKENS if i in set(again) else n for i, n in enumerate(plan)]
+        named = self._name_floored(documents, sets, tokens, scores, replies, quiet)
         for task, places in _by_task(documents):
             part = [scores[i] for i in places]
             self._reports[task] = TaskReport(
@@ -406,9 +412,56 @@ class W2SChat(LM):
                 sum(any(s.floored) for s in part) / len(part),
                 sum(all(s.floored) for s in part) / len(part),
                 sum(replies[i].refusal is not None for i in places) / len(part),
-                len(set(places) & set(again)),
+                len(set(places) & set(again)) + len(set(places) & set(named)),
             )
         return [_no_answer(len(s.loglik)) if all(s.floored) else s for s in scores]
+
+    def _name_floored(
+        self,
+        documents: Sequence[Document],
+        sets: Sequence[ChoiceSet],
+        tokens: Sequence[int],
+        scores: list[Scores],
+        replies: Sequence[Reply],
+        quiet: bool,
+    ) -> list[int]:
+        """Ask again, where a server takes the names of tokens (vLLM), for choices that were not listed; which documents."""
+        places = [i for i, s in enumerate(scores) if any(s.floored) and replies[i].positions]
+        if not places or self._batch or self.endpoint.is_openai:
+            return []
+        requests = {}
+        for i in places:
+            ids = self._beginnings(sets[i])
+            if 0 < len(ids) <= MOST_TOKENS:
+                requests[i] = self._writer.first_token(documents[i].context, tokens[i], ids)
+        if not requests:
+            return []
+        try:
+            self._sender.ask(list(requests.values())[:1], "first request", quiet=True)
+            first = next(iter(requests))
+            if (
+                joined(replies[first].positions or (), self._reply(requests[first]).positions or ())
+                == replies[first].positions
+            ):
+                return []  # the names were passed over
+        except RefusedError as refusal:
+            log.info("the endpoint does not take names of tokens: %s", refusal.message)
+            return []
+        for i, reply in zip(requests, self._ask(list(requests.values()), "unlisted choices", quiet), strict=True):
+            exact = sets[i].score(joined(replies[i].positions or (), reply.positions or ()))
+            if not any(exact.floored):  # a floor would be that of the likeliest tokens alone
+                scores[i] = exact
+        return list(requests)
+
+    @functools.lru_cache(maxsize=4096)  # noqa: B019 - one model a process
+    def _beginnings(self, choices: ChoiceSet) -> tuple[int, ...]:
+        """The first tokens of what a set's choices begin with, as a server of vLLM's tells them; none elsewhere."""
+        server = Server(self.endpoint.base_url, self.connection.access.api_key_env, SECONDS_TO_TELL)
+        try:
+            tokens = [server.tokens(text, self.endpoint.model) for text in choices.beginnings()]
+        except UserError:
+            return ()
+        return tuple({ids[0]: None for ids in tokens if ids})
 
     def _check_scored(self, documents: Sequence[Document], replies: Sequence[Reply]) -> None:
         """Refuse answers that hold text but, unlike the first ones, no log-probabilities: nothing tells what was chosen."""

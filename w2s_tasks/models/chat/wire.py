@@ -136,11 +136,11 @@ class Writer:
             body["temperature"] = temperature
         return Request(PATHS[self.endpoint.kind], {**body, **more, **self.extra}, repeat)
 
-    def first_token(self, context: str, tokens: int = 1) -> Request:
-        """The next `tokens` tokens, greedily, with the likeliest ones at each position."""
-        chat = self.endpoint.kind == "chat"
-        more = {"logprobs": True, "top_logprobs": self.dialect.top} if chat else {"logprobs": self.dialect.top}
-        return self._request(context, tokens, 0.0, more)
+    def first_token(self, context: str, tokens: int = 1, named: Sequence[int] = ()) -> Request:
+        """The next `tokens` tokens, greedily, with the likeliest ones at each position, or with those that are named."""
+        chat, top = self.endpoint.kind == "chat", len(named) or self.dialect.top
+        more: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}
+        return self._request(context, tokens, 0.0, {**more, **({"logprob_token_ids": list(named)} if named else {})})
 
     def choice(self, context: str, choices: Sequence[str], tokens: int) -> Request:
         """One of the choices as text: by a JSON schema where the endpoint takes one, else by an instruction."""

@@ -157,10 +157,9 @@ class Server:
     def tokens(self, text: str, name: str) -> list[int] | None:
         """A text's tokens as the server makes them, without special ones; None where it does not tell."""
         try:
-            return list(
-                self._call("/tokenize", {"model": name, "prompt": text, "add_special_tokens": False}, name)["tokens"]
-            )
-        except (RefusedError, KeyError, TypeError):
+            found = self._call("/tokenize", {"model": name, "prompt": text, "add_special_tokens": False}, name)["tokens"]
+            return [int(token) for token in found]
+        except (RefusedError, KeyError, TypeError, ValueError):
             return None
 
     def load_adapter(self, folder: str) -> str:
