@@ -212,7 +212,7 @@ def test_without_pretrained_the_server_says_where_its_model_is(place: Place, tmp
     ("fault", "said"),
     [
         ("stale", "two log-probabilities for one token after one prompt.*prefix cache"),
-        ("raw_logits", "log-probabilities.*--logprobs-mode"),
+        ("raw_logits", "log-probabilities.*--logprobs-mode raw_logprobs"),
         ("old", "does not tell the log-probabilities of named tokens.*logprob_token_ids"),
     ],
 )

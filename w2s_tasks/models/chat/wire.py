@@ -136,7 +136,7 @@ class Writer:
             body["temperature"] = temperature
         return Request(PATHS[self.endpoint.kind], {**body, **more, **self.extra}, repeat)
 
-    def first_token(self, context: str, tokens: int = 1, named: Sequence[int] = ()) -> Request:
+    def first_token(self, context: Prompt, tokens: int = 1, named: Sequence[int] = ()) -> Request:
         """The next `tokens` tokens, greedily, with the likeliest ones at each position, or with those that are named."""
         chat, top = self.endpoint.kind == "chat", len(named) or self.dialect.top
         more: dict[str, Any] = {"logprobs": True, "top_logprobs": top} if chat else {"logprobs": top}

@@ -214,7 +214,7 @@ class W2SVLLM(Prompts, TokenizerLM):
         endpoint = connection.endpoint
         answers = AnswerStore(store_path(endpoint.base_url, name, self._store))
         tokens = self.tokenizer.encode(TRIAL, add_special_tokens=False)[-self.max_length :]
-        now = self.server.try_values(name, tokens)
+        now = self.server.try_values(name, tokens, self.embedded)
         before = answers.get(TRIAL_KEY)
         if before is None:
             with answers:

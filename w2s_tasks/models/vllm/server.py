@@ -7,6 +7,7 @@ Started as ``vllm serve MODEL --enable-prefix-caching``, for adapters with ``--e
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,8 @@ TOLERANCE = 0.5
 """How far two right log-probabilities of a likely token may lie apart: bfloat16 rounds twice. Stale ones are off by more."""
 TRIAL = "The committee read the report, asked three questions, and sent it back. " * 24
 """Longer than two blocks of any prefix cache (128 tokens on CPUs), so that a second request is answered out of it."""
+LISTED, SLACK = 5, 1.05
+"""Likeliest tokens that the trial asks for, and how far rounding may take their sum."""
 MOST_TOKENS = 128
 """That one request may name."""
 NOT_SERVED: dict[str, tuple[Any, ...]] = {
@@ -184,56 +187,54 @@ class Server:
 
     # ---- trial -------------------------------------------------------------------------------------------------------
 
-    def try_values(self, name: str, tokens: Sequence[int]) -> Reply:
-        """Score known tokens without and with the prefix cache, and as part of a prompt; the answer without it.
+    def try_values(self, name: str, tokens: Sequence[int], vocabulary: int) -> Reply:
+        """Score named tokens after a known prompt, without the prefix cache and out of it; the answer without.
+
+        No log-probabilities of a prompt are asked for: with ``--enable-lora`` vLLM 0.32 ends on that where another request
+        is under way (`punica_cpu.add_lora_logits`).
 
         Args:
             name: the model's.
             tokens: of `TRIAL`, as the model's tokenizer makes them.
+            vocabulary: the number of all tokens.
 
         Raises:
-            UserError: the server names no tokens, or its log-probabilities do not agree.
+            UserError: the server names no tokens, its cache gives other values, or they are no log-probabilities.
         """
-        writer = Writer(self.connection(name).endpoint, Dialect())
+        writer = Writer(self.connection(name).endpoint, Dialect(top=LISTED))
         *prompt, target = tokens
         named = sorted({target, *prompt[:7]})
         try:
             fresh = self._reply(writer.named(prompt, named), salt=True)
             cached = [self._reply(writer.named(prompt, named)) for _ in range(2)][-1]
-            scores, again = named_scores(fresh)[0], named_scores(cached)[0]
-            asked = {token: (scores[token], again[token]) for token in named}
-            of_prompt = self._of_prompt(name, tokens)
-        except (ValueError, KeyError, BadReplyError) as error:
+            pairs = [(named_scores(fresh)[0][token], named_scores(cached)[0][token]) for token in named]
+            listed = self._reply(writer.first_token(prompt)).positions or ()
+            mass = sum(math.exp(x) for _, x in listed[0].top)
+        except (ValueError, KeyError, IndexError, OverflowError, BadReplyError) as error:
             raise UserError(
                 f"{self.base_url} does not tell the log-probabilities of named tokens ({error}). That needs a vLLM whose "
                 "/v1/completions takes logprob_token_ids (0.32 does), with --logprobs-mode raw_logprobs, its default."
             ) from None
         except RefusedError as refusal:
             raise self.connection(name).explain(refusal) from None
-        for first, second in [*asked.values(), (scores[target], of_prompt)]:
+        for first, second in pairs:
             if abs(first - second) > TOLERANCE:
                 raise UserError(
-                    f"{self.base_url} gives two log-probabilities for one token after one prompt, {first:.3f} and "
-                    f"{second:.3f}: its prefix cache or its mode of log-probabilities (--logprobs-mode) is at fault. "
-                    "Start it with raw_logprobs, the default, or with another version of vLLM."
+                    f"{self.base_url} gives two log-probabilities for one token after one prompt, {first:.3f} and out of "
+                    f"its prefix cache {second:.3f}. Start it with --no-enable-prefix-caching, or use another version."
                 )
+        # The likeliest of all tokens have together at least their share, and at most 1.
+        if not LISTED / vocabulary / SLACK <= mass <= SLACK:
+            raise UserError(
+                f"{self.base_url} calls the likeliest tokens {mass:.3g} likely together: these are no log-probabilities. "
+                "Start it with --logprobs-mode raw_logprobs, the default."
+            )
         return fresh
 
-    def _post(self, request: Request, *, salt: bool = False, **more: Any) -> Any:
-        salted = {"cache_salt": uuid.uuid4().hex} if salt else {}
-        return self._call(f"/v1{request.path}", {**request.body, **salted, **more}, str(request.body["model"]))
-
     def _reply(self, request: Request, *, salt: bool = False) -> Reply:
-        return read_reply("completions", self._post(request, salt=salt))
-
-    def _of_prompt(self, name: str, tokens: Sequence[int]) -> float:
-        """The log-probability of the last token, as part of a prompt."""
-        writer = Writer(self.connection(name).endpoint, Dialect())
-        data = self._post(writer.text(tokens, {"temperature": 0.0}, 1), salt=True, prompt_logprobs=0)
-        told = data["choices"][0]["prompt_logprobs"]
-        if not told:
-            raise KeyError("prompt_logprobs")
-        return float(told[-1][str(tokens[-1])]["logprob"])
+        salted = {"cache_salt": uuid.uuid4().hex} if salt else {}
+        data = self._call(f"/v1{request.path}", {**request.body, **salted}, str(request.body["model"]))
+        return read_reply("completions", data)
 
 
 def _refuse_unserved(folder: Path) -> None:
