@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import vllm_server
+import yaml
 from chat_support import arguments, evaluate
 from conftest import rows
 from lm_eval.api.instance import Instance
@@ -360,3 +361,25 @@ def test_chat_keeps_its_floors_where_names_are_passed_over(
     report = evaluate("w2s-chat", args, ["own_reviews"], own_task, limit=6)["config"]["scoring"]["own_reviews"]
     assert report["floored"] > 0
     assert sum("logprob_token_ids" in body for body in place.server.asked) == 1
+
+
+@pytest.mark.vllm
+def test_chat_names_unlisted_choices_on_vllm(real: Place, own_task: Path, tmp_path: Path) -> None:
+    args = {"model": "base", "base_url": real.base_url, "store": str(tmp_path), "mode": "first_token", "top_logprobs": 1}
+    report = evaluate("w2s-chat", args, ["own_reviews"], own_task, limit=4)["config"]["scoring"]["own_reviews"]
+    assert report["floored"] == report["unlisted"] == 0
+    assert report["second_requests"] > 0
+
+
+def test_the_shipped_config_is_whole() -> None:
+    from lm_eval.config.evaluate_config import EvaluatorConfig
+
+    from w2s_tasks.plugin.eval_arguments import check_arguments
+    from w2s_tasks.plugin.manager import W2STaskManager
+
+    path = Path(__file__).parent.parent / "harness_configs" / "eval" / "vllm_log_likelihoods.yaml"
+    text = path.read_text(encoding="utf-8")
+    config = EvaluatorConfig(**yaml.safe_load(text))
+    check_arguments(config.model, config.model_args)
+    assert set(config.tasks) <= set(W2STaskManager().all_tasks)
+    assert f"w2s eval --config harness_configs/eval/{path.name}" in text
