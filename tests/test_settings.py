@@ -29,11 +29,14 @@ from trainers.fit import lora
 from trainers.fit.classifier import Classifier
 from trainers.fit.lora import Lora
 from trainers.flow import run as runs_of
+from trainers.flow.jobs import jobs_of
 from trainers.flow.progress import Progress
+from trainers.flow.ray_engine import Machines
 from trainers.harness import evaluate as hn
 from trainers.labels.gold import gold_labels
 from trainers.labels.operations import METHOD_OPS
 from trainers.section import Section
+from trainers.store.stages import Store
 from trainers.training.losses import LOSSES
 from w2s_tasks.errors import UserError
 
@@ -66,6 +69,8 @@ def sections(model: type[Section]) -> set[type[Section]]:
 def run(experiment_file: Path, runs: Path, *sets: str) -> None:
     flow = runs_of.open_run(reading.load(str(experiment_file), list(sets))[0], runs)
     flow.build(Progress(quiet=True))
+    for job in jobs_of(flow, Store(flow.folder)):  # what an engine that shares machines out asks for
+        Machines(2, gpus=True).options(job)
 
 
 def test_every_field_is_read_by_a_run(experiment_file: Path, causal_model: Callable[[str], Path], tmp_path: Path):

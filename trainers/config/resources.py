@@ -17,7 +17,7 @@ class StepResources(Section):
     memory_gb: float | None = Field(default=None, gt=0)
     """Memory, in GB of 10^9 bytes, that must be free of other steps' claims; null asks for none."""
     processes: int = Field(default=1, ge=1, le=64)
-    """Processes that build it together on one machine, as accelerate launches them; give it as many GPUs."""
+    """Processes that build it together on one machine through accelerate; give it as many GPUs."""
 
 
 class Resources(Section):

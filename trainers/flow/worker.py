@@ -109,13 +109,15 @@ def _launch(plan: Plan, name: str, count: int) -> None:
     """
     import torch
 
-    device = [] if torch.cuda.is_available() else ["--cpu"]
     with tempfile.TemporaryDirectory() as folder:
         mistake = Path(folder) / "mistake.txt"
-        command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", str(count), "--num_machines", "1"]
-        command += [*device, "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+        # torch's own launcher: accelerate's starts a single process where there is no GPU, whatever number it is given.
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
         command += ["-m", "trainers.flow.worker", json.dumps([plan.config, plan.folder, plan.root]), name]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {MISTAKE: str(mistake)})
+        environment = (
+            os.environ | {MISTAKE: str(mistake)} | ({} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"})
+        )
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if mistake.is_file():
             raise UserError(mistake.read_text(encoding="utf-8"))
         if done.returncode:
@@ -124,6 +126,10 @@ def _launch(plan: Plan, name: str, count: int) -> None:
 
 def main() -> None:
     """What each of those processes does."""
+    import torch
+    from accelerate import PartialState
+
+    PartialState(cpu=not torch.cuda.is_available())  # connects them; without GPUs only where it is told so
     plan, name = Plan(*json.loads(sys.argv[1])), sys.argv[2]
     try:
         build_step(plan, name)
