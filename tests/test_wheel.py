@@ -62,7 +62,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: dict
         "w2s_tasks/tasks/_binary_yaml",
         "harness_configs/eval/openai.yaml",
         "harness_configs/experiments/quickstart.yaml",
-        "trainers/report/templates/report.html.j2",
+        "trainers/report/templates/style.html",
         "trainers/py.typed",
     ):
         assert needed in held
