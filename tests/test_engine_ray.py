@@ -184,6 +184,7 @@ def test_what_is_there_is_neither_asked_twice_nor_begun(joined: Nodes, tmp_path:
     assert [(o.job.name, o.built is not None and o.built.reused) for o in outcomes] == [("a", True), ("b", False)]
 
 
+@pytest.mark.slow
 def test_an_interrupt_cancels_what_runs_and_keeps_what_is_finished(nodes: Nodes, experiment_file: Path, tmp_path: Path):
     arguments = [
         "run",
@@ -220,7 +221,8 @@ def test_options_that_do_not_go_together_are_one_error(experiment_file: Path, tm
     for more, error in (
         (["--address", "auto"], "needs --engine ray"),
         (["--engine", "ray", "--max-cost", "1"], "--max-cost"),
-        (["--engine", "ray", "--address", "127.0.0.1:1"], "no Ray cluster answers"),
+        (["--engine", "ray", "--address", "127.0.0.1:1"], "nobody answers"),
+        (["--engine", "ray", "--address", "auto"], "no Ray cluster answers"),
     ):
         done = CliRunner().invoke(cli.app, [*run, *more])
         assert isinstance(done.exception, UserError)
@@ -244,6 +246,7 @@ def test_what_a_step_asks_of_a_machine_is_in_no_key(experiment_file: Path, tmp_p
     assert ray_engine.Machines(cores=16, gpus=False).options(fits[0])["num_cpus"] == 8
 
 
+@pytest.mark.slow
 def test_a_step_that_several_processes_build_is_the_same_stage(experiment_file: Path, tmp_path: Path):
     together = open_run(load(str(experiment_file), [ARMS, "resources={fit: {processes: 2}}"])[0], tmp_path / "two")
     store, config = Store(tmp_path / "two"), together.layout.config

@@ -21,7 +21,7 @@ from trainers.flow.run import open_run
 from trainers.harness import evaluate as hn
 from trainers.report.report import recomputed
 from trainers.steps import evaluation
-from trainers.store.costs import Budget
+from trainers.store.costs import Budget, write_cost
 from trainers.store.stages import Store
 from w2s_tasks.errors import UserError
 
@@ -255,15 +255,14 @@ def test_a_cells_report_can_be_formed_anew_from_the_shared_stages(experiment_fil
 
 
 def test_a_stage_that_cells_share_is_paid_once(tmp_path: Path):
-    (tmp_path / "cost.json").write_text('{"usd": 2.0, "tokens": 10}')
-    budget = Budget(5.0)
+    store, budget = Store(tmp_path), Budget(5.0)
+    first = {"kind": "fit", "a": 1}
+    store.build("fit", first, lambda out: write_cost(out, 2.0, 10))
     for _ in range(3):
-        budget.book_stage(tmp_path, reused=True)
+        budget.book_stage(store.build("fit", first, lambda out: None))
     assert budget.left == 3.0
-    built = tmp_path / "built"
-    built.mkdir()
-    (built / "cost.json").write_text('{"usd": 1.0, "tokens": 10}')
+    second = {"kind": "fit", "a": 2}
     budget.book(1.0)  # by the trainer, while it was built
-    budget.book_stage(built, reused=False)
-    budget.book_stage(built, reused=True)
+    budget.book_stage(store.build("fit", second, lambda out: write_cost(out, 1.0, 10)))
+    budget.book_stage(store.build("fit", second, lambda out: None))
     assert budget.left == 2.0

@@ -17,7 +17,7 @@ from trainers.config.reading import load
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run, open_run
 from trainers.report.report import read_report, show_report, write_report
-from trainers.training.told import Told
+from trainers.training.told import FILE
 from w2s_tasks.scoring.system_place import FOLDED, MESSAGE, PLAIN
 
 
@@ -124,5 +124,5 @@ def test_a_model_that_is_trained_alone_is_stamped(
     with pytest.raises(SystemExit) as end:
         main()
     assert end.value.code == 0
-    assert Told.load(tmp_path / "out").system_prompt == FOLDED
+    assert json.loads((tmp_path / "out" / FILE).read_text())["system_prompt"] == FOLDED
     assert json.loads((tmp_path / "out" / "training.json").read_text())["system_prompt"] == FOLDED

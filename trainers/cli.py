@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from trainers.store import commands as store_commands
 from w2s_tasks import __version__, machine
 from w2s_tasks import cli as tasks_cli
 from w2s_tasks.errors import UserError
@@ -32,11 +33,18 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 tasks_cli.mount(app)
+app.add_typer(store_commands.app, name="store")
 
 RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are kept.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set strong.lr=1e-3 (repeatable).")]
 ALONE = 5.0
 """Seconds that a process which is not the main one waits before it tells an error: by then it has met it alone."""
+StoreUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--store", help="An object store behind the run folder, for machines that share no disk: s3://bucket/prefix."
+    ),
+]
 Config = Annotated[str, typer.Argument(help="An experiment YAML, or the name of one that ships (e.g. quickstart).")]
 
 
@@ -178,6 +186,7 @@ def run(
     ] = None,
     engine: UseEngine = Engine.local,
     address: Address = None,
+    store: StoreUrl = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Run an experiment: weak supervisor, labels, every arm, evaluation, report. Finished stages are not done again.
@@ -188,6 +197,7 @@ def run(
     accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
     w2s run my.yaml --engine ray                                           # steps that can run at once do
     w2s run my.yaml --engine ray --address auto                            # on the cluster that this machine belongs to
+    w2s run my.yaml --store s3://my-bucket/w2s                             # any machine goes on where another one ended
     """
     from trainers.config.reading import load
     from trainers.store import processes
@@ -196,14 +206,16 @@ def run(
     experiment, _ = load(config, assignments)
     if processes.is_main():
         _tell_unused(experiment)
+        if store and if_exists is IfExists.delete:
+            raise UserError("--if-exists delete: what is in the store would come back; delete it there (w2s store gc).")
         _prepare(runs_dir / experiment.name, if_exists)
     _quiet_libraries()
     from trainers.flow.progress import Progress
     from trainers.flow.run import open_run
-    from trainers.report.report import show_report, write_report
+    from trainers.report.report import WRITTEN, show_report, write_report
 
     with _interruptible():
-        opened = open_run(experiment, runs_dir, max_cost)
+        opened = open_run(experiment, runs_dir, max_cost, store)
         if engine is Engine.ray:
             from trainers.flow import ray_engine
 
@@ -212,8 +224,12 @@ def run(
         if not processes.is_main():
             return
         report, path = write_report(opened)
+        if opened.remote is not None:
+            opened.remote.send_report(opened.folder, WRITTEN)
     show_report(report)
     typer.echo(f"report: {path}")
+    if opened.remote is not None:
+        typer.echo(f"also: w2s report {opened.remote.url}")
 
 
 @app.command()
@@ -234,6 +250,7 @@ def sweep(
     ] = None,
     engine: UseEngine = Engine.local,
     address: Address = None,
+    store: StoreUrl = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
@@ -246,6 +263,7 @@ def sweep(
     w2s sweep quickstart --grid method=xent,logconf --grid seed=0,1,2
     w2s sweep my.yaml --grid strong.model=org/small,org/large --grid seed=0,1,2 --shard $SLURM_ARRAY_TASK_ID/8
     w2s sweep my.yaml --grid method=xent,logconf --grid seed=0,1,2,3 --engine ray --address auto
+    w2s sweep my.yaml --grid seed=0,1,2,3 --store s3://my-bucket/w2s --shard 1/4      # each machine its own shard
     """
     from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, run_cells_on_ray, show_cells, show_sweep
 
@@ -257,7 +275,7 @@ def sweep(
     _quiet_libraries()
     from trainers.flow.progress import Progress
 
-    opened = open_sweep(config, assignments or [], values, runs_dir, max_cost)
+    opened = open_sweep(config, assignments or [], values, runs_dir, max_cost, store)
     cells = of_shard(opened.cells, shard)
     with _interruptible():
         progress = Progress(quiet, new_only=True)
@@ -294,7 +312,7 @@ def plan(config: Config, assignments: Set = None) -> None:
 
 @app.command()
 def report(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Run folders, or report.json files.")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help="Run folders, report.json files, or URLs of runs.")] = None,
     html: Annotated[bool, typer.Option(help="Write a single run's page, tables and model cards anew.")] = True,
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Form the numbers anew from the run's stages (needs its data).")
@@ -310,6 +328,7 @@ def report(
     w2s report runs/quickstart                               # and report.html, tables/*.csv, model_cards/*.md beside it
     w2s report runs/quickstart --recompute                   # today's statistics over the same weights and answers
     w2s report runs/a runs/b --out comparison.html           # accuracy and PGR by size of the strong model, or by run
+    w2s report s3://my-bucket/w2s/quickstart                 # a run that was made with --store s3://my-bucket/w2s
     w2s report --schema                                      # what stands under each key of report.json
     """
     if schema:
@@ -324,14 +343,14 @@ def report(
         raise UserError("name a run folder or a report.json, e.g. w2s report runs/quickstart.")
     from trainers.report.blocks import show, standard_output
     from trainers.report.comparison import render_comparison, table
-    from trainers.report.report import present, read_report, recomputed, runs_of, show_report
+    from trainers.report.report import here, present, read_report, recomputed, runs_of, show_report
 
-    runs = runs_of(runs)
+    folders = runs_of([here(place, stages=recompute) for place in runs])
     if recompute:
         _quiet_libraries()
-        for folder in runs:
+        for folder in folders:
             recomputed(folder)
-    reports = [read_report(path) for path in runs]
+    reports = [read_report(path) for path in folders]
     if len(reports) > 1:
         show([table(reports)], standard_output())
         if out is not None:
@@ -343,7 +362,7 @@ def report(
     if out is not None:
         raise UserError("--out is for the comparison of several runs; one run's page is its report.html.")
     show_report(reports[0])
-    file = (runs[0] / "report.json" if runs[0].is_dir() else runs[0]).resolve()
+    file = (folders[0] / "report.json" if folders[0].is_dir() else folders[0]).resolve()
     if html:
         present(reports[0], file.parent)
     typer.echo(f"report: {file}")

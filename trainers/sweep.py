@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import re
 import time
 import traceback
@@ -37,13 +38,14 @@ from trainers.flow.run import Run
 from trainers.flow.worker import Built
 from trainers.harness.evaluate import Harness, ModelPool
 from trainers.report.blocks import standard_output
-from trainers.report.report import write_report
+from trainers.report.report import WRITTEN, write_report
 from trainers.report.section import Report
 from trainers.report.sections.accuracy import Accuracy, Gap
 from trainers.report.sections.cost import Cost
 from trainers.report.text import percent
 from trainers.store import processes
 from trainers.store.costs import Budget
+from trainers.store.remote import Remote, open_remote
 from trainers.store.stages import Store, recipe_key, write_atomic
 from w2s_tasks.code_scope import all_code
 from w2s_tasks.errors import UserError
@@ -176,15 +178,20 @@ class Sweep:
     folder: Path
     max_cost: float | None = None
     """USD that services may cost in all cells together."""
+    remote: Remote | None = None
+    """The object store behind the folder."""
     store: Store = field(init=False)
 
     def __post_init__(self) -> None:
-        self.store = Store(self.folder, remember=True)
+        self.store = Store(self.folder, remember=True, remote=self.remote)
         self._harnesses: dict[tuple[str, ...], Any] = {}
         self._identities: dict[str, str] = {}
         self._pool: Any = None
         self._lines: dict[str, tuple[tuple[int, int], str]] = {}
         """Cells as they stand in sweep.json, each with the time and inode of its file."""
+        self._written = -math.inf
+        """When sweep.json was last written, and how long that took."""
+        self._writing = 0.0
 
     def folder_of(self, cell: Cell) -> Path:
         """Where a cell's report is."""
@@ -197,7 +204,8 @@ class Sweep:
             self._harnesses[paths] = Harness(cell.config.include_path)
         self._pool = self._pool or ModelPool(Budget(self.max_cost))
         harness, folder = self._harnesses[paths], self.folder_of(cell)
-        return Run(Layout.load(cell.config, harness), folder, pool=self._pool, identities=self._identities)
+        layout = Layout.load(cell.config, harness)
+        return Run(layout, folder, pool=self._pool, identities=self._identities, remote=self.remote)
 
     def outcome(self, cell: Cell) -> Outcome:
         """What is known of a cell: its cell.json, or that it is pending."""
@@ -221,11 +229,14 @@ class Sweep:
         key = self._key(cell, run)
         if known := self._finished(cell, key):
             for step in run.layout.steps.values() if self.max_cost is not None else ():
-                run.pool.budget.book_stage(self.store.folder_of(step.kind, run.key(step)), reused=True)
+                if there := self.store.find(step.kind, run.key(step)):
+                    run.pool.budget.book_stage(there)
             return known, True
         folder.mkdir(parents=True, exist_ok=True)
         run.build(progress, self.store)
         report, _ = write_report(run)
+        if self.remote is not None:
+            self.remote.send_report(folder, WRITTEN, "cells", cell.name)
         outcome = {"status": "done", "key": key, **_summary(report), "report": f"cells/{cell.name}/report.json"}
         return self._keep(cell, outcome), False
 
@@ -253,7 +264,8 @@ class Sweep:
             run.check_models()
         yield from steps
         names = tuple(step.name for step in steps)
-        call = functools.partial(report_cell, str(self.folder.absolute()), cell)
+        store = self.remote.objects.url if self.remote else None
+        call = functools.partial(report_cell, str(self.folder.absolute()), cell, store, self.base.name)
         yield Job(f"cell {cell.name}", f"report of {cell.title}", names, call, lambda: there, StepResources(), light=True)
 
     def fail(self, cell: Cell, error: Exception) -> Outcome:
@@ -268,16 +280,38 @@ class Sweep:
 
     def _keep(self, cell: Cell, outcome: Outcome) -> Outcome:
         write_atomic(self.folder_of(cell) / "cell.json", json.dumps(outcome, indent=2, allow_nan=False))
+        if self.remote is not None and outcome["status"] == "done":
+            self.remote.send_report(self.folder_of(cell), ["cell.json"], "cells", cell.name)
         return {"cell": cell.name, "values": cell.values} | outcome
+
+    def pull(self, cell: Cell | None = None) -> None:
+        """Bring what other machines reported to this folder, of one cell or of all."""
+        if self.remote is not None:
+            self.remote.pull(self.folder, f"cells/{cell.name}/" if cell else "cells/")
+
+    def note_progress(self) -> None:
+        """Write sweep.json again if that is due: not for every cell, for it takes longer the more there are."""
+        if time.monotonic() - self._written > 20 * self._writing:
+            self.write()
 
     def write(self) -> Path:
         """Write sweep.json: all cells of all shards, as far as they are, one line each."""
         path = self.folder / "sweep.json"
+        start = time.monotonic()
         head = json.dumps({"schema": SCHEMA, "experiment": self.base.name, "grid": self.grid}, allow_nan=False)
         with FileLock(self.folder / ".lock-sweep"):
             cells = ",\n".join(self._line(cell) for cell in self.cells)
             write_atomic(path, f'{head[:-1]}, "cells": [\n{cells}\n]}}\n')
+        self._written = time.monotonic()
+        self._writing = self._written - start
         return path.resolve()
+
+    def finish(self) -> None:
+        """Write sweep.json with what other machines have finished meanwhile, and send it."""
+        self.pull()
+        path = self.write()
+        if self.remote is not None:
+            self.remote.send_report(self.folder, [path.name])
 
     def _line(self, cell: Cell) -> str:
         """A cell in sweep.json; what has not changed since it was read is not read again."""
@@ -293,10 +327,10 @@ class Sweep:
         return known[1]
 
 
-def report_cell(folder: str, cell: Cell) -> Built:
+def report_cell(folder: str, cell: Cell, store: str | None, experiment: str) -> Built:
     """Form a cell's report of its stages, in a worker of an engine."""
     start = time.monotonic()
-    sweep = Sweep(cell.config, {}, [cell], Path(folder))
+    sweep = Sweep(cell.config, {}, [cell], Path(folder), remote=open_remote(store, experiment))
     _, there = sweep.run_cell(cell, Progress(quiet=True, new_only=True))
     return Built(time.monotonic() - start, there)
 
@@ -323,18 +357,29 @@ def _summary(report: Report) -> Outcome:
     return cast(Outcome, to_jsonable_python(summary))
 
 
-def open_sweep(config: str, assignments: Sequence[str], grid: Grid, runs_dir: Path, max_cost: float | None = None) -> Sweep:
-    """Lay out a sweep over its folder, ``runs_dir/<experiment>``.
+def open_sweep(
+    config: str,
+    assignments: Sequence[str],
+    grid: Grid,
+    runs_dir: Path,
+    max_cost: float | None = None,
+    store: str | None = None,
+) -> Sweep:
+    """Lay out a sweep over its folder, ``runs_dir/<experiment>``; `store` is the URL of an object store behind it.
 
     Raises:
-        UserError: as `lay_out`; several processes of one launch.
+        UserError: as `lay_out`; several processes of one launch; a store that can't be reached or written.
     """
     if processes.count() > 1:
         raise UserError(
             "w2s sweep runs in one process: share its cells out with --shard i/n, or launch w2s run for one large cell."
         )
     base, cells = lay_out(config, assignments, grid)
-    return Sweep(base, grid, cells, runs_dir / base.name, max_cost)
+    sweep = Sweep(base, grid, cells, runs_dir / base.name, max_cost, open_remote(store, base.name))
+    if sweep.remote is not None:
+        sweep.remote.list_stages()
+        sweep.pull()
+    return sweep
 
 
 def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterator[Outcome]:
@@ -352,9 +397,9 @@ def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterat
         elif there:
             progress.note("  there already")
         if not there:
-            sweep.write()
+            sweep.note_progress()
         yield outcome
-    sweep.write()
+    sweep.finish()
 
 
 def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, address: str | None) -> Iterator[Outcome]:
@@ -381,10 +426,11 @@ def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, ad
             if cell is None or outcome.error is None:
                 ray_engine.told(progress, number, outcome)
             if cell is not None:
+                sweep.pull(cell)
                 yield sweep.fail(cell, ray_engine.reason(outcome)) if outcome.error else sweep.outcome(cell)
-                sweep.write()
+                sweep.note_progress()
     yield from mistakes
-    sweep.write()
+    sweep.finish()
 
 
 def _accuracy(outcome: Outcome, arm: str) -> str:

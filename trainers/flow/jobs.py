@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from trainers.config.resources import StepResources
 from trainers.flow.run import Run
@@ -35,11 +35,13 @@ def jobs_of(run: Run, store: Store) -> Iterator[Job]:
     """A job for every step of a run, each after those that it stands on."""
     config = run.layout.config
     plan = Plan(config.model_dump_json(), str(run.folder.absolute()), str(store.root.parent.absolute()))
+    if store.remote is not None:
+        plan = replace(plan, store=store.remote.objects.url, experiment=store.remote.experiment)
     for step in run.layout.steps.values():
         kind, key, resources = step.kind, run.key(step), config.resources.of(step.kind)
 
         def there(kind: str = kind, key: str = key) -> bool:
-            return store.find(kind, key) is not None
+            return store.has(kind, key)
 
         yield Job(
             name=f"{kind}-{key}",

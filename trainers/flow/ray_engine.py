@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,8 @@ RETRIES = 3
 """How often a step is begun again whose machine or process died."""
 WAIT = 0.5
 """Seconds between two looks at what is running."""
+ANSWER = 10.0
+"""Seconds in which a cluster's machine takes a connection."""
 GRACE = 20.0
 """Seconds that cancelled steps have to end."""
 VARIABLES = ("W2S_DATA", "W2S_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "GOMP_SPINCOUNT")
@@ -80,6 +83,7 @@ def cluster(address: str | None) -> Iterator[str]:
         import ray
     except ImportError as error:
         raise UserError("--engine ray needs Ray: pip install 'w2s-harness[ray]'.") from error
+    _check_answer(address)
     environment = {"env_vars": {name: os.environ[name] for name in VARIABLES if name in os.environ}}
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "configure_logging": False}
     try:
@@ -94,6 +98,23 @@ def cluster(address: str | None) -> Iterator[str]:
         yield f"Ray: {nodes} machine{'s' if nodes != 1 else ''}, {ray.cluster_resources().get('CPU', 0):g} cores{dashboard}"
     finally:
         ray.shutdown()
+
+
+def _check_answer(address: str | None) -> None:
+    """Refuse a machine at which nobody listens; Ray itself tries for seven minutes.
+
+    Raises:
+        UserError: nobody does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(
+            f"--address {address}: nobody answers ({error}). Start a cluster there: ray start --head."
+        ) from error
 
 
 @dataclass
@@ -239,7 +260,7 @@ def build(run: Run, progress: Progress, address: str | None) -> None:
     failed = []
     with cluster(address) as where:
         progress.note(where)
-        jobs = list(jobs_of(run, Store(run.folder)))
+        jobs = list(jobs_of(run, Store(run.folder, remote=run.remote)))
         dispatch = Dispatch(None if progress.quiet else progress.begun)
         for number, outcome in enumerate(dispatch.outcomes(jobs), start=1):
             told(progress, number, outcome)

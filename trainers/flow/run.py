@@ -15,6 +15,7 @@ from trainers.steps.arm import Arm
 from trainers.steps.evaluation import evaluated_model
 from trainers.steps.step import Step
 from trainers.store.costs import Budget
+from trainers.store.remote import Remote, open_remote
 from trainers.store.stages import Stage, Store, recipe_key
 from w2s_tasks.code_scope import code_hash
 from w2s_tasks.models.ref import ModelRef
@@ -35,6 +36,7 @@ class Run:
         *,
         pool: ModelPool | None = None,
         identities: dict[str, str] | None = None,
+        remote: Remote | None = None,
     ) -> None:
         """Nothing is built or read yet.
 
@@ -43,8 +45,9 @@ class Run:
             folder: where the report goes, and the stages unless `build` is given a store.
             pool: loaded models to share between runs.
             identities: model identities to share between runs, filled as they are found.
+            remote: the object store behind the folder.
         """
-        self.layout, self.folder = layout, folder
+        self.layout, self.folder, self.remote = layout, folder, remote
         self.pool = pool or ModelPool()
         self.stages: dict[str, Stage] = {}
         """Those of the steps that are built, by the steps' names."""
@@ -85,20 +88,20 @@ class Run:
         Raises:
             UserError: with what to do; what was finished stays.
         """
-        store = store or Store(self.folder)
+        store = store or Store(self.folder, remote=self.remote)
         self.pool.note = progress.note
         self.check_models()
         steps = list(self.layout.steps.values())
         for number, step in enumerate(steps, start=1):
             there = store.find(step.kind, self.key(step)) if progress.new_only else None
             if there:
-                self.pool.budget.book_stage(there.path, reused=True)
+                self.pool.budget.book_stage(there)
                 self.stages[step.name] = there
                 continue
             with progress.step(number, len(steps), step.title) as shown:
                 stage = store.build(step.kind, self.recipe(step), functools.partial(step.build, self))
                 self.stages[step.name] = stage
-                self.pool.budget.book_stage(stage.path, reused=stage.reused)
+                self.pool.budget.book_stage(stage)
                 shown.done(stage.seconds, stage.reused)
 
     def check_models(self) -> None:
@@ -111,6 +114,17 @@ class Run:
                 check(settings)
 
 
-def open_run(config: Experiment, runs_dir: Path, max_cost: float | None = None) -> Run:
-    """The run of an experiment over its run folder; ``max_cost`` is what services may cost in all, in USD."""
-    return Run(Layout.load(config), runs_dir / config.name, pool=ModelPool(Budget(max_cost)))
+def open_run(config: Experiment, runs_dir: Path, max_cost: float | None = None, store: str | None = None) -> Run:
+    """The run of an experiment over its run folder.
+
+    Args:
+        config: the experiment.
+        runs_dir: where run folders are.
+        max_cost: what services may cost in all, in USD.
+        store: the URL of an object store behind the folder.
+
+    Raises:
+        UserError: as `Layout.load`; a store that can't be reached or written.
+    """
+    remote = open_remote(store, config.name)
+    return Run(Layout.load(config), runs_dir / config.name, pool=ModelPool(Budget(max_cost)), remote=remote)

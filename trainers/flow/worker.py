@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 from trainers.config.experiment import Experiment
@@ -23,6 +23,7 @@ from trainers.harness.evaluate import Harness
 from trainers.harness.pool import ModelPool
 from trainers.steps.step import Step
 from trainers.store import processes
+from trainers.store.remote import open_remote
 from trainers.store.stages import Store
 from w2s_tasks.errors import UserError
 
@@ -42,6 +43,10 @@ class Plan:
     """The run folder."""
     root: str
     """What the stages' folder is in."""
+    store: str | None = None
+    """The URL of an object store behind it."""
+    experiment: str = ""
+    """Whose stages they are there."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def build_step(plan: Plan, name: str, count: int = 1) -> Built:
     """
     if count > 1:
         _launch(plan, name, count)
-    run, store = _run(plan), Store(Path(plan.root))
+    run, store = _run(plan), Store(Path(plan.root), remote=open_remote(plan.store, plan.experiment))
     step = run.layout.steps[name]
     for one in _ancestors(step):
         found = store.find(one.kind, run.key(one))
@@ -113,7 +118,7 @@ def _launch(plan: Plan, name: str, count: int) -> None:
         mistake = Path(folder) / "mistake.txt"
         # torch's own launcher: accelerate's starts a single process where there is no GPU, whatever number it is given.
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
-        command += ["-m", "trainers.flow.worker", json.dumps([plan.config, plan.folder, plan.root]), name]
+        command += ["-m", "trainers.flow.worker", json.dumps(astuple(plan)), name]
         environment = (
             os.environ | {MISTAKE: str(mistake)} | ({} if torch.cuda.is_available() else {"ACCELERATE_USE_CPU": "true"})
         )

@@ -23,7 +23,7 @@ class SystemPrompt(Entry):
 
 def training_warnings(run: Run) -> list[str]:
     """What trainings warned of, those of models in between included."""
-    return [text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage.path).warnings]
+    return [text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage).warnings]
 
 
 def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
@@ -35,7 +35,7 @@ def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
                     yield one.task, replace(arm, seed=None).title, one.system_prompt
     for step in collected.run.layout.steps.values():
         if isinstance(step, Fit) and step.settings.trainer != "classifier":
-            yield collected.task, f"training of {step.whose}", Told.load(collected.run.folder_of(step)).system_prompt
+            yield collected.task, f"training of {step.whose}", Told.load(collected.run.stages[step.name]).system_prompt
 
 
 def system_prompts(collected: Collected) -> list[SystemPrompt]:

@@ -6,6 +6,7 @@ section forms its own numbers and shows them (`trainers.report.sections`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -25,8 +26,11 @@ from trainers.report.csv_tables import write_tables
 from trainers.report.model_card import write_cards
 from trainers.report.page import render
 from trainers.report.section import SCHEMA, Head, Report, in_order
-from trainers.store.stages import MANIFEST, Stage, whole, write_atomic
+from trainers.store.objects import is_url, open_objects
+from trainers.store.remote import MANIFEST, Stored
+from trainers.store.stages import Stage, whole, write_atomic
 from w2s_tasks.errors import UserError
+from w2s_tasks.rows.assets import cache_dir
 
 CONFIG = "config.yaml"
 WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
@@ -36,7 +40,7 @@ WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
 def _head(run: Run) -> Head:
     layout = run.layout
     # The same stages again: a cell of a sweep becomes a run of its own beside the sweep.
-    folder = next(iter(run.stages.values())).path.parent
+    folder = next(iter(run.stages.values())).folder.parent
     return Head(
         schema=SCHEMA,
         experiment=layout.config.name,
@@ -45,7 +49,7 @@ def _head(run: Run) -> Head:
         config=layout.config.model_dump(mode="json"),
         command=commands.experiment(run.folder / CONFIG, runs_dir=folder.parent.parent),
         stages_folder=Path(os.path.relpath(folder, run.folder)).as_posix(),
-        stages={name: stage.path.name for name, stage in run.stages.items()},
+        stages={name: stage.folder.name for name, stage in run.stages.items()},
     )
 
 
@@ -117,6 +121,34 @@ def runs_of(paths: Sequence[Path]) -> list[Path]:
     return out
 
 
+def here(place: str, *, stages: bool = False) -> Path:
+    """A run folder, from an object store brought into the cache where it is the URL of an experiment there.
+
+    Args:
+        place: a folder, a report.json, or a URL.
+        stages: whether the reports' stages are needed too.
+
+    Raises:
+        UserError: the store can't be read, or holds no report there.
+    """
+    if not is_url(place):
+        return Path(place)
+    url, _, experiment = place.rstrip("/").removesuffix("/report.json").rpartition("/")
+    stored = Stored(open_objects(url), experiment)
+    folder = cache_dir() / "stores" / hashlib.sha256(url.encode()).hexdigest()[:12] / experiment
+    for name in (*WRITTEN, "sweep.json", "cells"):
+        stored.pull(folder, name)
+    reports = [path / "report.json" for path in runs_of([folder]) if (path / "report.json").is_file()]
+    if not reports:
+        raise UserError(f"{place}: no report there. Give an experiment's folder, e.g. s3://bucket/prefix/quickstart.")
+    for stage in {name for path in reports for name in _read(path)[0]["stages"].values()} if stages else ():
+        manifest = stored.manifest(stage)
+        if manifest is not None and not (folder / "stages" / stage / MANIFEST).is_file():
+            (folder / "stages").mkdir(exist_ok=True)
+            stored.fetch(stage, manifest, folder / "stages" / stage)
+    return folder
+
+
 def recomputed(folder: Path) -> tuple[Report, Path]:
     """Form a run's report anew from the stages that its report.json names: new statistics over old weights.
 
@@ -139,5 +171,5 @@ def recomputed(folder: Path) -> tuple[Report, Path]:
         manifest, altered = whole(stage)
         if manifest is None:
             raise UserError(f"{stage}: {altered} is not as its manifest says; w2s run builds the stage of '{name}' anew.")
-        run.stages[name] = Stage(manifest["kind"], manifest["key"], stage, float(manifest["seconds"]), reused=True)
+        run.stages[name] = Stage(stage, manifest, reused=True)
     return write_report(run)

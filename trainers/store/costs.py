@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from trainers.store.stages import Stage
 from w2s_tasks.errors import UserError
 
 COST_FILE = "cost.json"
@@ -33,11 +34,11 @@ class Budget:
         """Add what was spent."""
         self.spent += usd or 0.0
 
-    def book_stage(self, folder: Path, *, reused: bool) -> None:
+    def book_stage(self, stage: Stage) -> None:
         """Add what a finished stage cost, once, however many cells of a sweep find it; one just built is booked already."""
-        if reused and folder not in self._stages:
-            self.book(read_cost(folder))
-        self._stages.add(folder)
+        if stage.reused and stage.folder not in self._stages:
+            self.book(read_cost(stage))
+        self._stages.add(stage.folder)
 
     def check(self, usd: float | None, what: str) -> None:
         """Stop before an amount is spent that passes the limit.
@@ -65,7 +66,7 @@ def write_cost(folder: Path, usd: float | None, tokens: int | None) -> None:
     (folder / COST_FILE).write_text(json.dumps({"usd": usd, "tokens": tokens}), encoding="utf-8")
 
 
-def read_cost(folder: Path) -> float:
+def read_cost(stage: Stage) -> float:
     """USD that a finished stage cost; 0 for local ones."""
-    path = folder / COST_FILE
-    return float(json.loads(path.read_text(encoding="utf-8"))["usd"] or 0.0) if path.is_file() else 0.0
+    path = stage.file(COST_FILE)
+    return float(json.loads(path.read_text(encoding="utf-8"))["usd"] or 0.0) if path else 0.0

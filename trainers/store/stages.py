@@ -2,7 +2,8 @@
 
 A stage is a folder ``stages/<kind>-<key>``. It is written to a work folder; its manifest, with the hash of every file, is
 written last, and the folder is then renamed. A killed build leaves only a work folder, whose checkpoints the next build
-goes on from. Files are checked against the manifest when a stage is found; an altered stage is built anew.
+goes on from. Files are checked against the manifest when a stage is found; an altered stage is built anew. With an object
+store behind it (`trainers.store.remote`) a folder is its cache: what is built goes up, and comes down where it is read.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 from filelock import FileLock, Timeout
 
 from trainers.store import processes
+from trainers.store.remote import MANIFEST, Remote
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import check_folder
 from w2s_tasks.rows.assets import sha256_file
 
 log = logging.getLogger(__name__)
 
-MANIFEST = "manifest.json"
 CHECKPOINTS = "checkpoints"
 LIBRARIES = ("lm_eval", "transformers", "torch", "peft", "datasets", "accelerate", "numpy")
 
@@ -123,29 +124,74 @@ def whole(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return (None, altered[0]) if altered else (manifest, "")
 
 
+def _manifest(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    return found
+
+
 @dataclass(frozen=True)
 class Stage:
-    """A finished stage: its folder, its key, how long it took, and whether it was there already."""
+    """A finished stage, here or in an object store, from where it comes when it is read."""
 
-    kind: str
-    key: str
-    path: Path
-    seconds: float
+    folder: Path
+    """Where it is, or will be."""
+    manifest: Mapping[str, Any]
     reused: bool
+    """Whether it was there already."""
+    remote: Remote | None = field(default=None, compare=False)
+    """Where it is as well; None for the folder alone."""
+
+    @property
+    def kind(self) -> str:
+        """What the step was."""
+        return str(self.manifest["kind"])
+
+    @property
+    def key(self) -> str:
+        """The hash of its recipe."""
+        return str(self.manifest["key"])
+
+    @property
+    def seconds(self) -> float:
+        """How long it took when it was made."""
+        return float(self.manifest["seconds"])
+
+    @property
+    def path(self) -> Path:
+        """Its folder, with all files.
+
+        Raises:
+            UserError: a file that the store does not have as it should be.
+        """
+        if self.remote is not None and not (self.folder / MANIFEST).is_file():
+            self.remote.fetch(self.folder.name, self.manifest, self.folder)
+        return self.folder
+
+    def file(self, name: str) -> Path | None:
+        """One of its files, without the others; None where it has none of that name."""
+        if name not in self.manifest["files"]:
+            return None
+        if self.remote is None or (self.folder / MANIFEST).is_file():
+            return self.folder / name
+        part = self.folder.with_name(f".some-{self.folder.name}")
+        if not (part / name).is_file():
+            self.remote.fetch_file(self.folder.name, name, self.manifest["files"][name], part)
+        return part / name
 
 
 class Store:
     """The stages of a run folder."""
 
-    def __init__(self, root: Path, *, remember: bool = False) -> None:
+    def __init__(self, root: Path, *, remember: bool = False, remote: Remote | None = None) -> None:
         """Open or make the store.
 
         Args:
             root: the run folder.
             remember: check a stage's files once in this process, not each time it is found; for sweeps.
+            remote: the object store behind it.
         """
-        self.root = root / "stages"
-        self._checked: dict[Path, Stage] | None = {} if remember else None
+        self.root, self.remote = root / "stages", remote
+        self._checked: set[str] | None = set() if remember else None
         check_folder(root, "--runs-dir")
         try:
             self.root.mkdir(parents=True, exist_ok=True)
@@ -163,20 +209,35 @@ class Store:
         return self.root / f".work-{kind}-{key}"
 
     def find(self, kind: str, key: str) -> Stage | None:
-        """The finished stage, if it is there and every file is as its manifest says."""
+        """The finished stage, if it is there and every file is as its manifest says; one that is only here goes up."""
         folder = self.folder_of(kind, key)
+        manifest = self._here(folder)
+        if self.remote is not None:
+            if manifest is None:
+                manifest = self.remote.manifest(folder.name)
+            else:
+                self.remote.publish(folder.name, folder)
+        return None if manifest is None else Stage(folder, manifest, reused=True, remote=self.remote)
+
+    def has(self, kind: str, key: str) -> bool:
+        """Whether the stage was there when the object store was last listed, or is here; for many at once."""
+        if self.remote is not None and self.remote.has(self.folder_of(kind, key).name):
+            return True
+        return self.find(kind, key) is not None
+
+    def _here(self, folder: Path) -> dict[str, Any] | None:
+        """The manifest of a stage whose folder is here and whole."""
         if not (folder / MANIFEST).is_file():
             return None
-        if self._checked and folder in self._checked:
-            return self._checked[folder]
+        if self._checked is not None and folder.name in self._checked:
+            return _manifest(folder)
         manifest, altered = whole(folder)
         if manifest is None:
             log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered)
             return None
-        stage = Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
         if self._checked is not None:
-            self._checked[folder] = stage
-        return stage
+            self._checked.add(folder.name)
+        return manifest
 
     def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         """Return the stage of this recipe, building it where it is not there whole.
@@ -199,11 +260,24 @@ class Store:
             log.warning("%s-%s is being built by another process; waiting for it", kind, key)
             lock.acquire()
         try:
-            found = self.find(kind, key)
-            processes.agree(found is None)
-            return found or self._build(kind, key, recipe, builder)
+            with self._claimed(kind, key) as found:
+                processes.agree(found is None)
+                return found or self._build(kind, key, recipe, builder)
         finally:
             lock.release()
+
+    @contextlib.contextmanager
+    def _claimed(self, kind: str, key: str) -> Iterator[Stage | None]:
+        """Hold the stage's claim in the object store; gives the stage where it is there by now."""
+        stage = self.folder_of(kind, key).name
+        while (found := self.find(kind, key)) is None and self.remote is not None:
+            claim = self.remote.claim(stage)
+            if not isinstance(claim, str):
+                with claim:
+                    yield self.find(kind, key)  # finished in the moment before
+                return
+            self.remote.wait(stage, claim)
+        yield found
 
     def _build_together(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         """The same in several processes: the main one builds the stage, the others take part in a folder of their own."""
@@ -213,8 +287,11 @@ class Store:
                 stage = self._build_locked(kind, key, recipe, builder)
             else:
                 self._take_part(kind, key, builder)
+        if stage is not None:
+            stage.path  # noqa: B018 - the others read it here
         processes.wait()
-        return stage or self._finished(kind, key)
+        folder = self.folder_of(kind, key)
+        return stage or Stage(folder, _manifest(folder), reused=True)
 
     def _take_part(self, kind: str, key: str, builder: Callable[[Path], None]) -> None:
         # Another run may finish the stage while this one waits for its lock; then nothing is built here either.
@@ -225,20 +302,20 @@ class Store:
             (Path(folder) / CHECKPOINTS).symlink_to(self.work_folder(kind, key) / CHECKPOINTS, target_is_directory=True)
             builder(Path(folder))
 
-    def _finished(self, kind: str, key: str) -> Stage:
-        folder = self.folder_of(kind, key)
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return Stage(kind, key, folder, float(manifest["seconds"]), reused=True)
-
     def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         work = self.work_folder(kind, key)
+        final = self.folder_of(kind, key)
         (work / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
         for leftover in work.iterdir():
             if leftover.name != CHECKPOINTS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        snapshots = self.remote.snapshots(final.name, work / CHECKPOINTS) if self.remote else None
+        if snapshots:
+            snapshots.restore()
         processes.wait()  # the others' folders point into this one
         start = time.monotonic()
-        builder(work)
+        with snapshots.sending() if snapshots else contextlib.nullcontext():
+            builder(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
         seconds = round(time.monotonic() - start, 3)
         files = {p.relative_to(work).as_posix(): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
@@ -253,8 +330,10 @@ class Store:
             "git": _git_commit(),
         }
         write_atomic(work / MANIFEST, json.dumps(manifest, indent=2, default=str))
-        final = self.folder_of(kind, key)
         if final.exists():
             shutil.rmtree(final)
         work.replace(final)
-        return Stage(kind, key, final, seconds, reused=False)
+        if self.remote and snapshots:
+            self.remote.publish(final.name, final)
+            snapshots.forget()
+        return Stage(final, manifest, reused=False, remote=self.remote)

@@ -6,7 +6,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from trainers.store.stages import write_atomic
+from trainers.store.stages import Stage, write_atomic
 
 FILE = "training.json"
 
@@ -24,8 +24,8 @@ class Told:
         write_atomic(folder / FILE, json.dumps(asdict(self), indent=2))
 
     @classmethod
-    def load(cls, folder: Path) -> Told:
+    def load(cls, stage: Stage) -> Told:
         """Read training.json of a stage; one without it has nothing to tell."""
-        path = folder / FILE
-        data = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path = stage.file(FILE)
+        data = json.loads(path.read_text(encoding="utf-8")) if path else {}
         return cls(data.get("system_prompt"), tuple(data.get("warnings", ())))

@@ -297,7 +297,7 @@ def _model(collected: Collected, arm: Arm) -> Model:
         asked=scores.task,
         num_fewshot=asked.style.num_fewshot,
         system_prompt=scores.system_prompt,
-        training=Told.load(run.folder_of(asked.fit)) if asked.fit else None,
+        training=Told.load(run.stages[asked.fit.name]) if asked.fit else None,
         **Scores.told(scores),
         unparsed=scores.unparsed,
         ties=scores.ties,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from trainers.report.blocks import Aside, Block, Note, Table
 from trainers.report.collected import Collected
 from trainers.report.section import SECTIONS, Report, Section
+from trainers.store.costs import COST_FILE
 
 
 @SECTIONS.entry
@@ -33,11 +34,11 @@ class Cost(Section):
         kinds: dict[str, float] = {}
         for stage in stages.values():
             kinds[stage.kind] = kinds.get(stage.kind, 0.0) + stage.seconds
-        files = {name: stage.path / "cost.json" for name, stage in stages.items()}
+        files = {name: stage.file(COST_FILE) for name, stage in stages.items()}
         return cls(
             seconds={k: round(v, 1) for k, v in kinds.items()} | {"total": round(sum(kinds.values()), 1)},
             stage_seconds={name: round(stage.seconds, 2) for name, stage in stages.items()},
-            costs_usd={n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f.is_file()},
+            costs_usd={n: json.loads(f.read_text(encoding="utf-8"))["usd"] for n, f in files.items() if f},
         )
 
     def terminal(self, report: Report) -> Iterator[Block]:

@@ -40,7 +40,7 @@ class Curves(Section):
         """From the trainings' curves.json."""
         run, curves = collected.run, []
         for step in run.layout.steps.values():
-            if isinstance(step, Fit) and step.arm and (path := run.folder_of(step) / "curves.json").is_file():
+            if isinstance(step, Fit) and step.arm and (path := run.stages[step.name].file("curves.json")):
                 curves.append(Curve(**about(step.arm), points=json.loads(path.read_text(encoding="utf-8"))))
         return cls(curves=curves)
 

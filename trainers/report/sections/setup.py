@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from safetensors import safe_open
@@ -21,7 +21,6 @@ from trainers.report.entries import Entry, Interval
 from trainers.report.notes import SystemPrompt, system_prompts, training_warnings, unlike
 from trainers.report.section import SECTIONS, Report, Section
 from trainers.report.text import percent
-from trainers.store.stages import MANIFEST
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.results.stats import share_interval
@@ -168,9 +167,8 @@ def _software(run: Run) -> Software:
     versions: dict[str, set[str]] = {}
     commits: set[str] = set()
     for stage in run.stages.values():
-        manifest: dict[str, Any] = json.loads((stage.path / MANIFEST).read_text(encoding="utf-8"))
-        for library, version in manifest.get("versions", {}).items():
+        for library, version in stage.manifest.get("versions", {}).items():
             versions.setdefault(library, set()).add(version)
-        if manifest.get("git"):
-            commits.add(manifest["git"])
+        if stage.manifest.get("git"):
+            commits.add(stage.manifest["git"])
     return Software(versions={k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}, git=sorted(commits))
