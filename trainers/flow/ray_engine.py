@@ -8,6 +8,7 @@ second driver on the same experiment waits for the first one's stages instead of
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import socket
 import time
@@ -27,7 +28,7 @@ WINDOW = 1000
 """Jobs that are handed to Ray at once; the driver's memory does not grow with their number."""
 RETRIES = 3
 """How often a step is begun again whose machine or process died."""
-WAIT = 0.5
+WAIT = 0.2
 """Seconds between two looks at what is running."""
 ANSWER = 10.0
 """Seconds in which a cluster's machine takes a connection."""
@@ -69,7 +70,7 @@ class Machines:
         gpus = asked.gpus if asked.gpus is not None else float(self.gpus and not job.light)
         cpus = asked.cpus or (1.0 if gpus or job.light else max(1.0, self.cores // 2))
         memory = {"memory": int(asked.memory_gb * 1e9)} if asked.memory_gb else {}
-        return {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "name": job.title, **memory}
+        return {"num_cpus": cpus, "num_gpus": gpus, "max_retries": RETRIES, "name": job.kind, **memory}
 
 
 @contextlib.contextmanager
@@ -131,6 +132,8 @@ class Dispatch:
     _failed: dict[str, Outcome] = field(default_factory=dict)
     _ended: deque[Outcome] = field(default_factory=deque)
     _board: Any = None
+    _tasks: dict[str, Any] = field(default_factory=dict)
+    """Ray's, by their options."""
 
     def outcomes(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """Run the jobs; each comes after those that it stands on. On Ctrl-C what runs is cancelled.
@@ -173,16 +176,19 @@ class Dispatch:
             self._end(Outcome(job, Built(0.0, reused=True)))
         else:
             inputs = [self._refs[name] for name in job.inputs if name in self._refs]
-            ref = task.options(**machines.options(job)).remote(job.call, job.title, self._board, *inputs)
+            options = machines.options(job)
+            key = repr(options)
+            if key not in self._tasks:  # Ray makes a class for each
+                self._tasks[key] = task.options(**options)
+            ref = self._tasks[key].remote(job.call, job.title, self._board, *inputs)
             self._running[ref], self._refs[job.name] = job, ref
 
     def _collect(self) -> None:
         """Wait for a moment, then note what has ended."""
         import ray
 
-        ready, _ = ray.wait(list(self._running), num_returns=1, timeout=WAIT)
-        if ready:  # and whatever else has ended by now
-            ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=0)
+        # Asked for one at a time, each look would go through all that run.
+        ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=WAIT)
         if self._board is not None and self.begun is not None:
             for title, node in ray.get(self._board.taken.remote()):
                 self.begun(title, node)
@@ -234,11 +240,16 @@ class _Board:
         return begun
 
 
-def _call(call: Callable[[], Built], title: str, board: Any, *inputs: Built) -> Built:
-    """What a task runs; its inputs are there when it begins, and in the store."""
+@functools.cache
+def _node() -> str:
     import ray
 
-    node = ray.util.get_node_ip_address()
+    return str(ray.util.get_node_ip_address())
+
+
+def _call(call: Callable[[], Built], title: str, board: Any, *inputs: Built) -> Built:
+    """What a task runs; its inputs are there when it begins, and in the store."""
+    node = _node()
     if board is not None:
         board.begin.remote(title, node)
     return replace(call(), node=node)

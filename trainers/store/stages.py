@@ -46,6 +46,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     found = {}
     for library in LIBRARIES:
@@ -305,7 +306,8 @@ class Store:
     def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
         work = self.work_folder(kind, key)
         final = self.folder_of(kind, key)
-        (work / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+        for folder in (work, work / CHECKPOINTS):
+            folder.mkdir(exist_ok=True)
         for leftover in work.iterdir():
             if leftover.name != CHECKPOINTS:
                 shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
@@ -329,7 +331,8 @@ class Store:
             "versions": _versions(),
             "git": _git_commit(),
         }
-        write_atomic(work / MANIFEST, json.dumps(manifest, indent=2, default=str))
+        # Nobody reads the folder before it has its name, and what a power cut makes of its files, the hashes tell.
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=2, default=str), encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
         work.replace(final)

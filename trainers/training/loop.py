@@ -261,8 +261,12 @@ def fit_choices(
         keep.drop_uncovered()
         trainer.add_callback(keep)
     probe = Probe(trainer, train)
-    with _blaming(settings):
-        _train(trainer, out / CHECKPOINTS, title)
+    try:
+        with _blaming(settings):
+            _train(trainer, out / CHECKPOINTS, title)
+    finally:
+        if getattr(args, CHECKPOINTING):  # the base stays loaded for other trainings
+            getattr(model, f"{CHECKPOINTING}_disable")()
     if stopping.asked():
         raise stopping.Terminated  # the signal came with the last step: trained again from the newest checkpoint
     if trainer.state.global_step < trainer.state.max_steps:
