@@ -67,7 +67,7 @@ def sections(device: str, *, quick: bool) -> Iterator[Section]:
     if quick:
         small = ["--model", "random:tiny", "--repeats", "1"]
         evaluation = ["--task", "w2s_ethics_probe_justice", "--docs", "8", "--shots", "4", "--peer-batch", "4", *small]
-        training = ["--rows", "8", *small]
+        training = ["--rows", "16", "--batch-size", "8", "--heldout", "8", *small]
         yield Section("evaluation", ["-m", "bench.eval", *evaluation])
         yield Section("training", ["-m", "bench.train", "--format", "plain", "--peer-batch", "8", *training])
         yield Section(

@@ -26,6 +26,7 @@ from w2s_tasks.models import generation
 from w2s_tasks.models.adapters import Base, adapter_folder, put_on
 from w2s_tasks.models.loading import loading
 from w2s_tasks.models.prompts import Encoded, Prompts
+from w2s_tasks.models.quantised import keep_differentiable, take_configuration
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.packing.linear import quicken
 from w2s_tasks.packing.masks import text_config
@@ -130,6 +131,16 @@ class W2SHF(Prompts, HFLM):
         """As in ``hf``, and what can't be a language model is refused before its weights are loaded."""
         super()._get_config(pretrained, **kwargs)
         refuse_unfit(self._config, self._name)
+
+    def _create_model(self, pretrained: str, **kwargs: Any) -> None:
+        """As in ``hf``, and with its arguments for 4 and 8 bits under transformers 5 too.
+
+        Raises:
+            UserError: as `w2s_tasks.models.quantised.take_configuration`.
+        """
+        asked = take_configuration(kwargs)
+        super()._create_model(pretrained, **(kwargs | ({"quantization_config": asked} if asked else {})))
+        keep_differentiable(self._model)
 
     @property
     def embedded(self) -> int:
