@@ -8,6 +8,8 @@ import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -17,9 +19,11 @@ from safetensors.torch import load_file, save_file
 from trainers.fit import lora
 from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
+from trainers.training import loop
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier, document_text
 from w2s_tasks.models.packed_hf import W2SHF
+from w2s_tasks.models.quantised import take_configuration
 from w2s_tasks.models.ref import ModelRef, check_folder, identity_of, resolve
 
 
@@ -352,3 +356,26 @@ def test_the_same_weights_under_other_arguments_or_endpoints_are_other_models(ca
         ModelRef("w2s-chat", {"model": "n", "base_url": "http://localhost:1/v1"}),
     ]
     assert len({ref.identity() for ref in refs}) == len(refs)
+
+
+def test_bits_that_cannot_be_had_are_one_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    one_clear_error(lambda: take_configuration({"load_in_4bit": True}), "pip install 'w2s-harness\\[bitsandbytes\\]'")
+    one_clear_error(lambda: take_configuration({"bnb_4bit_quant_type": "nf4"}), "need load_in_4bit=True")
+    monkeypatch.undo()
+    plain = {"load_in_4bit": False, "revision": "main"}
+    assert take_configuration(plain) is None
+    assert plain == {"revision": "main"}
+
+
+def test_a_launch_that_cuts_the_model_is_refused():
+    """As far as that goes on a CPU, where accelerate ignores the setting."""
+
+    def launch(**on: bool) -> Any:
+        return SimpleNamespace(**{"is_fsdp_enabled": False, "is_deepspeed_enabled": False} | on)
+
+    for name in ("is_fsdp_enabled", "is_deepspeed_enabled"):
+        one_clear_error(
+            lambda name=name: loop._refuse_shards(launch(**{name: True})), "FSDP and DeepSpeed are not supported"
+        )
+    loop._refuse_shards(launch())

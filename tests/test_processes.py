@@ -13,19 +13,19 @@ from typing import Any
 import pytest
 
 
-def launched(processes: int, port: int, *arguments: str) -> subprocess.CompletedProcess[str]:
+def launched(processes: int, port: int, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     """`w2s ARGUMENTS` in several CPU processes, once it has ended."""
     command = [sys.executable, "-m", "trainers.cli", *arguments]
     if processes > 1:
         many = ["--cpu", "--num_processes", str(processes), "--num_machines", "1", "--mixed_precision", "no"]
         many += ["--dynamo_backend", "no", "--main_process_port", str(port), "--num_cpu_threads_per_process", "1"]
         command = [sys.executable, "-m", "accelerate.commands.launch", *many, "-m", "trainers.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ))
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, env=dict(os.environ), cwd=cwd)
 
 
-def launch(processes: int, port: int, *arguments: str) -> str:
+def launch(processes: int, port: int, *arguments: str, cwd: Path | None = None) -> str:
     """Run `w2s ARGUMENTS` in several CPU processes to its end; its standard output."""
-    done = launched(processes, port, *arguments)
+    done = launched(processes, port, *arguments, cwd=cwd)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
@@ -60,8 +60,8 @@ def test_two_processes_run_an_experiment_to_the_numbers_of_one(experiment_file: 
     sets += ["--set", "safety={tasks: [own_reviews], limit: 20, num_fewshot: 2}", "--set", "strong.holdout=0"]
     sets += ["--set", "strong.batch_size=16"]
     for processes in (1, 2):
-        runs = ["--runs-dir", str(tmp_path / str(processes)), "--quiet"]
-        out = launch(processes, free_port(), "run", str(experiment_file), *runs, *sets)
+        runs = ["--runs-dir", str(processes), "--quiet"]  # not from the root, as the default
+        out = launch(processes, free_port(), "run", str(experiment_file), *runs, *sets, cwd=tmp_path)
         assert out.count("report: ") == 1
     (one, losses), (two, losses_of_two) = numbers(tmp_path / "1"), numbers(tmp_path / "2")
     assert two == pytest.approx(one, abs=1e-6)

@@ -300,7 +300,8 @@ class Store:
             return
         processes.wait()
         with tempfile.TemporaryDirectory(dir=self.root, prefix=f".part{processes.index()}-") as folder:
-            (Path(folder) / CHECKPOINTS).symlink_to(self.work_folder(kind, key) / CHECKPOINTS, target_is_directory=True)
+            shared = self.work_folder(kind, key).absolute() / CHECKPOINTS  # a link is read from where it stands
+            (Path(folder) / CHECKPOINTS).symlink_to(shared, target_is_directory=True)
             builder(Path(folder))
 
     def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:

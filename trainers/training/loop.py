@@ -195,6 +195,19 @@ def _train(trainer: ChoiceTrainer, checkpoints: Path, title: str) -> None:
         _train(trainer, checkpoints, title)
 
 
+def _refuse_shards(trainer: ChoiceTrainer) -> None:
+    """Refuse a launch that cuts the model into shards: processes have other numbers of packs, so their passes don't meet.
+
+    Raises:
+        UserError: FSDP or DeepSpeed is on.
+    """
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        raise UserError(
+            "FSDP and DeepSpeed are not supported: every process needs the whole base. Launch without them (several GPUs share "
+            "the rows), and make room with model_args: {load_in_4bit: true} or trainer_args: {gradient_checkpointing: true}."
+        )
+
+
 def fit_choices(
     model: torch.nn.Module,
     rows: list[Row],
@@ -254,6 +267,7 @@ def fit_choices(
         cut=cut,
         callbacks=[Bar(title), Checkpoints()],
     )
+    _refuse_shards(trainer)
     for noisy in (PrinterCallback, ProgressCallback):
         trainer.remove_callback(noisy)
     trainer.add_callback(Finite(trainer, title, settings.lr))
