@@ -10,11 +10,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import signal
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from types import FrameType
 from typing import Any
 
 from trainers.flow.jobs import Job, jobs_of
@@ -132,6 +135,8 @@ class Dispatch:
     _failed: dict[str, Outcome] = field(default_factory=dict)
     _ended: deque[Outcome] = field(default_factory=deque)
     _board: Any = None
+    _check: Callable[[], None] = lambda: None
+    """Raises what was swallowed elsewhere."""
     _tasks: dict[str, Any] = field(default_factory=dict)
     """Ray's, by their options."""
 
@@ -145,17 +150,18 @@ class Dispatch:
         machines = Machines.of_cluster()
         # Without max_calls=0 a worker with a GPU ends after each task, and its model with it.
         task = ray.remote(max_calls=0)(_call)
-        self._board = ray.remote(_Board).options(num_cpus=0).remote() if self.begun else None
+        self._board = _board() if self.begun else None
         try:
-            for job in jobs:
-                while len(self._running) >= self.window:
+            with _noted_interrupts() as self._check:
+                for job in jobs:
+                    while len(self._running) >= self.window:
+                        self._collect()
+                        yield from self._told()
+                    self._take(job, task, machines)
+                    yield from self._told()
+                while self._running:
                     self._collect()
                     yield from self._told()
-                self._take(job, task, machines)
-                yield from self._told()
-            while self._running:
-                self._collect()
-                yield from self._told()
         except BaseException:
             self._cancel()
             raise
@@ -187,11 +193,13 @@ class Dispatch:
         """Wait for a moment, then note what has ended."""
         import ray
 
+        self._check()
         # Asked for one at a time, each look would go through all that run.
         ready, _ = ray.wait(list(self._running), num_returns=len(self._running), timeout=WAIT)
         if self._board is not None and self.begun is not None:
-            for title, node in ray.get(self._board.taken.remote()):
-                self.begun(title, node)
+            with contextlib.suppress(ray.exceptions.RayError):  # progress alone is no reason to end
+                for title, node in ray.get(self._board.taken.remote(), timeout=ANSWER):
+                    self.begun(title, node)
         ended = set(ready)
         for ref in [ref for ref in self._running if ref in ended]:  # inputs before what stands on them
             job = self._running.pop(ref)
@@ -238,6 +246,38 @@ class _Board:
         """What has come since the last call."""
         begun, self._begun = self._begun, []
         return begun
+
+
+@contextlib.contextmanager
+def _noted_interrupts() -> Iterator[Callable[[], None]]:
+    """Ctrl-C where it comes in the middle of a callback, from which no exception gets out, is raised by the next check."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: None
+        return
+    noted: list[int] = []
+
+    def note(signum: int, frame: FrameType | None) -> None:
+        noted.append(signum)
+        raise KeyboardInterrupt
+
+    def check() -> None:
+        if noted:
+            raise KeyboardInterrupt
+
+    before: Any = signal.signal(signal.SIGINT, note)
+    try:
+        yield check
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _board() -> Any:
+    """A board on the driver's own machine: no other one may die with it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(_Board).options(num_cpus=0, scheduling_strategy=here).remote()
 
 
 @functools.cache

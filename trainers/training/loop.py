@@ -204,7 +204,7 @@ def _refuse_shards(trainer: ChoiceTrainer) -> None:
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
         raise UserError(
             "FSDP and DeepSpeed are not supported: every process needs the whole base. Launch without them (several GPUs "
-            "share the rows), and make room with model_args: {load_in_4bit: true} or trainer_args: {gradient_checkpointing: true}."
+            "share the rows), and make room: model_args: {load_in_4bit: true}, trainer_args: {gradient_checkpointing: true}."
         )
 
 
