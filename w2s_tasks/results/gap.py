@@ -90,7 +90,8 @@ def _edge(parts: Components, start: float, end: float, level: float) -> float:
     return math.tan(brentq(lambda angle: _margin(parts, np.array([angle]), level).item(), grid[last], grid[last + 1]))
 
 
-def _finite(value: float) -> float | None:
+def finite(value: float) -> float | None:
+    """A number, or None for what is unbounded."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -101,7 +102,7 @@ def _rows_interval(scores: Array, draws: int, seed: int, cluster: Array | None) 
     # The few resamples without a gap count as unbounded on the numerator's side.
     ratio = np.divide(above, below, out=np.where(above < 0, -np.inf, np.inf), where=below > 0)
     low, high = np.quantile(ratio, [0.025, 0.975], method="inverted_cdf")
-    return _finite(float(low)), _finite(float(high))
+    return finite(float(low)), finite(float(high))
 
 
 def _given(seeds: int, varied: bool) -> str:
@@ -145,7 +146,7 @@ def recovered(
     ratios = [float(s - w) / float(c - w) if c > w else None for w, s, c in by_seed.T]
     return Gap(
         float(means[1] - means[0]) / gap,
-        (_finite(ends[0]), _finite(ends[1])),
+        (finite(ends[0]), finite(ends[1])),
         True,
         _given(seeds, bool(np.ptp(scores, axis=1).any())),
         gap,
