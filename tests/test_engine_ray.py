@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bench.engine import add_node
 from ray_jobs import attempts, job
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install '.[ray]'")
@@ -54,15 +55,11 @@ class Nodes:
 
     def __init__(self, workers: int) -> None:
         self.cluster = Cluster()
-        self._node("127.0.0.2", 0)
-        self.workers = {address: self._node(address, 1) for address in (f"127.0.0.{3 + n}" for n in range(workers))}
+        add_node(self.cluster, "127.0.0.2", 0)
+        self.workers = {
+            address: add_node(self.cluster, address, 1) for address in (f"127.0.0.{3 + n}" for n in range(workers))
+        }
         self.cluster.wait_for_nodes()
-
-    def _node(self, address: str, cpus: int) -> Any:
-        room = 80 * 2**20
-        return self.cluster.add_node(
-            node_ip_address=address, num_cpus=cpus, object_store_memory=room, include_dashboard=False
-        )
 
     def kill(self, address: str) -> None:
         """End a machine as a power cut does, and let another one join."""
@@ -70,7 +67,7 @@ class Nodes:
 
     def join(self, address: str) -> None:
         """Let a machine join."""
-        self.workers[address] = self._node(address, 1)
+        self.workers[address] = add_node(self.cluster, address, 1)
 
     def options(self) -> list[str]:
         """Of `w2s`, to use it."""

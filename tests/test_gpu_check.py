@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from bench.gpu_check import ROOT, Section, machine, paragraph, run, sections
+from bench.gpu_check import ROOT, Section, ended, paragraph, platform, sections
 
 TESTS = """
 import pytest
@@ -31,8 +31,8 @@ def test_every_section_ends_in_its_own_way(tmp_path: Path):
         Section("e", pytest_),
         Section("f", ["-c", "import os; print(os.environ['W2S_TEST_DEVICE'])"], environment={"W2S_TEST_DEVICE": "cuda:1"}),
     ]
-    ended = {one.title: run(one, tmp_path) for one in asked}
-    assert {name: one.status for name, one in ended.items()} == {
+    found = {one.title: ended(one, tmp_path) for one in asked}
+    assert {name: one.status for name, one in found.items()} == {
         "a": "passed",
         "b": "failed",
         "c": "skipped",
@@ -40,14 +40,14 @@ def test_every_section_ends_in_its_own_way(tmp_path: Path):
         "e": "failed",
         "f": "passed",
     }
-    assert ended["a"].found["ratio"] == 3.0
-    assert "no kernel" in ended["b"].reason
-    assert ended["c"].reason == "no_such_package is not installed"
-    assert "not at its end after" in ended["d"].reason
-    assert {k: ended["e"].found[k] for k in ("passed", "skipped", "failed")} == {"passed": 1, "skipped": 1, "failed": 1}
-    assert any("assert 1 == 2" in reason for reason in ended["e"].found["reasons"])
-    assert ended["f"].found == ["cuda:1"]
-    text = paragraph(machine(), list(ended.values()))
+    assert found["a"].found["ratio"] == 3.0
+    assert "no kernel" in found["b"].reason
+    assert found["c"].reason == "no_such_package is not installed"
+    assert "not at its end after" in found["d"].reason
+    assert {k: found["e"].found[k] for k in ("passed", "skipped", "failed")} == {"passed": 1, "skipped": 1, "failed": 1}
+    assert any("assert 1 == 2" in reason for reason in found["e"].found["reasons"])
+    assert found["f"].found == ["cuda:1"]
+    text = paragraph(platform(), list(found.values()))
     for part in (
         "a: 1.00 s against 3.00 s (3.0x)",
         "b **failed**",

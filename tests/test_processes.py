@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ports import free_port
 
 
 def launched(processes: int, port: int, *arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -38,12 +38,6 @@ def numbers(runs: Path) -> tuple[dict[str, Any], list[list[float]]]:
     scores |= {f"{s['arm']} {s['method']} {s['task']}": s["acc"] for s in data["safety"]}
     curves = [json.loads(p.read_text()) for p in sorted(runs.rglob("curves.json"))]
     return scores, sorted([c["loss"] for c in curve if "loss" in c] for curve in curves)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def test_two_processes_run_an_experiment_to_the_numbers_of_one(experiment_file: Path, tmp_path: Path):

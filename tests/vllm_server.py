@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+
+from ports import free_port
 
 PYTHON = "W2S_VLLM_PYTHON"
 """The interpreter of an environment with vLLM."""
@@ -27,16 +28,10 @@ ENVIRONMENT = {
 OPTIONS = "--dtype float32 --enforce-eager --enable-prefix-caching --enable-lora --max-lora-rank 8 --max-model-len 2048"
 
 
-def _free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 @contextlib.contextmanager
 def running(model: str, log: Path) -> Iterator[str]:
     """Start a server with a model as `base`; its address. It is ended with all its processes."""
-    port = _free_port()
+    port = free_port()
     command = [os.environ[PYTHON], "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--port", str(port)]
     command += ["--served-model-name", "base", "--host", "127.0.0.1", *OPTIONS.split()]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

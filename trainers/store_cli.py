@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -89,10 +88,10 @@ def gc(
     w2s store gc runs/quickstart
     w2s store gc s3://my-bucket/w2s/quickstart --delete
     """
-    from trainers.store.inspection import Holding, inventory
+    from trainers.store.inspection import inventory
 
     held = inventory(run)
-    unused: Sequence[Holding] = held.unused()
+    unused = held.unused()
     for one in unused:
         typer.echo(f"{one.name}  {_megabytes(one.size)} MB")
     if delete:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import sys
@@ -25,10 +24,11 @@ Finding = tuple[bool | None, str]  # True works, None is optional, False is need
 def _python() -> Iterator[Finding]:
     ok = sys.version_info >= (3, 11)
     yield ok, f"python {sys.version.split()[0]}" + ("" if ok else ": 3.11 or newer is needed")
+    found = machine.versions(LIBRARIES)
     for library in LIBRARIES:
-        try:
-            yield True, f"{library} {importlib.metadata.version(library)}"
-        except importlib.metadata.PackageNotFoundError:
+        if library in found:
+            yield True, f"{library} {found[library]}"
+        else:
             optional = library == "matplotlib"
             yield None if optional else False, f"{library} is missing: pip install 'w2s-harness[report]'"
 

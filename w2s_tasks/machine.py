@@ -9,12 +9,13 @@ process's own group and of all above it that can be seen, because the tightest o
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 import re
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
 WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME", "OMP_PROC_BIND", "GOMP_CPU_AFFINITY")
@@ -24,6 +25,17 @@ NUMBER = ("OMP_NUM_THREADS", "OMP_THREAD_LIMIT", "MKL_NUM_THREADS")
 SPINS = "1000"
 """Turns that an idle thread of GNU OpenMP takes before it sleeps, some microseconds. By default it is 300,000, for which it
 holds a core that another process could use: two processes on two cores then take ten times as long as one."""
+
+
+def versions(libraries: Iterable[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    import importlib.metadata
+
+    found = {}
+    for library in libraries:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[library] = importlib.metadata.version(library)
+    return found
 
 
 def share() -> dict[str, str]:

@@ -18,6 +18,7 @@ from typing import Annotated, Any
 import psutil
 import typer
 
+from bench.comparison import rounded, run
 from trainers.config.resources import StepResources
 from trainers.flow.jobs import Job
 from trainers.flow.worker import Built
@@ -105,9 +106,9 @@ def measured(counts: Iterator[int], total: int) -> Side:
     memory: list[float] = []
     for count in counts:
         if count * MEASURED >= total * (len(memory) + 1):
-            memory.append(round(process.memory_info().rss / 1e6, 1))
+            memory.append(process.memory_info().rss / 1e6)
     seconds = time.perf_counter() - start
-    return Side(round(seconds, 2), round(total / seconds, 1), memory)
+    return Side(seconds, total / seconds, memory)
 
 
 def check(root: Path, cells: int) -> None:
@@ -120,19 +121,22 @@ def check(root: Path, cells: int) -> None:
                 raise SystemExit(f"cell {cell}, {kind}: not as it was written")
 
 
+def add_node(cluster: Any, address: str, cores: int) -> Any:
+    """Let a node of a loopback address join a cluster of `ray.cluster_utils`; Ray itself does not take 127.0.0.1 for one."""
+    return cluster.add_node(node_ip_address=address, num_cpus=cores, object_store_memory=80 * 2**20, include_dashboard=False)
+
+
 def _cluster(nodes: int) -> Any:
     from ray.cluster_utils import Cluster
 
     cluster = Cluster()
     for number in range(nodes + 1):  # the first one has no cores and dispatches
-        address = f"127.0.0.{2 + number}"
-        room = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
-        cluster.add_node(node_ip_address=address, num_cpus=1 if number else 0, **room)
+        add_node(cluster, f"127.0.0.{2 + number}", 1 if number else 0)
     cluster.wait_for_nodes()
     return cluster
 
 
-def run(cells: int, nodes: int, place: Path | None) -> dict[str, Any]:
+def measure(cells: int, nodes: int, place: Path | None) -> dict[str, Any]:
     """All figures."""
     from trainers.flow import ray_engine
 
@@ -155,9 +159,9 @@ def run(cells: int, nodes: int, place: Path | None) -> dict[str, Any]:
             check(root / "ours", cells)
     finally:
         cluster.shutdown()
-    ratio = round(first.seconds / peer.seconds, 2)
+    ratio = first.seconds / peer.seconds
     sides = {"ray": asdict(peer), "w2s": asdict(first), "w2s again": asdict(again)}
-    overhead = round((first.seconds - peer.seconds) / total * 1000, 2)
+    overhead = (first.seconds - peer.seconds) / total * 1000
     return {"cells": cells, "steps": total, "nodes": nodes, **sides, "ratio": ratio, "ms_more_a_step": overhead}
 
 
@@ -174,8 +178,8 @@ def main(
     scripts/bench_engine
     scripts/bench_engine --cells 1000 --folder /dev/shm
     """
-    typer.echo(json.dumps(run(cells, nodes, folder)))
+    typer.echo(json.dumps(rounded(measure(cells, nodes, folder))))
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

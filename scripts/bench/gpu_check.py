@@ -6,7 +6,6 @@ is skipped with the reason. The tests are `tests/test_cuda.py`, the speeds those
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -22,8 +21,9 @@ from typing import Annotated, Any
 
 import typer
 
-from bench.comparison import say
-from w2s_tasks import __version__
+from bench.comparison import run, say
+from w2s_tasks import __version__, machine
+from w2s_tasks.errors import UserError
 
 ROOT = Path(__file__).parent.parent.parent
 LIBRARIES = ("torch", "transformers", "peft", "trl", "lm_eval", "bitsandbytes", "liger_kernel", "unsloth", "vllm")
@@ -101,7 +101,7 @@ def _tests(path: Path) -> dict[str, Any]:
     return outcomes | {"reasons": reasons}
 
 
-def run(section: Section, folder: Path) -> Finding:
+def ended(section: Section, folder: Path) -> Finding:
     """Run a section to its end, or to the end of its time."""
     if section.needs and importlib.util.find_spec(section.needs) is None:
         return Finding(section.title, "skipped", 0.0, reason=f"{section.needs} is not installed")
@@ -134,16 +134,11 @@ def _figures(text: str) -> Any:
         return text.splitlines()
 
 
-def machine() -> dict[str, Any]:
+def platform() -> dict[str, Any]:
     """What it ran on."""
     import torch
 
-    found: dict[str, Any] = {"w2s": __version__, "python": sys.version.split()[0]}
-    for library in LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+    found: dict[str, Any] = {"w2s": __version__, "python": sys.version.split()[0], **machine.versions(LIBRARIES)}
     if torch.cuda.is_available():
         shape = torch.cuda.get_device_properties(0)
         found |= {"gpu": shape.name, "gpus": torch.cuda.device_count(), "gpu_gb": round(shape.total_memory / 1e9, 1)}
@@ -188,18 +183,17 @@ def main(
     import torch
 
     if device.startswith("cuda") and not torch.cuda.is_available():
-        typer.echo("error: torch sees no GPU. Install a build of torch for it, or use --device cpu --quick.", err=True)
-        raise typer.Exit(2)
+        raise UserError("torch sees no GPU. Install a build of torch for it, or use --device cpu --quick.")
     findings = []
     with tempfile.TemporaryDirectory() as folder:
         for section in sections(device, quick=quick):
             if only and not any(section.title.startswith(name) for name in only):
                 continue
             say(f"{section.title} ...")
-            finding = run(section, Path(folder))
+            finding = ended(section, Path(folder))
             findings.append(finding)
             say(f"{section.title}: {finding.status} {finding.reason[-300:]}")
-    on = machine()
+    on = platform()
     out.write_text(json.dumps({"machine": on, "sections": [asdict(one) for one in findings]}, indent=2), encoding="utf-8")
     typer.echo(paragraph(on, findings))
     typer.echo(f"figures: {out.resolve()}")
@@ -208,4 +202,4 @@ def main(
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    run(main)

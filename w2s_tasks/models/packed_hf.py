@@ -139,7 +139,9 @@ class W2SHF(Prompts, HFLM):
             UserError: as `w2s_tasks.models.quantised.take_configuration`.
         """
         asked = take_configuration(kwargs)
-        super()._create_model(pretrained, **(kwargs | ({"quantization_config": asked} if asked else {})))
+        if asked is not None:
+            kwargs["quantization_config"] = asked
+        super()._create_model(pretrained, **kwargs)
         keep_differentiable(self._model)
 
     @property

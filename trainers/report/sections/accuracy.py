@@ -305,7 +305,8 @@ def _model(collected: Collected, arm: Arm) -> Model:
     )
 
 
-def _of(collected: Collected, group: Group) -> list[TaskScores]:
+def scores_of(collected: Collected, group: Group) -> list[TaskScores]:
+    """A group's scores on the training task, one entry a seed."""
     return [collected.training[arm][collected.task] for arm in group.arms]
 
 
@@ -313,7 +314,7 @@ def _means(collected: Collected) -> list[Mean]:
     """Every arm and method over its seeds: accuracy with an interval that includes their spread."""
     means = []
     for group in collected.groups(collected.training):
-        scores = _of(collected, group)
+        scores = scores_of(collected, group)
         acc, *ends = mean_accuracy(stacked(scores, scores[0], len(scores)), scores[0].cluster)
         per_seed = [float(s.correct.mean()) for s in scores]
         means.append(Mean(**group.about, n=scores[0].n, acc=acc, ci95=(ends[0], ends[1]), per_seed=per_seed))
@@ -327,6 +328,21 @@ Measure = Callable[[Sequence[TaskScores]], Array | None]
 def correctness(scores: Sequence[TaskScores]) -> Array:
     """The rows whose mean is accuracy."""
     return stacked(scores, scores[0], len(scores))
+
+
+def series(scores: Sequence[TaskScores], like: TaskScores, seeds: int, measure: Measure = correctness) -> Array | None:
+    """A value of each row and seed, [seeds, n], whose mean is the measure; of a model that no seed changes, repeated.
+
+    Args:
+        scores: one entry a seed.
+        like: whose questions they have to be of, in the same order.
+        seeds: how many.
+        measure: of what; None where there is none of these scores.
+    """
+    for one in scores:
+        aligned(one, like)
+    values = measure(scores)
+    return None if values is None else np.broadcast_to(values, (seeds, values.shape[1]))
 
 
 def recovered(collected: Collected, end: Collected | None = None, measure: Measure = correctness) -> list[Gap]:
@@ -344,20 +360,17 @@ def recovered(collected: Collected, end: Collected | None = None, measure: Measu
     groups = [
         g for g in collected.groups(collected.training) if g.name != collected.ceiling and kind_of(g.name).model == "strong"
     ]
-    like, seeds = _of(end, ceiling)[0], list(collected.config.seeds)
+    like, seeds = scores_of(end, ceiling)[0], list(collected.config.seeds)
     gaps = []
     for group in sorted(groups, key=lambda g: g.name != "student"):
-        models = (_of(end, weak), _of(collected, group), _of(end, ceiling))
-        for one in (one for scores in models for one in scores):
-            aligned(one, like)
-        rows = [measure(scores) for scores in models]
-        series = [np.broadcast_to(values, (len(seeds), values.shape[1])) for values in rows if values is not None]
-        if len(series) == len(models):
-            found = gap.recovered(*series, cluster=like.cluster)
+        models = (scores_of(end, weak), scores_of(collected, group), scores_of(end, ceiling))
+        rows = [values for m in models if (values := series(m, like, len(seeds), measure)) is not None]
+        if len(rows) == len(models):
+            found = gap.recovered(*rows, cluster=like.cluster)
             gaps.append(Gap(**group.about | {"seeds": seeds}, **vars(found)))
     return gaps
 
 
 def capability(collected: Collected, group: Group) -> float:
     """A group's accuracy on the training task."""
-    return float(np.mean([scores.correct.mean() for scores in _of(collected, group)]))
+    return float(np.mean([scores.correct.mean() for scores in scores_of(collected, group)]))

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-import numpy as np
 
 from trainers.labels.arms import kind_of
 from trainers.report.blocks import Block, Cell, Note, Row, Table
 from trainers.report.collected import Collected, Group, matched
 from trainers.report.entries import Entry, Interval, OfArm
 from trainers.report.section import SECTIONS, Report, Section
-from trainers.report.sections.accuracy import Array, correctness
+from trainers.report.sections.accuracy import Array, scores_of, series
 from trainers.report.text import fraction, fractions, group_title, percent, percents, points, points_interval
-from w2s_tasks.results.gains import Ratio, errors_removed, pgr_difference
+from w2s_tasks.results.gains import UNDEFINED, Ratio, errors_removed, pgr_difference
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.safety import aligned
 from w2s_tasks.results.stats import Difference, holm, paired_difference
 
 
@@ -123,38 +120,31 @@ def _points(difference: Difference) -> Cell:
     return Cell(points(difference.value), points_interval(difference.low, difference.high))
 
 
-def _rows(collected: Collected, group: Group, like: Sequence[TaskScores], seeds: int) -> Array:
-    """A group's correctness, [seeds, n], in the supervisor's order of questions; one that no seed changes is repeated."""
-    scores = [collected.training[arm][collected.task] for arm in group.arms]
-    for one in scores:
-        aligned(one, like[0])
-    rows = correctness(scores)
-    return np.broadcast_to(rows, (seeds, rows.shape[1])).astype(float)
-
-
 def _gains(collected: Collected) -> Iterator[Gain]:
-    weak = collected.group(collected.training, "weak")
+    weak, untuned = (collected.group(collected.training, name) for name in ("weak", "zero_shot"))
     if weak is None:
         return
-    like = [collected.training[arm][collected.task] for arm in weak.arms]
-    seeds, cluster = list(collected.config.seeds), like[0].cluster
-    untuned = collected.group(collected.training, "zero_shot")
-    base = _rows(collected, weak, like, len(seeds))
+    like, seeds = scores_of(collected, weak)[0], list(collected.config.seeds)
+    base = _correct(collected, weak, like, len(seeds))
+    bare = _correct(collected, untuned, like, len(seeds)) if untuned is not None else None
     for group in collected.groups(collected.training):
         if kind_of(group.name).model != "strong":
             continue
-        own = _rows(collected, group, like, len(seeds))
-        to_untuned = None
-        if untuned is not None and group.name != "zero_shot":
-            to_untuned = paired_difference(own, _rows(collected, untuned, like, len(seeds)), cluster)
-        removed = errors_removed(base, own, cluster)
+        own = _correct(collected, group, like, len(seeds))
+        removed = errors_removed(base, own, like.cluster)
         yield Gain(
             **group.about | {"seeds": seeds},
-            to_weak=paired_difference(own, base, cluster),
-            to_zero_shot=to_untuned,
+            to_weak=paired_difference(own, base, like.cluster),
+            to_zero_shot=None if bare is None or group.name == "zero_shot" else paired_difference(own, bare, like.cluster),
             errors_removed=removed.value,
             errors_removed_ci95=_ends(removed),
         )
+
+
+def _correct(collected: Collected, group: Group, like: TaskScores, seeds: int) -> Array:
+    rows = series(scores_of(collected, group), like, seeds)
+    assert rows is not None  # noqa: S101 - for the type checker: every score has a correctness
+    return rows
 
 
 def _ends(ratio: Ratio) -> Interval | None:
@@ -167,13 +157,13 @@ def _pairs(collected: Collected) -> list[MethodPair]:
     found = []
     for first, second in itertools.combinations(students, 2):
         arms, _ = matched(first, second, lambda arm: arm)
-        like = [collected.training[arm][collected.task] for arm in first.arms]
-        a, b = (_rows(collected, group, like, len(arms)) for group in (first, second))
-        ratio = Ratio(None, None, None)
+        like = scores_of(collected, first)[0]
+        a, b = (_correct(collected, group, like, len(arms)) for group in (first, second))
+        ratio = UNDEFINED
         if weak is not None and ceiling is not None:
-            base, top = (_rows(collected, group, like, len(arms)) for group in (weak, ceiling))
-            ratio = pgr_difference(a, b, base, top, like[0].cluster)
-        difference = paired_difference(a, b, like[0].cluster)
+            base, top = (_correct(collected, group, like, len(arms)) for group in (weak, ceiling))
+            ratio = pgr_difference(a, b, base, top, like.cluster)
+        difference = paired_difference(a, b, like.cluster)
         found.append((str(first.method), str(second.method), [arm.seed for arm in arms], difference, ratio))
     corrected = holm([difference.p for *_, difference, _ in found])
     return [
