@@ -67,7 +67,7 @@ def writer(text: str, built: list[str] | None = None) -> Callable[[Path], None]:
 
 
 def names(url: str) -> list[str]:
-    return [name for name, _ in open_objects(url).sizes("")]
+    return [one.name for one in open_objects(url).listed("")]
 
 
 # ---- stages -------------------------------------------------------------------------------------------------------------
@@ -133,6 +133,31 @@ def test_a_manifest_that_leads_out_of_its_folder_writes_nothing(url: str, tmp_pa
     with pytest.raises(UserError, match="leads out of its folder"):
         _ = store.find("x", key).path  # type: ignore[union-attr]
     assert not list(tmp_path.rglob("outside.txt"))
+
+
+def test_a_report_that_names_a_stage_outside_of_its_folder_writes_nothing(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("W2S_CACHE", str(tmp_path / "deep" / "cache"))
+    outside = "../../../outside"
+    S3(url).write("exp/report.json", json.dumps({"stages": {"fit": outside}}).encode())
+    body = {"kind": "x", "key": "k", "seconds": 1, "files": {}}
+    S3(url).write(f"exp/stages/{outside}.json", json.dumps(body).encode())
+    with pytest.raises(UserError, match="leads out of its folder"):
+        here(f"{url}/exp", stages=True)
+    assert not list(tmp_path.rglob("outside*"))
+
+
+def test_what_was_written_over_is_read_anew_and_what_is_the_same_stays(url: str, tmp_path: Path):
+    stored = Stored(open_objects(url), "exp")
+    for name, text in (("a.json", b"old"), ("b.json", b"same")):
+        S3(url).write(f"exp/cells/{name}", text)
+    stored.pull(tmp_path, "cells/")
+    stamp = (tmp_path / "cells" / "b.json").stat().st_mtime_ns
+    S3(url).write("exp/cells/a.json", b"new")  # as long as it was
+    stored.pull(tmp_path, "cells/")
+    assert (tmp_path / "cells" / "a.json").read_bytes() == b"new"
+    assert (tmp_path / "cells" / "b.json").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "null", '{"kind": "x"}', '{"kind": 1, "key": "k", "seconds": 1, "files": {}}'])
@@ -446,7 +471,7 @@ def test_another_machine_goes_on_and_the_report_is_read_from_the_store(url: str,
     run = ["run", experiment_file, "--store", url, "--set", ARMS, "--set", "strong.epochs=12", "--runs-dir"]
     first = start(*run, tmp_path / "a")
     stored = Stored(open_objects(url), "small")
-    while not any("checkpoint-" in n for n, _ in stored.objects.sizes("small/checkpoints/fit-")):
+    while not any("checkpoint-" in one.name for one in stored.objects.listed("small/checkpoints/fit-")):
         assert first.poll() is None, first.communicate()
         time.sleep(0.1)
     first.send_signal(signal.SIGKILL)

@@ -189,9 +189,8 @@ class Sweep:
         self._pool: Any = None
         self._lines: dict[str, tuple[tuple[int, int], str]] = {}
         """Cells as they stand in sweep.json, each with the time and inode of its file."""
-        self._written = -math.inf
-        """When sweep.json was last written, and how long that took."""
-        self._writing = 0.0
+        self._written, self._writing = -math.inf, 0.0
+        """When sweep.json was last written, and how many seconds that took."""
 
     def folder_of(self, cell: Cell) -> Path:
         """Where a cell's report is."""
@@ -376,9 +375,7 @@ def open_sweep(
         )
     base, cells = lay_out(config, assignments, grid)
     sweep = Sweep(base, grid, cells, runs_dir / base.name, max_cost, open_remote(store, base.name))
-    if sweep.remote is not None:
-        sweep.remote.list_stages()
-        sweep.pull()
+    sweep.pull()
     return sweep
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from trainers.store.claims import STALE
 from trainers.store.objects import S3, is_url, open_objects
-from trainers.store.remote import MANIFEST, Stored
+from trainers.store.remote import MANIFEST, Manifest, Stored, read_manifest
 from trainers.store.stages import busy, whole
 from trainers.store.transfer import receive
 from w2s_tasks.errors import UserError
@@ -42,7 +42,7 @@ class Inventory(ABC):
     place: str
 
     @abstractmethod
-    def reports(self) -> list[Mapping[str, Any]]:
+    def reports(self) -> Iterator[bytes]:
         """Every report.json, of the run and of a sweep's cells."""
 
     @abstractmethod
@@ -69,8 +69,9 @@ class Inventory(ABC):
             UserError: the place is read only.
         """
 
+    @functools.cached_property
     def titles(self) -> dict[str, str]:
-        """The step of each stage that a report stands on.
+        """The step of each stage that a report stands on; empty where there is no report.
 
         Raises:
             UserError: a report that can't be read; what it stands on is then not known.
@@ -78,8 +79,8 @@ class Inventory(ABC):
         found: dict[str, str] = {}
         for report in self.reports():
             try:
-                found |= {str(stage): str(title) for title, stage in report["stages"].items()}
-            except (KeyError, TypeError, AttributeError) as error:
+                found |= {str(stage): str(title) for title, stage in json.loads(report)["stages"].items()}
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"{self.place}: a report.json there can't be read ({error}); w2s run writes it again."
                 ) from error
@@ -91,7 +92,7 @@ class Inventory(ABC):
         Raises:
             UserError: there is no report yet, or a stage is being built: what a run needs is then not known.
         """
-        if not self.reports():
+        if not self.titles:
             raise UserError(
                 f"{self.place}: no report there, so nothing is known to be of no use. End the run first: w2s run."
             )
@@ -101,8 +102,21 @@ class Inventory(ABC):
         return [stage for stage in self.stages() if not stage.title] + self.leftovers()
 
 
+def _holding(name: str, size: int, title: str, manifest: Callable[[], Manifest | None]) -> Holding:
+    """A stage with what its manifest tells."""
+    try:
+        told = manifest() or {}
+        return Holding(name, size, title, told["seconds"], str(told.get("created", "")))
+    except (UserError, KeyError):
+        return Holding(name, size, title, None, "not whole")
+
+
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def _read(manifest: Path) -> Manifest:
+    return read_manifest(manifest.read_bytes(), str(manifest))
 
 
 class Folder(Inventory):
@@ -113,29 +127,18 @@ class Folder(Inventory):
         if not self._root.is_dir():
             raise UserError(f"{folder}: no stages there. Give a run folder, e.g. runs/quickstart, or a URL.")
 
-    def reports(self) -> list[Mapping[str, Any]]:
+    def reports(self) -> Iterator[bytes]:
         """As `Inventory.reports`."""
-        found = []
         for path in (self._folder / "report.json", *sorted(self._folder.glob("cells/*/report.json"))):
-            try:
-                found.append(json.loads(path.read_text(encoding="utf-8")))
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
-                raise UserError(f"{path}: not a readable report ({error}); w2s run writes it again.") from error
-        return found
+            if path.is_file():
+                yield path.read_bytes()
 
     def stages(self) -> list[Holding]:
         """As `Inventory.stages`."""
-        titles, found = self.titles(), []
-        for path in sorted(self._root.glob(f"[!.]*/{MANIFEST}")):
-            folder = path.parent
-            try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
-                seconds, created = float(manifest["seconds"]), str(manifest.get("created", ""))
-            except (ValueError, KeyError, TypeError):
-                seconds, created = None, "not whole"
-            found.append(Holding(folder.name, _size(folder), titles.get(folder.name, ""), seconds, created))
+        found = []
+        for folder in (path.parent for path in sorted(self._root.glob(f"[!.]*/{MANIFEST}"))):
+            read = functools.partial(_read, folder / MANIFEST)
+            found.append(_holding(folder.name, _size(folder), self.titles.get(folder.name, ""), read))
         return found
 
     def leftovers(self) -> list[Holding]:
@@ -167,47 +170,37 @@ class Bucket(Inventory):
         base, _, experiment = self.place.rpartition("/")
         self._stored = Stored(open_objects(base), experiment)
         self._objects = self._stored.objects
-        self._listed: dict[str, dict[str, int]] | None = None
+        self._listed: dict[str, dict[str, int]] = {}
 
     def _sizes(self, what: str) -> dict[str, int]:
         """Bytes by stage below a part of the experiment; listed once."""
-        self._listed = self._listed or {}
         if what not in self._listed:
             sizes: dict[str, int] = {}
             prefix = self._stored.name(what, "")
-            for name, size in self._objects.sizes(prefix):
-                stage = name.removeprefix(prefix).partition("/")[0].removesuffix(".json")
-                sizes[stage] = sizes.get(stage, 0) + size
+            for one in self._objects.listed(prefix):
+                stage = one.name.removeprefix(prefix).partition("/")[0].removesuffix(".json")
+                sizes[stage] = sizes.get(stage, 0) + one.size
             self._listed[what] = sizes
         return self._listed[what]
 
-    def reports(self) -> list[Mapping[str, Any]]:
+    def reports(self) -> Iterator[bytes]:
         """As `Inventory.reports`."""
-        names = [self._stored.name("report.json")]
-        names += [n for n, _ in self._objects.sizes(self._stored.name("cells", "")) if n.endswith("/report.json")]
-        found = [self._objects.read(name) for name in names]
-        try:
-            return [json.loads(one.data) for one in found if one is not None]
-        except ValueError as error:
-            raise UserError(
-                f"{self.place}: a report.json there can't be read ({error}); w2s run writes it again."
-            ) from error
+        cells = (one.name for one in self._objects.listed(self._stored.name("cells", "")))
+        for name in (self._stored.name("report.json"), *(name for name in cells if name.endswith("/report.json"))):
+            found = self._objects.read(name)
+            if found is not None:
+                yield found.data
 
     def stages(self) -> list[Holding]:
         """As `Inventory.stages`."""
-        titles, sizes, names = self.titles(), self._sizes("files"), sorted(self._sizes("stages"))
+        titles, sizes, names = self.titles, self._sizes("files"), sorted(self._sizes("stages"))
         if not names:
             raise UserError(
                 f"{self.place}: no stages there. Give an experiment's folder, e.g. s3://bucket/prefix/quickstart."
             )
 
         def one(name: str) -> Holding:
-            size, title = sizes.get(name, 0), titles.get(name, "")
-            try:
-                manifest = self._stored.manifest(name) or {}
-                return Holding(name, size, title, manifest["seconds"], str(manifest.get("created", "")))
-            except (UserError, KeyError):
-                return Holding(name, size, title, None, "not whole")
+            return _holding(name, sizes.get(name, 0), titles.get(name, ""), lambda: self._stored.manifest(name))
 
         with ThreadPoolExecutor(READERS) as pool:
             return list(pool.map(one, names))
@@ -247,7 +240,7 @@ class Bucket(Inventory):
             what, _, stage = name.rpartition("/")
             for part in [what] if what else ["stages", "files", "checkpoints"]:
                 of_stage = (self._stored.name(part, stage), self._stored.name(part, f"{stage}.json"))
-                below = [n for n, _ in self._objects.sizes(f"{of_stage[0]}/")]
+                below = [one.name for one in self._objects.listed(f"{of_stage[0]}/")]
                 self._objects.delete([*of_stage, *below])
 
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from w2s_tasks.errors import UserError
@@ -40,6 +40,16 @@ class Object:
     """For `S3.replace`."""
     age: float
     """Seconds since it was written, by the server's own clock; no machine's clock has to be right."""
+
+
+class Listed(NamedTuple):
+    """An object as a listing tells of it."""
+
+    name: str
+    size: int
+    """Bytes."""
+    tag: str = ""
+    """The md5 of its content, where the service says that; what is written in parts or encrypted has another one."""
 
 
 def is_url(place: str | Path) -> bool:
@@ -70,8 +80,8 @@ class Objects(ABC):
         """
 
     @abstractmethod
-    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """Names that begin so, with bytes; in as few requests as the service has."""
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        """Objects whose names begin so; in as few requests as the service has."""
 
     def writable(self) -> S3:
         """Itself.
@@ -141,23 +151,28 @@ class S3(Objects):
 
     def download(self, name: str, to: Path) -> None:
         """As `Objects.download`."""
-        with self._told():
-            done = self._unless(MISSING, lambda: self._client.download_file(self.bucket, self._key(name), str(to)) or True)
-        if done is None:
-            raise FileNotFoundError(f"{self.url}/{name}")
 
-    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """As `Objects.sizes`: a request for a thousand."""
+        def download() -> bool:
+            self._client.download_file(self.bucket, self._key(name), str(to))
+            return True
+
+        with self._told():
+            if self._unless(MISSING, download) is None:
+                raise FileNotFoundError(f"{self.url}/{name}")
+
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        """As `Objects.listed`: a request for a thousand."""
         cut = len(self._key(""))
         with self._told():
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(prefix))
             for page in pages:
                 for one in page.get("Contents", ()):
-                    yield one["Key"][cut:], one["Size"]
+                    yield Listed(one["Key"][cut:], one["Size"], one["ETag"].strip('"'))
 
     def writable(self) -> S3:
         """As `Objects.writable`; asks the server."""
-        if self.create(MARKER, LAYOUT) is not None and self._put(MARKER, LAYOUT, IfNoneMatch="*") is not None:
+        tries = (self._put(MARKER, LAYOUT, IfNoneMatch="*") for _ in range(2))
+        if all(version is not None for version in tries):  # one is refused at least: the second, or both after another run
             raise UserError(
                 f"{self.url}: the server writes an object a second time that must not be there (If-None-Match is ignored): "
                 "machines could not tell who builds what. Use one with conditional writes: AWS S3, Ceph, MinIO, SeaweedFS."
@@ -175,8 +190,7 @@ class S3(Objects):
 
     def create(self, name: str, data: bytes) -> str | None:
         """Write an object where none is; its version, or None where another one is."""
-        version = self._put(name, data, IfNoneMatch="*")
-        return version if version is not None or name == MARKER else self._own(name, data)
+        return self._put(name, data, IfNoneMatch="*") or self._own(name, data)
 
     def replace(self, name: str, data: bytes, version: str) -> str | None:
         """Write over a version that was read; the new one's, or None where another one is there, or none."""
@@ -255,8 +269,8 @@ class Readable(Objects):
         except Exception as error:
             raise UserError(f"{self.url}: {error}") from error
 
-    def sizes(self, prefix: str) -> Iterator[tuple[str, int]]:
-        """As `Objects.sizes`; `prefix` is a folder."""
+    def listed(self, prefix: str) -> Iterator[Listed]:
+        """As `Objects.listed`, without tags; `prefix` is a folder."""
         cut = len(self._files._strip_protocol(self._path("")).rstrip("/")) + 1
         try:
             found = self._files.find(self._path(prefix), detail=True)
@@ -265,7 +279,7 @@ class Readable(Objects):
         except Exception as error:
             raise UserError(f"{self.url}: {error}") from error
         for path, info in found.items():
-            yield self._files._strip_protocol(path)[cut:], int(info.get("size") or 0)
+            yield Listed(self._files._strip_protocol(path)[cut:], int(info.get("size") or 0))
 
 
 def _code(error: Exception) -> str:

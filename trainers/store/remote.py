@@ -13,6 +13,7 @@ with its sha256. Manifests are what others wrote, so no name in them leads out o
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import secrets
@@ -77,13 +78,12 @@ class Stored:
     def stages(self) -> list[str]:
         """All stages that are there, as ``<kind>-<key>``."""
         prefix = self.name("stages", "")
-        return sorted(
-            n.removeprefix(prefix).removesuffix(".json") for n, _ in self.objects.sizes(prefix) if n.endswith(".json")
-        )
+        names = (one.name.removeprefix(prefix) for one in self.objects.listed(prefix))
+        return sorted(name.removesuffix(".json") for name in names if name.endswith(".json"))
 
     def manifest(self, stage: str) -> Manifest | None:
         """A stage's manifest, where the stage is there."""
-        name = self.name("stages", f"{stage}.json")
+        name = self.name("stages", f"{checked_name(stage, self.url)}.json")  # a report's word is not more than a manifest's
         found = self.objects.read(name)
         return None if found is None else read_manifest(found.data, f"{self.objects.url}/{name}")
 
@@ -101,14 +101,14 @@ class Stored:
             shutil.rmtree(incoming, ignore_errors=True)
 
     def pull(self, folder: Path, below: str) -> None:
-        """Bring a file that stands beside the stages, or all of a folder, to a run folder; what has its size is kept."""
+        """Bring a file that stands beside the stages, or all of a folder, to a run folder; what is the same stays."""
         prefix = self.name("")
-        for name, size in self.objects.sizes(self.name(below)):
-            target = folder / checked_name(name.removeprefix(prefix), self.url)
-            if not target.is_file() or target.stat().st_size != size:
+        for one in self.objects.listed(self.name(below)):
+            target = folder / checked_name(one.name.removeprefix(prefix), self.url)
+            if not target.is_file() or hashlib.md5(target.read_bytes(), usedforsecurity=False).hexdigest() != one.tag:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
-                self.objects.download(name, temporary)
+                self.objects.download(one.name, temporary)
                 temporary.replace(target)
 
     def fetch_file(self, stage: str, name: str, digest: str, folder: Path) -> None:
@@ -123,13 +123,13 @@ class Remote(Stored):
     objects: S3
     _there: set[str] = field(default_factory=set)
     """Stages that are known to be there."""
-
-    def list_stages(self) -> None:
-        """Learn which stages are there in a request for a thousand, instead of one for each."""
-        self._there.update(self.stages())
+    _listed: bool = False
 
     def has(self, stage: str) -> bool:
-        """Whether a stage was there when it was last looked for; asks nothing."""
+        """Whether a stage was there when all were listed, which is done once: a request for a thousand, not one for each."""
+        if not self._listed:
+            self._there.update(self.stages())
+            self._listed = True
         return stage in self._there
 
     def publish(self, stage: str, folder: Path) -> None:

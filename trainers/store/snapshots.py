@@ -44,6 +44,8 @@ class Snapshots:
         self.index, self.files = f"{experiment}/checkpoints/{stage}.json", f"{experiment}/checkpoints/{stage}"
         self._end = threading.Event()
         self._known: dict[str, str] = {}
+        self._digests: dict[tuple[str, int, int], str] = {}
+        """By name, size and time, so that a look at what has not changed reads nothing."""
         self._large_sent = time.monotonic()
 
     def restore(self) -> None:
@@ -60,7 +62,7 @@ class Snapshots:
             files: dict[str, str] = json.loads(found.data)
             receive(self.objects, self.files, files, incoming)
             (incoming / SENT).write_text(found.version, encoding="utf-8")
-        except (UserError, OSError, ValueError, AttributeError) as error:
+        except (UserError, OSError, ValueError, TypeError, AttributeError) as error:
             log.warning("%s/%s: no checkpoint could be taken from the store (%s)", self.objects.url, self.index, error)
             shutil.rmtree(incoming, ignore_errors=True)
             return
@@ -105,7 +107,7 @@ class Snapshots:
         Args:
             large: a training's newest checkpoint too.
         """
-        files = {n: sha256_file(self.folder / n) for n in self._names(large)}
+        files = {n: self._digest(n) for n in self._names(large)}
         if not large:  # what is there of a training's checkpoints stays
             files |= {n: d for n, d in self._known.items() if _checkpoint(n)}
         if not files or files == self._known:
@@ -131,13 +133,20 @@ class Snapshots:
                 names.append(name)
         return names
 
+    def _digest(self, name: str) -> str:
+        found = (self.folder / name).stat()
+        key = (name, found.st_size, found.st_mtime_ns)
+        if key not in self._digests:
+            self._digests[key] = sha256_file(self.folder / name)
+        return self._digests[key]
+
     def _drop(self, files: dict[str, str]) -> None:
         keep = {object_name(self.files, name, digest) for name, digest in files.items()}
-        self.objects.delete([name for name, _ in self.objects.sizes(f"{self.files}/") if name not in keep])
+        self.objects.delete([one.name for one in self.objects.listed(f"{self.files}/") if one.name not in keep])
 
     def forget(self) -> None:
         """Remove them: the stage is whole."""
-        self.objects.delete([self.index, *(name for name, _ in self.objects.sizes(f"{self.files}/"))])
+        self.objects.delete([self.index, *(one.name for one in self.objects.listed(f"{self.files}/"))])
 
 
 def _checkpoint(name: str) -> bool:

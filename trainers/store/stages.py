@@ -12,7 +12,6 @@ import contextlib
 import functools
 import glob
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
@@ -30,6 +29,7 @@ from filelock import FileLock, Timeout
 
 from trainers.store import processes
 from trainers.store.remote import MANIFEST, Remote
+from w2s_tasks import machine
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import check_folder
 from w2s_tasks.rows.assets import sha256_file
@@ -48,13 +48,7 @@ def recipe_key(recipe: Mapping[str, Any]) -> str:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    found = {}
-    for library in LIBRARIES:
-        try:
-            found[library] = importlib.metadata.version(library)
-        except importlib.metadata.PackageNotFoundError:
-            found[library] = "missing"
-    return found
+    return dict.fromkeys(LIBRARIES, "missing") | machine.versions(LIBRARIES)
 
 
 @functools.cache
@@ -213,31 +207,28 @@ class Store:
         """The finished stage, if it is there and every file is as its manifest says; one that is only here goes up."""
         folder = self.folder_of(kind, key)
         manifest = self._here(folder)
-        if self.remote is not None:
-            if manifest is None:
-                manifest = self.remote.manifest(folder.name)
-            else:
-                self.remote.publish(folder.name, folder)
+        if manifest is None and self.remote is not None:
+            manifest = self.remote.manifest(folder.name)
         return None if manifest is None else Stage(folder, manifest, reused=True, remote=self.remote)
 
     def has(self, kind: str, key: str) -> bool:
-        """Whether the stage was there when the object store was last listed, or is here; for many at once."""
-        if self.remote is not None and self.remote.has(self.folder_of(kind, key).name):
-            return True
-        return self.find(kind, key) is not None
+        """Whether the stage is here, or was in the object store when that was listed; for many, which are not asked for."""
+        folder = self.folder_of(kind, key)
+        return self._here(folder) is not None or (self.remote is not None and self.remote.has(folder.name))
 
     def _here(self, folder: Path) -> dict[str, Any] | None:
-        """The manifest of a stage whose folder is here and whole."""
+        """The manifest of a stage whose folder is here and whole; it goes up where the object store lacks it."""
         if not (folder / MANIFEST).is_file():
             return None
-        if self._checked is not None and folder.name in self._checked:
-            return _manifest(folder)
-        manifest, altered = whole(folder)
+        known = self._checked is not None and folder.name in self._checked
+        manifest, altered = (_manifest(folder), "") if known else whole(folder)
         if manifest is None:
             log.warning("%s: %s does not match its manifest; the stage is built anew", folder.name, altered)
             return None
         if self._checked is not None:
             self._checked.add(folder.name)
+        if self.remote is not None:
+            self.remote.publish(folder.name, folder)
         return manifest
 
     def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:

@@ -32,7 +32,7 @@ def checked_name(name: str, where: str) -> str:
 
 def send(objects: S3, folder: Path, files: Mapping[str, str], prefix: str) -> None:
     """Upload files of a folder, by their names with the sha256 of each; what is there is not sent again."""
-    there = dict(objects.sizes(f"{prefix}/"))
+    there = {one.name: one.size for one in objects.listed(f"{prefix}/")}
 
     def one(item: tuple[str, str]) -> None:
         name, digest = item
