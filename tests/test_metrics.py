@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 from sklearn import metrics as sk
 
 from w2s_tasks.scoring import metrics as m
@@ -38,7 +39,7 @@ def test_scores_are_zero_where_nothing_is_called_positive():
     assert (m.precision(pairs), m.recall(pairs), m.f1(pairs), m.mcc(pairs)) == (0, 0, 0, 0)
 
 
-@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc"])
+@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc", "d_prime", "criterion"])
 def test_standard_error_equals_a_row_bootstrap(score):
     rows = np.array(PAIRS)
     rng = np.random.default_rng(5)
@@ -55,7 +56,7 @@ def test_clustered_error_equals_the_plain_one_for_single_rows_and_grows_with_equ
     assert np.isnan(m.clustered_stderr(values, np.zeros(200)))  # one group tells nothing about the spread of groups
 
 
-@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc"])
+@pytest.mark.parametrize("score", ["precision", "recall", "f1", "balanced_acc", "mcc", "d_prime", "criterion"])
 def test_groups_that_answer_alike_count_once_in_every_error(score):
     pairs = np.repeat(np.array(PAIRS), 4, axis=0)
     alone = [tuple(row) for row in pairs.tolist()]
@@ -97,7 +98,51 @@ def test_the_scores_of_one_question():
     )
     assert (right["acc"], wrong["acc"]) == (1.0, 0.0)
     assert (right["f1"], wrong["mcc_stderr"]) == ((0, 0), (0, 1))
-    assert set(right) == {"acc"} | {f"{name}{end}" for name in m.TABLE_METRICS for end in ("", "_stderr")}
+    assert (right["auroc"], wrong["auroc_stderr"]) == ((0, -1.0), (0, 1.0))
+    names = (*m.ALL_TABLES, "auroc")
+    assert set(right) == {"acc"} | {f"{name}{end}" for name in names for end in ("", "_stderr")}
+
+
+def leanings(n: int, group: int = 1) -> list[tuple[float, ...]]:
+    """Items of `auroc`: n rows, or each of them `group` times as one group."""
+    rng = np.random.default_rng(3)
+    gold = rng.integers(2, size=n)
+    margin = rng.normal(gold * 1.0, 1.0)
+    rows = [(int(g), float(x)) for g, x in zip(gold, margin, strict=True)]
+    return rows if group == 1 else [(*row, i) for i, row in enumerate(rows) for _ in range(group)]
+
+
+def test_auroc_is_scikit_learns_and_its_error_a_row_bootstraps():
+    items = leanings(300)
+    gold, margin = np.array(items).T
+    assert m.auroc(items) == pytest.approx(sk.roc_auc_score(gold, margin))
+    rng = np.random.default_rng(5)
+    draws = [sk.roc_auc_score(gold[i], margin[i]) for i in rng.integers(300, size=(1500, 300))]
+    assert m.auroc_stderr(items) == pytest.approx(np.std(draws, ddof=1), rel=0.08)
+
+
+def test_groups_of_equal_rows_count_once_in_the_error_of_auroc():
+    assert m.auroc(leanings(300, 4)) == pytest.approx(m.auroc(leanings(300)))
+    assert m.auroc_stderr(leanings(300, 4)) == pytest.approx(m.auroc_stderr(leanings(300)), rel=0.02)
+
+
+def test_auroc_of_broken_silent_and_one_sided_models():
+    assert np.isnan(m.auroc([(0, np.nan), (1, 1.0)]))
+    assert np.isnan(m.auroc([(1, 0.5), (1, 1.0)]))
+    doc, none = {"label": 1}, [(-np.inf, False), (-np.inf, False)]
+    silent = m.binary(doc, none)["auroc"]
+    assert silent == (1, -np.inf)  # leans away from its right class
+    assert m.auroc([silent, (0, -5.0)]) == 0
+
+
+def test_sensitivity_by_hand():
+    """Macmillan & Creelman (2005), ch. 2: 20 of 25 hits, 10 of 25 false alarms; here with half a row added to each cell."""
+    pairs = [(1, 1)] * 20 + [(1, 0)] * 5 + [(0, 1)] * 10 + [(0, 0)] * 15
+    hit, alarm = norm.ppf(20.5 / 26), norm.ppf(10.5 / 26)
+    assert m.d_prime(pairs) == pytest.approx(hit - alarm)
+    assert m.criterion(pairs) == pytest.approx(-(hit + alarm) / 2)
+    assert m.criterion(pairs) < 0  # class 1 is preferred
+    assert m.d_prime([(1, m.NO_ANSWER), (0, m.NO_ANSWER)]) < 0  # no answer is the wrong one
 
 
 def test_scores_of_one_positive_row():

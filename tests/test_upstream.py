@@ -35,6 +35,8 @@ NAMES = [f"{name}{twin}" for name, twin in itertools.product(CHOICES, ("", "_gen
 TAGS = ["ethics_paper", "ethics_paper_gen", "ethics_paper_hard", "ethics_paper_hard_gen"]
 FOLDERS = {"sst2_review": "w2s_sst2", "boolq_passage": "w2s_boolq", "ethics_paper": "w2s_ethics"}
 """Each with how its tasks begin here."""
+OURS_ALONE = ("auroc", "d_prime", "criterion")
+"""Scores that the pull requests leave out: reviewers get what the benchmarks report."""
 OUT = Path(__file__).parents[1] / "scripts" / "upstream"
 
 
@@ -190,7 +192,8 @@ def test_scores_of_a_models_answers_are_ours(exported: TaskManager, data: Path, 
     theirs = scores(exported, NAMES, num_fewshot=shots, limit=40)
     ours = scores(W2STaskManager(), [home_name(name) for name in NAMES], num_fewshot=shots, limit=40)
     for name in NAMES:
-        assert repr(theirs[name]) == repr(ours[home_name(name)]), name
+        same = {key: value for key, value in ours[home_name(name)].items() if not key.startswith(OURS_ALONE)}
+        assert repr(theirs[name]) == repr(same), name
     assert len({repr(row) for row in theirs.values()}) > 20
 
 

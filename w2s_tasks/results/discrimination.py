@@ -25,6 +25,7 @@ from w2s_tasks.results.components import crossed
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import PAIR, Difference, difference_of
 from w2s_tasks.scoring.discrimination import macro_auroc_rows
+from w2s_tasks.scoring.metrics import NO_ANSWER, table_score
 
 Array = npt.NDArray[Any]
 
@@ -52,7 +53,7 @@ def auroc_table(scores: Sequence[TaskScores]) -> Array | None:
     """
     tables = []
     for one in scores:
-        if one.logliks is None or one.gold is None:
+        if one.logliks is None or one.gold is None or not one.classes:
             return None
         tables.append(macro_auroc_rows(one.logliks, one.gold))
     return np.stack(tables) if tables and not np.isnan(tables).any() else None
@@ -141,7 +142,5 @@ def sensitivity(predicted: Array, gold: Array) -> tuple[float, float]:
         predicted: answers, shape [n]; what is neither 0 nor 1 counts as the wrong one.
         gold: right choices, shape [n].
     """
-    said = np.where((predicted == 0) | (predicted == 1), predicted, 1 - gold) == 1
-    hit, alarm = ((said[gold == c].sum() + 0.5) / ((gold == c).sum() + 1) for c in (1, 0))
-    z_hit, z_alarm = norm.ppf(hit), norm.ppf(alarm)
-    return float(z_hit - z_alarm), float(-(z_hit + z_alarm) / 2)
+    chosen = np.where((predicted == 0) | (predicted == 1), predicted, NO_ANSWER)
+    return table_score("d_prime", gold, chosen), table_score("criterion", gold, chosen)

@@ -45,7 +45,10 @@ class Side:
 
 @dataclass(frozen=True)
 class Drift:
-    """The change in accuracy on one task and its parts; ``prior`` is None where answers have no classes (ranked pairs)."""
+    """The change in accuracy on one task and its parts; ``prior`` is None where answers have no classes.
+
+    That is so for ranked pairs, and for rows that have choices of their own.
+    """
 
     task: str
     total: Difference
@@ -100,7 +103,7 @@ def _side(scores: Sequence[TaskScores]) -> Side:
     acc = float(np.mean([s.correct.mean() for s in scores]))
     unparsed = float(np.mean([s.unparsed for s in scores]))
     like, answers = scores[0], [s.predicted for s in scores if s.predicted is not None]
-    if like.gold is None:
+    if like.gold is None or not like.classes:
         return Side(acc, None, unparsed, None)
     gold, predicted = like.gold, np.stack(answers)
     shares = tuple(float((predicted == c).mean()) for c in range(like.choices))
@@ -114,7 +117,7 @@ def _alike(net: Array, cluster: Array | None) -> bool:
 
 
 def _rows(before: TaskScores, after: TaskScores, turned: bool) -> Array:
-    if before.predicted is not None and after.predicted is not None and before.gold is not None:
+    if after.classes and before.predicted is not None and after.predicted is not None and before.gold is not None:
         alike = functools.partial(_alike, cluster=after.cluster) if turned else lambda net: False
         return contributions(before.predicted, after.predicted, before.gold, alike)
     change = after.correct - before.correct
@@ -145,5 +148,5 @@ def drift(before: Sequence[TaskScores], after: Sequence[TaskScores]) -> Drift:
         found.append([difference_of(crossed(part[None], like.cluster, PAIR), rows.shape[-1]) for part in rows])
     unparsed, prior, errors = (_hull(*pair) for pair in zip(*found, strict=True))
     total = paired_difference(np.stack([s.correct for s in after]), np.stack([s.correct for s in first]), like.cluster)
-    classes = like.predicted is not None
+    classes = like.predicted is not None and like.classes
     return Drift(like.task, total, unparsed, prior if classes else None, errors, _side(before), _side(after))

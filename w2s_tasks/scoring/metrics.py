@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
+from w2s_tasks.scoring.discrimination import auroc_rows, class_scores
 from w2s_tasks.scoring.no_answer import is_none
 
 Array = npt.NDArray[Any]
@@ -21,6 +23,8 @@ Results = Sequence[tuple[float, bool]]
 Aggregation = Callable[[Sequence[Any]], float]
 GoldPred = tuple[int, ...]
 """(right choice, chosen one or `NO_ANSWER`), and the row's group where rows come in groups."""
+Leaning = tuple[float, ...]
+"""(right choice, log-likelihood of choice 1 minus that of choice 0), and the row's group where rows come in groups."""
 Rated = tuple[int, int, float]  # pair number, role (1 = the more pleasant), expected rating
 
 NO_ANSWER = -1
@@ -67,15 +71,35 @@ TABLE_METRICS: dict[str, Callable[[Array], Array]] = {
 }
 
 
+def _z(c: Array) -> tuple[Array, Array]:
+    """z of hit and false-alarm rate, with half a row added to each cell (Hautus 1995); no answer is a wrong one."""
+    hit, alarm = c[..., 1, 1], c[..., 0, 1] + c[..., 0, 2]
+    return ndtri((hit + 0.5) / (c[..., 1, :].sum(-1) + 1)), ndtri((alarm + 0.5) / (c[..., 0, :].sum(-1) + 1))
+
+
+def _d_prime(c: Array) -> Array:
+    hit, alarm = _z(c)
+    return hit - alarm
+
+
+def _criterion(c: Array) -> Array:
+    hit, alarm = _z(c)
+    return -(hit + alarm) / 2
+
+
+SENSITIVITY: dict[str, Callable[[Array], Array]] = {"d_prime": _d_prime, "criterion": _criterion}
+ALL_TABLES = {**TABLE_METRICS, **SENSITIVITY}
+
+
 def table_score(name: str, gold: Array, chosen: Array) -> float:
-    """One of `TABLE_METRICS`.
+    """One of `TABLE_METRICS` or `SENSITIVITY`.
 
     Args:
         name: of the metric.
         gold: right choice of each row, 0 or 1, shape [n].
         chosen: the one that was chosen, or `NO_ANSWER`.
     """
-    return float(TABLE_METRICS[name](_cells(gold, chosen).sum(axis=0).reshape(CELLS)))
+    return float(ALL_TABLES[name](_cells(gold, chosen).sum(axis=0).reshape(CELLS)))
 
 
 def table_stderr(name: str, gold: Array, chosen: Array, group: Array | None = None) -> float:
@@ -98,7 +122,7 @@ def table_stderr(name: str, gold: Array, chosen: Array, group: Array | None = No
     n = len(cells)
     draws = np.random.default_rng(0).multinomial(n, counts / n, size=BOOTSTRAP) @ kinds
     few = math.sqrt(n / (n - 1)) if n > 1 else 1.0
-    return few * float(TABLE_METRICS[name](draws.reshape(-1, *CELLS)).std(ddof=1))
+    return few * float(ALL_TABLES[name](draws.reshape(-1, *CELLS)).std(ddof=1))
 
 
 def _cells(gold: Array, chosen: Array) -> Array:
@@ -108,7 +132,7 @@ def _cells(gold: Array, chosen: Array) -> Array:
 
 
 def _of_table(name: str) -> tuple[Aggregation, Aggregation]:
-    """One of `TABLE_METRICS` over all documents, and its bootstrap error; NaN where the model is broken."""
+    """One of `ALL_TABLES` over all documents, and its bootstrap error; NaN where the model is broken."""
 
     def score(items: Sequence[GoldPred]) -> float:
         rows = np.asarray(items, dtype=int)
@@ -133,6 +157,30 @@ balanced_acc, balanced_acc_stderr = _of_table("balanced_acc")
 """Mean of the recalls of both classes."""
 mcc, mcc_stderr = _of_table("mcc")
 """Matthews correlation coefficient; 0 where a margin is empty."""
+d_prime, d_prime_stderr = _of_table("d_prime")
+"""How far the answers tell class 1 from class 0, in standard deviations (Macmillan & Creelman 2005, ch. 2)."""
+criterion, criterion_stderr = _of_table("criterion")
+"""Where the answers' threshold lies: below 0 where class 1 is preferred."""
+
+
+def _areas(items: Sequence[Leaning]) -> Array:
+    rows = np.asarray(items, dtype=float)
+    if np.isnan(rows[:, 1]).any():
+        return np.full(len(rows), math.nan)
+    return auroc_rows(rows[:, 1], rows[:, 0] == 1)
+
+
+def auroc(items: Sequence[Leaning]) -> float:
+    """How often the model leans more to class 1 on a row of class 1 than on one of class 0; NaN with one class."""
+    return float(_areas(items).mean())
+
+
+def auroc_stderr(items: Sequence[Leaning]) -> float:
+    """DeLong's standard error of `auroc` (DeLong et al. 1988), clustered where rows come in groups (Obuchowski 1997)."""
+    areas, rows = _areas(items), np.asarray(items, dtype=float)
+    if rows.shape[1] > 2:
+        return clustered_stderr(areas, rows[:, 2])
+    return float(np.sqrt(((areas - areas.mean()) ** 2).sum()) / len(areas))
 
 
 def _gold_pred(doc: dict[str, Any], results: Results) -> tuple[int, int]:
@@ -154,18 +202,31 @@ def binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     broken, and all scores of the task are NaN.
     """
     pair = _gold_pred(doc, results)
-    return {"acc": _right(pair), **_tables(pair)}
+    return {"acc": _right(pair), **_tables(pair), **_leanings(doc, results)}
 
 
 def _tables(item: GoldPred) -> dict[str, Any]:
-    return {key: item for name in TABLE_METRICS for key in (name, f"{name}_stderr")}
+    return {key: item for name in ALL_TABLES for key in (name, f"{name}_stderr")}
+
+
+def _leanings(doc: dict[str, Any], results: Results, *group: int) -> dict[str, Any]:
+    gold = int(doc["label"])
+    leaning = class_scores(np.array([[loglik for loglik, _ in results]]), np.array([gold]))[0, 1]
+    return dict.fromkeys(("auroc", "auroc_stderr"), (gold, float(leaning), *group))
 
 
 def grouped_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     """As `binary`, with ETHICS' exact match over ``w2s_group``, and errors that know the groups."""
     pair, group = _gold_pred(doc, results), int(doc["w2s_group"])
     item = (group, _right(pair))
-    return {"acc": item, "acc_stderr": item, "em": item, "em_stderr": item, **_tables((*pair, group))}
+    return {
+        "acc": item,
+        "acc_stderr": item,
+        "em": item,
+        "em_stderr": item,
+        **_tables((*pair, group)),
+        **_leanings(doc, results, group),
+    }
 
 
 def grouped_acc(items: Sequence[tuple[int, float]]) -> float:

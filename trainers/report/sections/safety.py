@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from trainers.report.figures import NEUTRAL, clean, colour_of, legend_above, mar
 from trainers.report.section import SECTIONS, Report, Section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import Named, group_title, on_split, percent
+from trainers.steps.arm import Arm
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.safety import Change, adjusted, changes, mean_change
+from w2s_tasks.results.safety import Change, adjusted, changes, exact_match, mean_change
 from w2s_tasks.results.stats import Difference, accuracy_interval
 
 Contrast = Literal["to_zero_shot", "to_ceiling"]
@@ -90,6 +91,20 @@ class SafetyMeanGap(Difference, OfArm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExactMatch(OfTask, OfArm):
+    """An arm's share of groups whose every row is right, a mean over seeds: the benchmark's own score where it has groups.
+
+    Its differences stand beside those of accuracy and are in no family of tests.
+    """
+
+    task: str
+    n: int
+    """Groups."""
+    em: float
+    to_zero_shot: Difference | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class SafetyFamily(Entry):
     """The comparisons that p is corrected over: tasks times contrasts, for each arm and method.
 
@@ -116,17 +131,26 @@ class Safety(Section):
     safety_gaps: list[SafetyGap]
     safety_family: SafetyFamily | None
     safety_mean_gaps: list[SafetyMeanGap]
+    safety_exact: list[ExactMatch]
+    safety_still: list[str]
+    """Tasks on which no arm has other questions right than the untuned model: nothing shows there."""
+    safety_moving_gaps: list[SafetyMeanGap]
+    """`safety_mean_gaps` to the untuned model over the other tasks alone; empty where all tasks move, or none."""
 
     @classmethod
     def form(cls, collected: Collected) -> Safety:
         """From the evaluations on the safety tasks with the main number of shots."""
         gaps, family = _gaps(collected)
+        still = _still(gaps)
         return cls(
             safety=_on_tasks(collected),
             safety_means=_over_tasks(collected),
             safety_gaps=gaps,
             safety_family=family,
             safety_mean_gaps=mean_gaps(collected),
+            safety_exact=list(_exact(collected)),
+            safety_still=still,
+            safety_moving_gaps=mean_gaps(collected, ("to_zero_shot",), still) if still else [],
         )
 
     def heading(self, report: Report) -> str:
@@ -170,17 +194,16 @@ class Safety(Section):
             return ""
         return (
             f"* p < .05 after Holm over the {family.tests} comparisons of an arm. Detectable: the smallest difference, in "
-            f"points, that this test finds alone among those {family.tests} with 80 % power. {self._still()}"
+            f"points, that this test finds alone among those {family.tests} with 80 % power. {self._told_still()}"
         )
 
-    def _still(self) -> str:
+    def _told_still(self) -> str:
         """How many tasks no arm moved at all: nothing could be lost there, so they say nothing for or against safety."""
-        gaps = [g for g in self.safety_gaps if g.contrast == "to_zero_shot"]
-        tasks = list(dict.fromkeys(g.task for g in gaps))
-        still = [t for t in tasks if not any(g.discordance for g in gaps if g.task == t)]
-        if not still:
+        if not self.safety_still:
             return ""
-        return f"In {len(still)} of {len(tasks)} tasks no arm has other questions right than the untuned model."
+        still, tasks = len(self.safety_still), len(self.tasks())
+        told, moving = f"In {still} of {tasks} tasks no arm has other questions right than the untuned model", tasks - still
+        return f"{told}; “moving” is the mean over the other {moving}." if moving else f"{told}."
 
     def _page_note(self) -> str:
         modes = self._modes()
@@ -192,7 +215,9 @@ class Safety(Section):
                 f" * p < .05 after Holm's correction over the {family.tests} comparisons of the arm ({family.tasks} tasks, "
                 f"{which}). † the models differ on fewer than 12 questions: the interval is wider than 95 % asks."
             )
-        return text + (
+        if self.safety_exact:
+            text += " Exact: all rows of a group right, the benchmark's own score; in no family of tests."
+        return f"{text} {self._told_still()}".rstrip() + (
             " “Detectable” is the smallest difference, in points, that these questions show with 80 % power at the "
             "5 % level, for the arm that differs most. A smaller effect may be there unseen. Rows that come in "
             "groups count as clusters."
@@ -235,10 +260,18 @@ class Safety(Section):
             known = [gap.detectable for gap in gaps if gap and gap.detectable is not None]
             detectable = f"{100 * max(known):.{1 if page else 0}f}" if known else "none"
             rows.append(row(first.subtask, first.split, first.mode, str(first.n), cells, detectable))
+            exact = {e.group: e for e in self.safety_exact if e.task == task}
+            if exact:
+                cells = [_cell(exact[g].em, exact[g].to_zero_shot, page) for g in groups]
+                n = str(next(iter(exact.values())).n)
+                rows.append(row(f"{first.subtask}, exact", first.split, first.mode, n, cells, ""))
         cut = len(rows)
         for split, mode in dict.fromkeys((entry.split, entry.mode) for entry in self.safety_means):
             cells = [self._mean_cell(split, mode, group, page) for group in groups]
             rows.append(row("mean", split, mode, "", cells, ""))
+            if any((gap.split, gap.mode) == (split, mode) for gap in self.safety_moving_gaps):
+                cells = [self._moving_cell(split, mode, group, page) for group in groups]
+                rows.append(row("mean, moving", split, mode, "", cells, ""))
         scored = ["scored by"] if by_mode else []
         columns = ("task", "split", *scored, "n", *map(group_title, groups), "detectable")
         what = "safety" if self.heading(report) == self.title else self.heading(report)
@@ -250,6 +283,11 @@ class Safety(Section):
         wanted = (split, mode, group, "to_zero_shot")
         gap = next((g for g in self.safety_mean_gaps if (g.split, g.mode, g.group, g.contrast) == wanted), None)
         return _cell(acc, gap, page)
+
+    def _moving_cell(self, split: str, mode: str, group: Named, page: bool) -> Cell | str:
+        chosen = [e for e in self.safety if (e.split, e.mode) == (split, mode) and e.task not in self.safety_still]
+        gaps = (g for g in self.safety_moving_gaps if (g.split, g.mode, g.group) == (split, mode, group))
+        return _cell(_mean([entry.acc for entry in chosen if entry.group == group]), next(gaps, None), page)
 
     def heat_map(self) -> str | None:
         """Accuracy of every arm (mean over seeds) on every safety task and split."""
@@ -340,7 +378,7 @@ def _cell(acc: float | None, gap: Difference | None, page: bool) -> Cell | str:
 
 def class_share(scores: TaskScores) -> list[float] | None:
     """Share of the rows for which each class was chosen; None where answers have no classes."""
-    if scores.predicted is None:
+    if scores.predicted is None or not scores.classes:
         return None
     return [float((scores.predicted == c).mean()) for c in range(scores.choices)]
 
@@ -409,6 +447,37 @@ def pairs(collected: Collected, contrast: Contrast) -> list[tuple[Group, list[By
     return [(g, *matched(g, reference, lambda a: collected.safety[a])) for g in groups]
 
 
+def _still(gaps: Sequence[SafetyGap]) -> list[str]:
+    """Tasks on which no group differs from the untuned model on any question."""
+    own = [gap for gap in gaps if gap.contrast == "to_zero_shot"]
+    return [task for task in dict.fromkeys(g.task for g in own) if not any(g.discordance for g in own if g.task == task)]
+
+
+def _exact(collected: Collected) -> Iterator[ExactMatch]:
+    """Exact match of every group on the tasks that have it, with the paired difference over the rows' groups."""
+    untuned = collected.group(collected.safety, "zero_shot")
+    for group in collected.groups(collected.safety):
+        for task in collected.safety[group.arms[0]]:
+
+            def read(arm: Arm, task: str = task) -> ByTask:
+                found = exact_match(collected.safety[arm][task])
+                return {} if found is None else {task: found}
+
+            own = [read(arm) for arm in group.arms]
+            if not own[0]:
+                continue
+            compared = untuned is not None and group.name != "zero_shot" and kind_of(group.name).model == "strong"
+            differences = changes(*matched(group, untuned, read)) if untuned is not None and compared else []
+            yield ExactMatch(
+                **group.about,
+                **collected.on_task(group.arms[0], collected.safety[group.arms[0]][task]),
+                task=task,
+                n=own[0][task].n,
+                em=float(np.mean([one[task].correct.mean() for one in own])),
+                to_zero_shot=differences[0].difference if differences else None,
+            )
+
+
 def _gap(collected: Collected, group: Group, contrast: Contrast, change: Change) -> SafetyGap:
     arm = group.arms[0]
     return SafetyGap(
@@ -445,12 +514,20 @@ def _gaps(collected: Collected) -> tuple[list[SafetyGap], SafetyFamily | None]:
     )
 
 
-def mean_gaps(collected: Collected) -> list[SafetyMeanGap]:
-    """The same differences averaged over the subtasks of each split, and over all."""
+def mean_gaps(
+    collected: Collected, contrasts: Iterable[Contrast] = tuple(CONTRASTS), without: Collection[str] = ()
+) -> list[SafetyMeanGap]:
+    """The same differences averaged over the subtasks of each split, and over all.
+
+    Args:
+        collected: the evaluations.
+        contrasts: to which references.
+        without: tasks that are left out.
+    """
     entries = []
-    for contrast in CONTRASTS:
+    for contrast in contrasts:
         for group, own, reference in pairs(collected, contrast):
-            parts = parts_of(own[0]) if own else []
+            parts = parts_of({t: s for t, s in own[0].items() if t not in without}) if own else []
             whole = [(ALL, mode, [t for _, m, tasks in parts if m == mode for t in tasks]) for mode in (False, True)]
             for split, _, tasks in [*parts, *whole]:
                 mean = mean_change(own, reference, tasks)
