@@ -13,8 +13,9 @@ from trainers.harness import evaluate as hn
 from trainers.labels import unsupervised
 from trainers.labels.ask import label
 from trainers.labels.label_set import Array
-from trainers.labels.unsupervised import Search, Unsupervised, calibrated, find_labels
+from trainers.labels.unsupervised import Search, Unsupervised, find_labels
 from w2s_tasks.errors import UserError
+from w2s_tasks.scoring.calibration import batch_calibrated
 
 SETTINGS = Unsupervised(rows=32, groups=4, initial=8, steps=200)
 
@@ -84,7 +85,7 @@ def test_calibration_keeps_one_label_from_swallowing_all(tmp_path: Path):
 
 def test_calibrated_predictions_have_a_flat_mean_shape_and_keep_the_order_of_rows():
     logprobs = np.log(np.array([[0.9, 0.1], [0.8, 0.2], [0.99, 0.01]]))
-    found = calibrated(logprobs)
+    found = batch_calibrated(logprobs)
     assert np.exp(found).sum(1) == pytest.approx(1)
     assert found.argmax(1).tolist() == [0, 1, 0]
     assert np.argsort(found[:, 1]).tolist() == np.argsort(logprobs[:, 1]).tolist()

@@ -20,6 +20,7 @@ from trainers.training.settings import ModelSettings
 from w2s_tasks.errors import nearest
 from w2s_tasks.models.service import checked_url
 from w2s_tasks.paths import LONGEST_NAME, size
+from w2s_tasks.scoring.calibration import Calibration
 from w2s_tasks.user_text import shown
 
 SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
@@ -63,6 +64,9 @@ class Evaluate(Section):
     """Shots of every arm but few_shot."""
     few_shot_k: int = Field(default=8, ge=1)
     """Shots of the arm few_shot; few_shot(K) names its own."""
+    calibration: Calibration = "batch"
+    """How the arm zero_shot_calibrated knows the model's prior over the choices: from its answers to all rows (batch), to
+    a prompt with nothing in it (contextual), or to the end of the prompt alone (domain)."""
     engine: Literal["hf", "vllm"] = "hf"
     """What asks the strong arms: this process, or a vLLM server, which loads their adapters as it runs (docs/models.md)."""
     base_url: str | None = None
@@ -204,6 +208,9 @@ class Experiment(Section):
             raise ValueError(
                 "evaluate.engine: vllm serves language models and their adapters; it needs strong.trainer: lora"
             )
+        calibrated = next((arm for arm in self.arms if arm in ARMS and ARMS[arm].calibrated), None)
+        if calibrated and (self.evaluate.engine == "vllm" or strong.model != "w2s-hf"):
+            raise ValueError(f"arms: {calibrated} needs strong.trainer: lora, evaluated here (evaluate.engine: hf)")
         if "unsupervised" in self.arms and not strong.in_pool:
             raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
         return self

@@ -32,7 +32,7 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
         limit: its first documents; None for all.
     """
     words: list[str] = []
-    if ref.model == "w2s-hf" and not _resized(ref):
+    if ref.model == "w2s-hf" and "calibrate" not in ref.args and not _resized(ref):
         args = {name: value for name, value in ref.args.items() if name not in OWN_ARGUMENTS}
         device = usable_device(str(args.pop("device", None) or ""))
         ref = ModelRef("hf", {**args, "dtype": args.get("dtype") or ("float32" if device == "cpu" else "auto")})

@@ -120,7 +120,11 @@ class Layout:
             case "weak":
                 return Source(split=split, made=repetition.labels).then(arm.name)
             case "itself":
-                return Source(split=split, made=answers_of(repetition, arm.name, strong, None))
+                if arm.kind.labels is None:
+                    return Source(split=split, made=answers_of(repetition, arm.name, strong, None))
+                # An operation needs the probabilities; decisions are made after it.
+                made = Source(split=split, made=answers_of(replace(repetition, hard=False), arm.name, strong, None))
+                return made.then(arm.name).then("harden") if repetition.hard else made.then(arm.name)
             case "search":
                 search = Search(task=self.task, split=split, settings=strong, search=self.config.unsupervised)
                 return Source(split=split, made=self._add(search))
@@ -151,12 +155,14 @@ class Layout:
         shots = config.few_shot_k(arm.name) or config.evaluate.num_fewshot
         of_arm: dict[str, Any] = {"arm": arm, "settings": settings, "fit": fit, "harness": self.tasks.harness}
         if arm.kind.model == "strong":
+            of_arm |= {"calibration": config.evaluate.calibration} if arm.kind.calibrated else {}
             of_arm |= {"engine": config.evaluate.engine, "base_url": config.evaluate.base_url}
         style = training_style(settings, shots)
         self.evaluations[arm] = self._asking(Evaluation(task=self.task, **of_arm, limits=asked, style=style))
         safety = config.safety
-        # A few-shot arm is the untuned model again.
-        if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or config.few_shot_k(arm.name):
+        # A few-shot or calibrated arm is the untuned model again.
+        again = config.few_shot_k(arm.name) or arm.kind.calibrated
+        if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or again:
             return
         limits = {task: safety.limits.get(task.name, safety.limit) for task in self.tasks.safety}
         for number in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
@@ -173,7 +179,8 @@ class Layout:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
         evaluate = self.config.evaluate
         name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
-        return self.tasks.asked[name] if name and arm.kind.model == "strong" else self.task
+        other = name and arm.kind.model == "strong" and not arm.kind.calibrated  # replies have no log-likelihoods
+        return self.tasks.asked[name] if name and other else self.task
 
     def _settings(self, arm: Arm) -> ModelSettings:
         return getattr(self.config, arm.kind.model)

@@ -35,6 +35,7 @@ class ModelPool:
         args = dict(ref.args)
         changes = ref.model in ("w2s-hf", VLLM_MODEL)
         adapter = args.pop("peft", None) if changes else None
+        calibrate = args.pop("calibrate", None) if ref.model == "w2s-hf" else None
         key = json.dumps([ref.model, args], sort_keys=True, default=str)
         limit = {"max_cost": self.budget.left} if ref.model == "w2s-chat" and self.budget.left is not None else {}
         if key != self._key:
@@ -46,6 +47,8 @@ class ModelPool:
         self._key = None  # until the adapter is on: one that fails may leave the base changed
         if changes:
             self._lm.use_adapter(Path(adapter) if adapter else None)  # type: ignore[union-attr]
+        if ref.model == "w2s-hf":
+            self._lm.use_calibration(calibrate)  # type: ignore[union-attr]
         self._key = key
         assert self._lm is not None  # noqa: S101 - for the type checker
         if limit:

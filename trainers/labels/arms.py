@@ -35,12 +35,17 @@ class Kind:
     """The section of the experiment whose model it is."""
     labels: LabelOp | None = None
     """What makes its labels of its teacher's."""
+    calibrated: bool = False
+    """Whether its answers are given without the model's prior over the choices (`evaluate.calibration`)."""
     sees_gold: bool = False
     """Whether that takes the rows' gold labels, shape [n], as a third argument: a control, no student."""
 
 
 ARMS: Registry[Kind] = Registry(
     zero_shot=Kind("#56b4e9", "no label: the model as it is"),
+    zero_shot_calibrated=Kind(
+        "#3b7ea1", "no label: the model as it is, without its prior over the choices (calibration)", calibrated=True
+    ),
     few_shot=Kind("#0072b2", "no label: the model as it is, with examples in its prompt"),
     weak=Kind("#777777", "gold labels of the weak half of the training split", model="weak"),
     weak_untrained=Kind("#aaaaaa", "no label: the weak model as it is", model="weak"),
@@ -82,6 +87,16 @@ def operation(name: str) -> LabelOp:
 def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The labels as they are."""
     return labels
+
+
+@arm(
+    "#a89cf0",
+    "the untuned strong model's own zero-shot labels, without its prior over the classes (arXiv 2309.17249); no teacher",
+    "itself",
+)
+def self_labels_calibrated(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The untuned strong model's own labels, batch-calibrated: the control of what an even use of the classes does."""
+    return METHOD_OPS["calibrate"](labels, rng)
 
 
 @arm("#009e73", "gold labels of the {n} rows that the student learns from", "gold")

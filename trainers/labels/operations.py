@@ -14,6 +14,7 @@ from pydantic import Field
 
 from trainers.labels.label_set import Array, LabelSet
 from trainers.registry import Registry
+from w2s_tasks.scoring.calibration import batch_calibrated
 
 LabelOp = Callable[..., LabelSet]
 METHOD_OPS: Registry[LabelOp] = Registry()
@@ -58,6 +59,17 @@ def confidence_filter(
         by_class: keep that share of each labelled class, so that the class shares stay; false: of all rows together.
     """
     return labels.subset(most_confident(labels, keep, by_class))
+
+
+@NEEDS_CONFIDENCE.named("calibrate")
+@METHOD_OPS.entry
+def calibrate(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """The labels with the labeller's preference for some classes taken out: each is divided by its mean over the rows.
+
+    Batch calibration (Zhou et al. 2023, arXiv 2309.17249); it takes classes to be about equally frequent.
+    """
+    with np.errstate(divide="ignore"):
+        return labels.with_soft(np.exp(batch_calibrated(np.log(labels.soft))))
 
 
 @METHOD_OPS.entry

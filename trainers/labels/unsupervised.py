@@ -42,6 +42,7 @@ from trainers.section import Section
 from trainers.store.stages import CHECKPOINTS, write_atomic
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
+from w2s_tasks.scoring.calibration import batch_calibrated
 
 Predict = Callable[[Sequence[tuple[int, int]], Sequence[int]], Array]
 """(rows with labels as context, rows asked) -> log-probabilities of the choices, shape [rows asked, choices]."""
@@ -116,12 +117,6 @@ class InContext:
         return scores.loglik.view(len(rows), -1).double().log_softmax(-1).numpy(force=True)
 
 
-def calibrated(logprobs: Array) -> Array:
-    """Log-probabilities divided by their mean probability over the rows, normalised again; shape [rows, choices]."""
-    shifted = logprobs - np.log(np.exp(logprobs).mean(axis=0))
-    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-
-
 @dataclass
 class Search:
     """The labels so far: `labels[i]` is a choice or -1; `logprobs[i]` is row i's prediction from its present context."""
@@ -157,7 +152,7 @@ class Search:
     def asked(self, group: int, labels: Array, rows: Sequence[int] | None = None) -> Array:
         """Predictions of a group's rows (or of other rows, from that group's context), calibrated where asked for."""
         found = self.predict(self.context_of(group, labels), self.members(group).tolist() if rows is None else rows)
-        return calibrated(found) if self.settings.calibrate else found
+        return batch_calibrated(found) if self.settings.calibrate else found
 
     def score(self, labels: Array, logprobs: Array) -> float:
         """U: alpha times the mean log-probability of the labelled rows' labels."""

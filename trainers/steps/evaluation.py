@@ -16,6 +16,7 @@ from trainers.steps.step import Ground
 from trainers.training.kept import adapter_at
 from w2s_tasks.models.ref import VLLM_MODEL, ModelRef
 from w2s_tasks.models.vllm import on_server
+from w2s_tasks.scoring.calibration import Calibration
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -28,6 +29,8 @@ class Evaluation(Asking):
     limits: Mapping[HarnessTask, int | None]
     """The tasks, each with how many of its documents are asked; None for all."""
     style: PromptStyle
+    calibration: Calibration | None = None
+    """The prior that is taken out of its log-likelihoods."""
     engine: str = "hf"
     """What asks a language model: this process, or a server of vLLM's."""
     base_url: str | None = None
@@ -51,6 +54,7 @@ class Evaluation(Asking):
             "untrained": None if self.fit else vars(untuned(self.settings, self.task.choices)),
             **({} if self.arm.at is None else {"at": self.arm.at}),
             **({} if self.engine == "hf" else {"engine": self.engine}),
+            **({"calibration": self.calibration} if self.calibration else {}),
         }
 
     @property
@@ -96,4 +100,6 @@ def evaluated_model(step: Evaluation, ground: Ground) -> ModelRef:
     ref = model_of(step.fit, step.settings, step.task, ground)
     if step.fit is not None and step.arm.at is not None:
         ref = replace(ref, args={**ref.args, "peft": str(adapter_at(ground.folder_of(step.fit), step.arm.at))})
+    if step.calibration:
+        ref = replace(ref, args={**ref.args, "calibrate": step.calibration})
     return ref if step.engine == "hf" else on_server(ref, step.base_url)

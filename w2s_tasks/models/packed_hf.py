@@ -7,6 +7,7 @@ there), and safetensors weights only.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.keys import refuse
-from w2s_tasks.models import generation
+from w2s_tasks.models import calibration, generation
 from w2s_tasks.models.adapters import Base, adapter_folder, put_on
 from w2s_tasks.models.loading import loading
 from w2s_tasks.models.prompts import Encoded, Prompts
@@ -83,6 +84,7 @@ class W2SHF(Prompts, HFLM):
         device: str | None = None,
         dtype: str | None = None,
         token_budget: int | None = None,
+        calibrate: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Load a model.
@@ -94,6 +96,8 @@ class W2SHF(Prompts, HFLM):
             device: cuda, mps or cpu; found by itself where it is not given.
             dtype: as in ``hf``; float32 on a CPU, else the checkpoint's own.
             token_budget: tokens a forward pass; found from the device's memory where it is not given.
+            calibrate: batch, contextual or domain: log-likelihoods without the model's prior over each task's choices
+                (`w2s_tasks.models.calibration`).
             kwargs: everything else that ``hf`` takes. ``batch_size`` counts rows where lm_eval's own code runs (sampling,
                 encoder-decoders); what is packed is counted in tokens.
 
@@ -103,6 +107,7 @@ class W2SHF(Prompts, HFLM):
         """
         device = usable_device(device)
         self.token_budget = token_budget
+        self.use_calibration(calibrate)
         kwargs.setdefault("use_safetensors", True)
         refuse({"trust_remote_code": kwargs.pop("trust_remote_code", None)}, pretrained)
         if peft and kwargs.get("delta"):
@@ -175,6 +180,38 @@ class W2SHF(Prompts, HFLM):
             self._base = base
             quicken(self._model)
         self.language_model.eval()
+
+    def use_calibration(self, how: str | None) -> None:
+        """Take another prior out of the log-likelihoods from now on, or none.
+
+        Raises:
+            UserError: no way of that name.
+        """
+        self.calibrate = calibration.checked(how)
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """As in ``hf``.
+
+        Raises:
+            UserError: answers are calibrated together, so they can't come one by one out of a cache.
+        """
+        if self.calibrate:
+            raise UserError("calibrate= needs all answers of a task at once: leave --use_cache out.")
+        super().set_cache_hook(cache_hook)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """As in ``hf``, calibrated where that was asked for.
+
+        Raises:
+            UserError: a task that can't be calibrated in this way, or documents that several processes share.
+        """
+        answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
+        if self.calibrate is None:
+            return answers
+        if self.world_size > 1:
+            raise UserError("calibrate= needs all documents of a task in one process.")
+        ask = functools.partial(super().loglikelihood, disable_tqdm=True)
+        return calibration.calibrated(self.calibrate, requests, answers, ask)
 
     def _left_to_lm_eval(self) -> bool:
         """Encoder-decoders and autocast are run by lm_eval's own code."""

@@ -1,4 +1,4 @@
-"""Discrimination: AUROC of every arm on the training task and the safety tasks, and PGR of it.
+"""Discrimination: AUROC of every arm on the training task and the safety tasks, PGR of it, and calibrated accuracy.
 
 Accuracy asks for the right answer at the model's own threshold; AUROC asks whether the right choice is likelier where it is
 right, at any threshold. A model that gives every row one answer can still tell them apart: here it shows.
@@ -6,21 +6,25 @@ right, at any threshold. A model that gives every row one answer can still tell 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from trainers.labels.arms import kind_of
 from trainers.report.blocks import Block, Cell, Figure, Note, Table
-from trainers.report.collected import Collected, Evaluations, matched
-from trainers.report.entries import OfArm
+from trainers.report.collected import Collected, Evaluations, Group, matched
+from trainers.report.entries import Interval, OfArm
 from trainers.report.figures import NEUTRAL, clean, colour_of, legend_above, marker_of, svg
 from trainers.report.section import SECTIONS, Report, Section
 from trainers.report.sections.accuracy import Accuracy, Gap, recovered
-from trainers.report.text import Named, fraction, fractions, group_title
+from trainers.report.text import Named, fraction, fractions, group_title, percent, percents
+from trainers.steps.arm import Arm
+from w2s_tasks.results.calibrated import belief, calibrated
 from w2s_tasks.results.discrimination import Discrimination, auroc_difference, auroc_table, discrimination
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.stats import Difference
+from w2s_tasks.results.stats import Difference, mean_accuracy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,12 @@ class OnTask(Discrimination, OfArm):
 
     task: str
     to_zero_shot: Difference | None
+    calibrated: float
+    """Accuracy after batch calibration: without the model's prior over the classes, known from these rows alone."""
+    calibrated_ci95: Interval
+    mass: float | None
+    """Mean probability of all choices together, where text is scored."""
+    ties: float
 
 
 @SECTIONS.entry
@@ -67,7 +77,11 @@ class Auroc(Section):
         yield Note(
             "AUROC [95 % interval], and d′ with the criterion c of the answers that were given (c below 0: the "
             "second choice is preferred). Accuracy lost without AUROC lost is a shifted preference; AUROC lost is "
-            f"knowledge that no threshold brings back. Neither tells why.{told}"
+            "knowledge that no threshold brings back. Neither tells why. “cal.” is accuracy in % after batch "
+            "calibration: each choice's mean probability over these rows is divided out, which sees no label and takes "
+            "the classes to be about equally frequent (arXiv 2309.17249); between it and plain accuracy lies what the "
+            "model's preference costs. “mass” is the probability of all choices together, in %; “ties” are rows where "
+            f"their order decides.{told}"
         )
 
     def _tasks(self) -> list[str]:
@@ -77,8 +91,13 @@ class Auroc(Section):
         entry = next((e for e in self.discrimination if (e.task, e.group) == (task, group)), None)
         if entry is None:
             return "–"
-        sensitivity = "" if entry.d_prime is None else f"\nd′ {fraction(entry.d_prime)}, c {fraction(entry.criterion)}"
-        return Cell(fraction(entry.auroc), fractions((entry.low, entry.high)) + sensitivity)
+        lines = [fractions((entry.low, entry.high))]
+        if entry.d_prime is not None:
+            lines.append(f"d′ {fraction(entry.d_prime)}, c {fraction(entry.criterion)}")
+        lines.append(f"cal. {percent(entry.calibrated)} {percents(entry.calibrated_ci95)}")
+        if entry.mass is not None:
+            lines.append(f"mass {percent(entry.mass)}" + (f", ties {percent(entry.ties)}" if entry.ties else ""))
+        return Cell(fraction(entry.auroc), "\n".join(lines))
 
     def figure(self, report: Report) -> str | None:
         """A dot with its interval for every arm on every task."""
@@ -118,4 +137,16 @@ def _entries(collected: Collected, evaluations: Evaluations) -> Iterator[OnTask]
             change = None
             if reference is not None and group.name != "zero_shot" and kind_of(group.name).model == "strong":
                 change = auroc_difference(*matched(group, reference, read))
-            yield OnTask(**group.about, **vars(found), task=task, to_zero_shot=change)
+            yield OnTask(**group.about, **vars(found), task=task, to_zero_shot=change, **_calibrated(group, read))
+
+
+def _calibrated(group: Group, read: Callable[[Arm], TaskScores]) -> dict[str, Any]:
+    """Accuracy after calibration over seeds, and how the model spreads its belief."""
+    scores = [read(arm) for arm in group.arms]
+    answers = [one or plain for one, plain in ((calibrated(s), s) for s in scores)]
+    correct = np.stack([one.correct for one in answers])
+    value, low, high = mean_accuracy(correct, scores[0].cluster)
+    beliefs = [found for found in map(belief, scores) if found is not None]
+    mass = float(np.mean([found.mass for found in beliefs])) if beliefs and group.arms[0].kind.model == "strong" else None
+    ties = float(np.mean([s.ties for s in scores]))
+    return {"calibrated": value, "calibrated_ci95": (low, high), "mass": mass, "ties": ties}

@@ -1,0 +1,49 @@
+"""An evaluation's answers without the model's prior, and how much of its belief is on the choices at all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from w2s_tasks.results.read import TaskScores
+from w2s_tasks.scoring.calibration import mean_prior
+from w2s_tasks.scoring.metrics import NO_ANSWER
+
+
+def calibrated(scores: TaskScores) -> TaskScores | None:
+    """The same rows, answered after batch calibration (`scoring.calibration`); None where choices are no classes.
+
+    The prior is known from these very rows, without their labels; it takes the classes to be about equally frequent among
+    them. A row without an answer stays wrong and tells nothing of the prior.
+    """
+    if scores.logliks is None or scores.gold is None or scores.predicted is None or not scores.classes:
+        return None
+    answered = scores.predicted != NO_ANSWER
+    if not answered.any():
+        return None
+    logliks = np.where(answered[:, None], scores.logliks - mean_prior(scores.logliks[answered]), scores.logliks)
+    predicted = np.where(answered, logliks.argmax(axis=1), NO_ANSWER)
+    return replace(scores, logliks=logliks, predicted=predicted, correct=(predicted == scores.gold).astype(float))
+
+
+@dataclass(frozen=True)
+class Belief:
+    """Means over rows.
+
+    ``mass``: the probability of all choices together, what the model does not spend on anything else; ``ties``: the share of
+    rows whose likeliest choices are equally likely, so that their order decides.
+    """
+
+    mass: float
+    ties: float
+
+
+def belief(scores: TaskScores) -> Belief | None:
+    """How the model spreads its belief; None where answers are not scored by the likelihood of classes."""
+    if scores.logliks is None or scores.predicted is None or not scores.classes:
+        return None
+    answered = scores.predicted != NO_ANSWER
+    if not answered.any():
+        return None
+    return Belief(float(np.exp(scores.logliks[answered]).sum(axis=1).mean()), scores.ties)
