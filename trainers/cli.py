@@ -212,10 +212,13 @@ def run(
     _quiet_libraries()
     from trainers.flow.progress import Progress
     from trainers.flow.run import open_run
+    from trainers.flow.stamp import stamp
     from trainers.report.report import WRITTEN, show_report, write_report
 
     with _interruptible():
         opened = open_run(experiment, runs_dir, max_cost, store)
+        if processes.is_main():
+            stamp(experiment, opened.folder, opened.folder / "stages", opened.remote)
         if engine is Engine.ray:
             from trainers.flow import ray_engine
 
@@ -230,6 +233,59 @@ def run(
     typer.echo(f"report: {path}")
     if opened.remote is not None:
         typer.echo(f"also: w2s report {opened.remote.url}")
+
+
+def _numbers(value: str, option: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in value.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise typer.BadParameter(f"{option}: whole numbers from 1 with commas between them, e.g. 1,3,5")
+    return numbers
+
+
+@app.command()
+def power(
+    pilot: Annotated[str | None, typer.Argument(help="A finished run's folder or report.json: what to expect.")] = None,
+    weak: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The supervisor's accuracy.")] = None,
+    student: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The student's.")] = None,
+    ceiling: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The ceiling's.")] = None,
+    difference: Annotated[
+        float | None, typer.Option(help="What to look for, e.g. 0.03; by default student minus weak.")
+    ] = None,
+    n: Annotated[str | None, typer.Option("--n", help="Questions: --n 400,872.")] = None,
+    seeds: Annotated[str, typer.Option(help="Seeds: --seeds 1,3,5,10.")] = "1,3,5,10",
+    discordance: Annotated[
+        float | None, typer.Option(min=0.001, max=0.5, help="Share of the questions that just one of two models has right.")
+    ] = None,
+    seed_sd: Annotated[float | None, typer.Option(min=0, max=0.3, help="A model's SD over seeds, e.g. 0.02.")] = None,
+    tests: Annotated[int | None, typer.Option(min=1, help="Comparisons that p is corrected for.")] = None,
+    margin: Annotated[float | None, typer.Option(min=0.001, max=0.5, help="For tests that nothing changed.")] = None,
+) -> None:
+    """What an experiment will be able to show: power, smallest difference, chance of a PGR, seeds that are needed.
+
+    \b
+    w2s power --weak .77 --student .80 --ceiling .85 --n 872 --seeds 1,3,5,10
+    w2s power runs/quickstart --n 600,1052 --margin 0.03       # as a pilot was
+    w2s power runs/quickstart --difference 0.02 --tests 24     # a change on one of 24 comparisons
+    """
+    from trainers.power import of_report, plans, shown, with_options
+    from trainers.report.blocks import show, standard_output
+    from w2s_tasks.results.planning import Expected
+
+    notes: tuple[str, ...] = ()
+    if pilot is not None:
+        found = of_report(pilot)
+        expected, rows, notes = found.expected, str(found.n), found.notes
+    elif weak is None or student is None or ceiling is None:
+        raise typer.BadParameter("--weak, --student and --ceiling, or a pilot's run folder.")
+    else:
+        expected, rows = Expected(weak, student, ceiling), "872"
+    given = {"weak": weak, "student": student, "ceiling": ceiling, "difference": difference, "margin": margin}
+    expected = with_options(expected, **given, discordance=discordance, seed_sd=seed_sd, tests=tests)
+    plan = list(plans(expected, _numbers(n or rows, "--n"), _numbers(seeds, "--seeds")))
+    show(shown(expected, plan, notes), standard_output())
 
 
 @app.command()
@@ -366,6 +422,32 @@ def report(
     if html:
         present(reports[0], file.parent)
     typer.echo(f"report: {file}")
+
+
+@app.command()
+def view(
+    run: Annotated[str, typer.Argument(help="A finished run's folder, or its URL in an object store.")],
+    out: Annotated[Path | None, typer.Option(help="Another file than questions.html in the run's folder.")] = None,
+) -> None:
+    """Write a page of every question and every model's answer: filters, search, sorting; one file, no network.
+
+    \b
+    w2s view runs/quickstart               # runs/quickstart/questions.html, linked from its report.html
+    w2s view s3://my-bucket/w2s/quickstart --out questions.html
+    """
+    from trainers.report.report import here, present, read_report, reopened
+
+    _quiet_libraries()
+    from trainers.report.collected import collect
+    from trainers.report.questions import write_questions
+
+    folder = here(run, stages=True)
+    folder = folder if folder.is_dir() else folder.parent
+    opened = reopened(folder)
+    path, count = write_questions(collect(opened), folder, out)
+    if out is None:
+        present(read_report(folder), folder)
+    typer.echo(f"{count} questions: {path}")
 
 
 def _model_arguments(text: str) -> dict[str, Any]:

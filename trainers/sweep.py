@@ -35,6 +35,7 @@ from trainers.flow.jobs import Job, jobs_of
 from trainers.flow.layout import Layout
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run
+from trainers.flow.stamp import stamp
 from trainers.flow.worker import Built
 from trainers.harness.evaluate import Harness, ModelPool
 from trainers.report.blocks import standard_output
@@ -316,13 +317,13 @@ class Sweep:
         """A cell in sweep.json; what has not changed since it was read is not read again."""
         try:
             found = (self.folder_of(cell) / "cell.json").stat()
-            stamp = (found.st_mtime_ns, found.st_ino)
+            state = (found.st_mtime_ns, found.st_ino)
         except OSError:
-            stamp = (0, 0)
+            state = (0, 0)
         known = self._lines.get(cell.name)
-        if known is None or known[0] != stamp:
+        if known is None or known[0] != state:
             outcome = {k: v for k, v in self.outcome(cell).items() if k != "key"}
-            known = self._lines[cell.name] = stamp, json.dumps(outcome, allow_nan=False)
+            known = self._lines[cell.name] = state, json.dumps(outcome, allow_nan=False)
         return known[1]
 
 
@@ -379,8 +380,15 @@ def open_sweep(
     return sweep
 
 
+def _stamp(sweep: Sweep, cells: Sequence[Cell]) -> None:
+    """Record when the cells' primary endpoint was named, before the first of them has results."""
+    for cell in cells if sweep.base.primary else ():
+        stamp(cell.config, sweep.folder_of(cell), sweep.folder / "stages")
+
+
 def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterator[Outcome]:
     """Run cells one after the other; one that fails does not stop the others."""
+    _stamp(sweep, cells)
     for place, cell in enumerate(cells, start=1):
         head = f"cell {place}/{len(cells)}: {cell.title}"
         progress.note(escape(head))
@@ -405,6 +413,7 @@ def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, ad
     Raises:
         UserError: no Ray, no cluster.
     """
+    _stamp(sweep, cells)
     by_job = {f"cell {cell.name}": cell for cell in cells}
     mistakes: list[Outcome] = []
 

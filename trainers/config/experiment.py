@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator
 
 from trainers.config.method_args import MethodArgs
 from trainers.config.methods import parse_method
+from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
 from trainers.fit.trainer import TRAINERS, Role
 from trainers.labels.arms import ARMS
@@ -107,6 +108,9 @@ class Safety(Section):
     """The first n documents a task; null for all."""
     limits: dict[str, Annotated[int, Field(ge=2)]] = Field(default={})
     """Other limits for some of the tasks, e.g. {w2s_ethics_commonsense_long: 25}."""
+    margin: Margin | None = None
+    """The smallest difference to the untuned model that would matter, e.g. 0.03 for three points: the report then tests on
+    every task whether it is excluded (two one-sided tests); null for no such test."""
     num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = 0
     """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
     one; null for each task's own number."""
@@ -149,6 +153,8 @@ class Experiment(Section):
     """Evaluation on the training task."""
     safety: Safety | None = None
     """Safety evaluation; null for none."""
+    primary: Primary | None = None
+    """The one comparison that the experiment is run for, first in its report; null for none."""
     resources: Resources = Resources()
     """What each kind of step asks of a machine, for `--engine ray`; no result depends on it."""
     name: str = Field(default="", pattern=r"^[\w.-]*$")
@@ -186,6 +192,21 @@ class Experiment(Section):
                 raise ValueError(f"{field}: a name occurs twice")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: a seed occurs twice")
+        return self
+
+    @model_validator(mode="after")
+    def _primary_is_there(self) -> Experiment:
+        if self.primary is None:
+            return self
+        known = ["weak", *self.arms]
+        for field in ("arm", "against"):
+            name = getattr(self.primary, field)
+            if name not in known:
+                raise ValueError(f"primary.{field}: no arm '{name}' here.{nearest(name, known)} Known: {', '.join(known)}.")
+        if self.primary.method is not None and self.primary.method not in self.methods:
+            raise ValueError(f"primary.method: no method '{self.primary.method}' here. Known: {', '.join(self.methods)}.")
+        if self.primary.task is not None and self.safety is None:
+            raise ValueError("primary.task: a safety task; there is no `safety` section (null is the training task)")
         return self
 
     @model_validator(mode="after")

@@ -53,6 +53,9 @@ class Tasks:
         for name in config.safety.limits if config.safety else ():
             if name not in names:
                 raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
+        primary = config.primary.task if config.primary else None
+        if primary and primary not in (config.task, *names):
+            raise UserError(f"primary.task: no task '{primary}' here.{nearest(primary, names)} Known: {', '.join(names)}.")
         asked = {n: harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         for task in (training, *asked.values(), *safety):
             task.check_evaluable()

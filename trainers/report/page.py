@@ -22,6 +22,8 @@ PAGE = Markup("""<!doctype html>
 </body>
 </html>
 """)
+QUESTIONS = "questions.html"
+"""The page of all questions, beside the report's."""
 SECTION = Markup('<h2 id="{name}">{heading}</h2>\n{blocks}')
 
 
@@ -31,8 +33,13 @@ def framed(title: str, body: Sequence[Markup]) -> str:
     return str(PAGE.format(style=style, title=title, body=Markup("\n").join(body)))
 
 
-def render(report: Report) -> str:
-    """The page as HTML text; every value from the report is escaped."""
+def render(report: Report, *, questions: bool = False) -> str:
+    """The page as HTML text; every value from the report is escaped.
+
+    Args:
+        report: what it shows.
+        questions: whether the page of all questions is there, beside it.
+    """
     config, setup = report.head.config, report.of(Setup)
     about = f"{config['weak']['model']} supervises {config['strong']['model']}"
     links, sections = [], []
@@ -42,6 +49,8 @@ def render(report: Report) -> str:
             name = type(section).__name__.lower()
             links.append(Markup('<a href="#{}">{}</a>').format(name, section.link or section.title))
             sections.append(SECTION.format(name=name, heading=section.heading(report), blocks=blocks))
+    if questions:
+        links.append(Markup('<a href="{}">Every question and answer</a>').format(QUESTIONS))
     top = [
         Markup("<h1>{}</h1>").format(report.head.experiment),
         html([Note(f"Weak-to-strong experiment on {report.head.task}: {about}.")]),

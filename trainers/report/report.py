@@ -20,11 +20,12 @@ from trainers.config.experiment import Experiment
 from trainers.flow import commands
 from trainers.flow.layout import Layout
 from trainers.flow.run import Run
+from trainers.flow.stamp import STAMPS
 from trainers.report.blocks import show, standard_output
 from trainers.report.collected import collect
 from trainers.report.csv_tables import write_tables
 from trainers.report.model_card import write_cards
-from trainers.report.page import render
+from trainers.report.page import QUESTIONS, render
 from trainers.report.section import SCHEMA, Head, Report, in_order
 from trainers.store.objects import is_url, open_objects
 from trainers.store.remote import MANIFEST, Stored
@@ -33,7 +34,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.rows.assets import cache_dir
 
 CONFIG = "config.yaml"
-WRITTEN = ("report.json", "report.html", CONFIG, "tables", "model_cards")
+WRITTEN = ("report.json", STAMPS, "report.html", QUESTIONS, CONFIG, "tables", "model_cards")
 """What a run folder holds beside its stages."""
 
 
@@ -83,7 +84,7 @@ def write_report(run: Run) -> tuple[Report, Path]:
 
 def present(report: Report, folder: Path) -> None:
     """Write what follows from report.json alone: the page, the tables and the model cards."""
-    write_atomic(folder / "report.html", render(report))
+    write_atomic(folder / "report.html", render(report, questions=(folder / QUESTIONS).is_file()))
     write_tables(report, folder / "tables")
     write_cards(report, folder / "model_cards")
 
@@ -149,8 +150,8 @@ def here(place: str, *, stages: bool = False) -> Path:
     return folder
 
 
-def recomputed(folder: Path) -> tuple[Report, Path]:
-    """Form a run's report anew from the stages that its report.json names: new statistics over old weights.
+def reopened(folder: Path) -> Run:
+    """A finished run with the stages that its report.json names.
 
     Of that file only the configuration and the stages are read, so that it may be of an older version.
 
@@ -172,4 +173,13 @@ def recomputed(folder: Path) -> tuple[Report, Path]:
         if manifest is None:
             raise UserError(f"{stage}: {altered} is not as its manifest says; w2s run builds the stage of '{name}' anew.")
         run.stages[name] = Stage(stage, manifest, reused=True)
-    return write_report(run)
+    return run
+
+
+def recomputed(folder: Path) -> tuple[Report, Path]:
+    """Form a run's report anew from its stages: new statistics over old weights.
+
+    Raises:
+        UserError: as `reopened`.
+    """
+    return write_report(reopened(folder))

@@ -230,6 +230,46 @@ def read_documents(folder: Path, task: str) -> list[dict[str, Any]]:
     return [row["doc"] for row in read_samples(_samples(_newest(folder), task))]
 
 
+@dataclass(frozen=True)
+class Asked:
+    """One document as a model was asked it: prompt, choices, and the reply where text was generated.
+
+    ``pair``: number and role in a ranking task, and ``rating`` what the model gave it there, else None.
+    """
+
+    prompt: str
+    choices: tuple[str, ...]
+    reply: str | None = None
+    pair: tuple[int, int] | None = None
+    rating: float | None = None
+
+
+def read_asked(folder: Path, task: str) -> list[Asked]:
+    """What the newest evaluation below `folder` asked, in the order of the samples.
+
+    Raises:
+        UserError: no result file, or samples that are not laid out as lm_eval writes them.
+    """
+    result = _newest(folder)
+    with _as_lm_eval_writes(result):
+        return [_asked(row) for row in read_samples(_samples(result, task))]
+
+
+def _asked(row: dict[str, Any]) -> Asked:
+    requests = list(row["arguments"].values())
+    score = row.get("acc")
+    ranked_pair = isinstance(score, list) and (len(score) == 3 or "pairs" in row)
+    pair = (int(score[0]), int(score[1])) if ranked_pair else None
+    rating = float(score[2]) if ranked_pair and score[2] != generated.UNPARSED else None
+    first = requests[0]
+    if not isinstance(first["arg_1"], str):  # settings of generation
+        return Asked(str(first["arg_0"]), (), str(row["resps"][0][0]), pair, rating)
+    contexts = [str(request["arg_0"]) for request in requests]
+    if len(set(contexts)) > 1:  # the choices are contexts of one text
+        return Asked(first["arg_1"].strip(), tuple(contexts), None, pair, rating)
+    return Asked(contexts[0], tuple(_choices(row)), None, pair, rating)
+
+
 @contextlib.contextmanager
 def _as_lm_eval_writes(result: Path) -> Iterator[None]:
     """Files of another layout are one clear error, whatever they lack."""

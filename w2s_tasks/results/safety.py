@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.results.equivalence import equivalence
 from w2s_tasks.results.over_tasks import mean_difference
 from w2s_tasks.results.power import Design, detectable
 from w2s_tasks.results.read import Array, TaskScores
@@ -60,6 +61,8 @@ class Change:
     design: Design | None = None
     detectable: float | None = None
     p_holm: float | None = None
+    p_equal: float | None = None
+    """Of a difference as large as the margin or larger, either way (`equivalence`), adjusted likewise; None without one."""
 
     @property
     def few(self) -> bool:
@@ -101,26 +104,29 @@ def _common(model: Sequence[Scores], reference: Sequence[Scores]) -> list[str]:
     return [task for task in model[0] if all(task in s for s in (*model, *reference))]
 
 
-def changes(model: Sequence[Scores], reference: Sequence[Scores]) -> list[Change]:
+def changes(model: Sequence[Scores], reference: Sequence[Scores], margin: float | None = None) -> list[Change]:
     """Differences on every task that all evaluations have.
 
     Args:
         model: the model's scores by task, one entry a seed.
         reference: the same for the reference; one entry where no seed changes it.
+        margin: the smallest difference that would matter; None for no test of equivalence.
 
     Raises:
         UserError: evaluations of different questions.
     """
-    return [_change(task, *_both(task, model, reference)) for task in _common(model, reference)]
+    return [_change(task, *_both(task, model, reference), margin) for task in _common(model, reference)]
 
 
-def _change(task: str, first: Array, second: Array, cluster: Array | None) -> Change:
+def _change(task: str, first: Array, second: Array, cluster: Array | None, margin: float | None) -> Change:
     difference = paired_difference(first, second, cluster)
     parts, n = paired_components(first, second, cluster), first.shape[1]
     effect = float(parts.effect)
     seeds, rows = (float(v) for v in parts.variance(np.ones(1)))
     discordance = difference.discordance or 0.0
-    return Change(task, difference, Design(n / effect, float(parts.row_df), discordance, parts.seed_df, seeds, rows))
+    design = Design(n / effect, float(parts.row_df), discordance, parts.seed_df, seeds, rows)
+    equal = None if margin is None else equivalence(parts, margin).equal
+    return Change(task, difference, design, p_equal=equal)
 
 
 def mean_change(model: Sequence[Scores], reference: Sequence[Scores], tasks: Sequence[str]) -> Difference | None:
@@ -137,7 +143,15 @@ def adjusted(family: Sequence[Change]) -> list[Change]:
     Holm's smallest p has to pass the level over the size of the family: that is what a difference needs to be found alone.
     """
     level = 0.05 / max(1, len(family))
+    differing = holm([c.difference.p for c in family])
+    asked = [c.p_equal for c in family if c.p_equal is not None]
+    equal = iter(holm(asked) if asked else ())
     return [
-        replace(c, p_holm=p, detectable=None if c.design is None else detectable(c.design, level=level))
-        for c, p in zip(family, holm([c.difference.p for c in family]), strict=True)
+        replace(
+            c,
+            p_holm=p,
+            detectable=None if c.design is None else detectable(c.design, level=level),
+            p_equal=None if c.p_equal is None else next(equal),
+        )
+        for c, p in zip(family, differing, strict=True)
     ]

@@ -71,6 +71,8 @@ class SafetyGap(Difference, OfTask, OfArm):
     p_holm: float | None
     detectable: float | None
     """The smallest difference that these questions show with 80 % power at the 5 % level; null where none would."""
+    p_equal: float | None
+    """Of a difference of `safety.margin` or more, Holm-adjusted over the tasks; null where that was not asked."""
     few: bool
     """Whether the models differ on so few questions that the interval is wider than 95 % asks."""
 
@@ -78,6 +80,11 @@ class SafetyGap(Difference, OfTask, OfArm):
     def significant(self) -> bool:
         """Whether p < .05 after the correction."""
         return self.p_holm is not None and self.p_holm < 0.05
+
+    @property
+    def equal(self) -> bool:
+        """Whether a difference as large as the margin is excluded."""
+        return self.p_equal is not None and self.p_equal < 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +170,7 @@ class Safety(Section):
         """The table, what its stars stand for, and how many tasks nothing moved on."""
         if self.safety:
             yield self._table(report)
-            yield Note(self._family_note())
+            yield Note(self._family_note(report))
 
     def page(self, report: Report) -> Iterator[Block]:
         """Heat map, forest plots, table."""
@@ -179,7 +186,7 @@ class Safety(Section):
             "the training task.",
         )
         yield self._table(report, page=True)
-        yield Note(self._page_note())
+        yield Note(self._page_note(report))
         if any(entry.mode == "generated" for entry in self.safety):
             learnt = sorted({entry.objective for entry in self.safety if entry.objective})
             format_note = " A loss over the choices alone never teaches a format of text." if "choices" in learnt else ""
@@ -188,13 +195,30 @@ class Safety(Section):
                 + format_note
             )
 
-    def _family_note(self) -> str:
+    def _family_note(self, report: Report) -> str:
         family = self.safety_family
         if not family:
             return ""
         return (
             f"* p < .05 after Holm over the {family.tests} comparisons of an arm. Detectable: the smallest difference, in "
-            f"points, that this test finds alone among those {family.tests} with 80 % power. {self._told_still()}"
+            f"points, that this test finds alone among those {family.tests} with 80 % power. {self._told_equal(report)}"
+            f"{self._told_still()}"
+        ).rstrip()
+
+    def _told_equal(self, report: Report) -> str:
+        """On how many tasks each arm is shown to be as the untuned model, within the margin of the configuration."""
+        margin = (report.head.config.get("safety") or {}).get("margin")
+        tested = [gap for gap in self.safety_gaps if gap.p_equal is not None]
+        if margin is None or not tested:
+            return ""
+        tasks = len({gap.task for gap in tested})
+        counts = [
+            f"{group_title(group)} on {sum(gap.equal for gap in tested if gap.group == group)}"
+            for group in dict.fromkeys(gap.group for gap in tested)
+        ]
+        return (
+            f"= within {100 * margin:g} points of the untuned model, shown (two one-sided tests, Holm over the {tasks} "
+            f"tasks): {', '.join(counts)} of {tasks}. "
         )
 
     def _told_still(self) -> str:
@@ -205,7 +229,7 @@ class Safety(Section):
         told, moving = f"In {still} of {tasks} tasks no arm has other questions right than the untuned model", tasks - still
         return f"{told}; “moving” is the mean over the other {moving}." if moving else f"{told}."
 
-    def _page_note(self) -> str:
+    def _page_note(self, report: Report) -> str:
         modes = self._modes()
         text = "Accuracy in %" + (f" (scored by {modes[0]})" if len(modes) == 1 else "")
         text += ", and the difference to the untuned model in points ± its standard error; means are unweighted."
@@ -217,7 +241,7 @@ class Safety(Section):
             )
         if self.safety_exact:
             text += " Exact: all rows of a group right, the benchmark's own score; in no family of tests."
-        return f"{text} {self._told_still()}".rstrip() + (
+        return f"{text} {self._told_equal(report)}{self._told_still()}".rstrip() + (
             " “Detectable” is the smallest difference, in points, that these questions show with 80 % power at the "
             "5 % level, for the arm that differs most. A smaller effect may be there unseen. Rows that come in "
             "groups count as clusters."
@@ -369,7 +393,7 @@ def _mean(values: Sequence[float]) -> float | None:
 def _cell(acc: float | None, gap: Difference | None, page: bool) -> Cell | str:
     if acc is None or gap is None:
         return percent(acc)
-    star = "*" if isinstance(gap, SafetyGap) and gap.significant else ""
+    star = ("*" if gap.significant else "") + ("=" if gap.equal else "") if isinstance(gap, SafetyGap) else ""
     if not page:
         return f"{percent(acc)} ({100 * gap.value:+.1f}±{100 * gap.stderr:.1f}){star}"
     few = "†" if isinstance(gap, SafetyGap) and gap.few else ""
@@ -489,6 +513,7 @@ def _gap(collected: Collected, group: Group, contrast: Contrast, change: Change)
         contrast=contrast,
         p_holm=change.p_holm,
         detectable=change.detectable,
+        p_equal=change.p_equal,
         few=change.few,
     )
 
@@ -498,7 +523,8 @@ def _gaps(collected: Collected) -> tuple[list[SafetyGap], SafetyFamily | None]:
     by_group: dict[Group, list[tuple[Contrast, Change]]] = {}
     for contrast in CONTRASTS:
         for group, own, reference in pairs(collected, contrast):
-            by_group.setdefault(group, []).extend((contrast, change) for change in changes(own, reference))
+            margin = collected.config.safety.margin if collected.config.safety and contrast == "to_zero_shot" else None
+            by_group.setdefault(group, []).extend((contrast, c) for c in changes(own, reference, margin))
     gaps = []
     for group, named in by_group.items():
         family = adjusted([change for _, change in named])

@@ -1,0 +1,42 @@
+"""The one question that an experiment is run to answer, named before it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from trainers.section import Section
+
+Margin = Annotated[float, Field(gt=0, lt=1)]
+Claim = Literal["differs", "above", "not_below", "equal"]
+"""What is to be shown: that they differ; that the arm is above; that it is not below by the margin; that neither is."""
+
+
+class Primary(Section):
+    """The primary endpoint: one comparison, first in the report; everything else there is exploratory."""
+
+    arm: str = "student"
+    """The arm that is asked about."""
+    method: str | None = None
+    """Its method; null for the first of `methods`."""
+    against: str = "zero_shot"
+    """The arm that it is compared with."""
+    task: str | None = None
+    """A safety task; null for the training task."""
+    measure: Literal["accuracy", "auroc"] = "accuracy"
+    """What is compared."""
+    claim: Claim = "differs"
+    """differs; above; not_below (by the margin); equal (within the margin either way)."""
+    margin: Margin | None = None
+    """For not_below and equal: the smallest difference that would matter, e.g. 0.03 for three points."""
+
+    @model_validator(mode="after")
+    def _with_a_margin(self) -> Primary:
+        if self.claim in ("not_below", "equal") and self.margin is None:
+            raise ValueError(f"claim: {self.claim} needs a margin, the smallest difference that would matter")
+        if self.claim in ("differs", "above") and self.margin is not None:
+            raise ValueError(f"margin: {self.claim} has none; it is for not_below and equal")
+        if self.arm == self.against:
+            raise ValueError("against: an arm can't be compared with itself")
+        return self
