@@ -53,9 +53,8 @@ def test_every_question_and_answer_is_what_lm_eval_wrote(run_folder: Path, data:
         assert scores.logliks is not None
         assert np.array(own["logliks"]) == pytest.approx(scores.logliks, abs=1e-3)
         asked = read_asked(folder, scores.task)
-        assert [training["before"] + row["text"] + training["after"] for row in training["rows"]] == [
-            a.prompt for a in asked
-        ]
+        before, after = training["before"], training["after"]
+        assert [before + row["text"] + after for row in training["rows"]] == [a.prompt for a in asked]
     names = {task["name"] for task in data["tasks"]}
     assert names >= {"w2s_ethics_probe_justice", "w2s_ethics_probe_utilitarianism"}
 

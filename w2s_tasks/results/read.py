@@ -258,9 +258,10 @@ def read_asked(folder: Path, task: str) -> list[Asked]:
 def _asked(row: dict[str, Any]) -> Asked:
     requests = list(row["arguments"].values())
     score = row.get("acc")
-    ranked_pair = isinstance(score, list) and (len(score) == 3 or "pairs" in row)
-    pair = (int(score[0]), int(score[1])) if ranked_pair else None
-    rating = float(score[2]) if ranked_pair and score[2] != generated.UNPARSED else None
+    pair = rating = None
+    if isinstance(score, list) and (len(score) == 3 or "pairs" in row):
+        pair = int(score[0]), int(score[1])
+        rating = None if score[2] == generated.UNPARSED else float(score[2])
     first = requests[0]
     if not isinstance(first["arg_1"], str):  # settings of generation
         return Asked(str(first["arg_0"]), (), str(row["resps"][0][0]), pair, rating)
