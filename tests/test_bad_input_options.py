@@ -84,6 +84,8 @@ REST = {
     "finetune": ["--out", "o", "--task", "nothing", "--model", "nothing"],
     "rescore": ["nothing", "--parser", "strict"],
     "validate": ["nothing"],
+    "power": ["nothing"],
+    "view": ["nothing"],
 }
 """Arguments with which a command ends soon: nothing of that name is there."""
 

@@ -20,6 +20,7 @@ from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.results.calibrated import belief, calibrated
 from w2s_tasks.results.read import TaskScores, read_evaluation
+from w2s_tasks.results.stats import mean_accuracy
 from w2s_tasks.scoring.calibration import CONTENT_FREE, batch_calibrated, content_free, frame, premise
 
 RNG = np.random.default_rng(2)
@@ -68,6 +69,23 @@ def test_a_row_without_an_answer_stays_wrong_and_says_nothing_of_the_prior():
     assert found.correct.tolist() == [*alone.correct.tolist(), 0.0]
     assert found.predicted is not None
     assert found.predicted[2] == -1
+
+
+@pytest.mark.parametrize(("n", "shift", "share"), [(60, 1.0, 0.5), (200, 3.0, 0.5), (600, 1.0, 0.3)])
+def test_the_interval_of_calibrated_accuracy_covers(n: int, shift: float, share: float):
+    """The prior is estimated from the very rows; the truth is accuracy with the prior of all rows. 500 draws: ± 1 point."""
+    rng = np.random.default_rng(9)
+
+    def right(rows: int) -> np.ndarray:
+        gold = (rng.random(rows) < share).astype(int)
+        margin = rng.normal(np.where(gold == 1, 0.7, -0.7), 1.5) + shift
+        found = calibrated(scores(np.stack([np.zeros(rows), margin], axis=1), gold))
+        assert found is not None
+        return found.correct
+
+    truth = right(200_000).mean()
+    ends = [mean_accuracy(right(n)[None])[1:] for _ in range(500)]
+    assert np.mean([low <= truth <= high for low, high in ends]) >= 0.92
 
 
 def test_choices_of_their_own_have_no_prior_and_no_mass():

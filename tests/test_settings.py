@@ -35,6 +35,7 @@ from trainers.flow.ray_engine import Machines
 from trainers.harness import evaluate as hn
 from trainers.labels.gold import gold_labels
 from trainers.labels.operations import METHOD_OPS
+from trainers.report.report import build_report
 from trainers.section import Section
 from trainers.store.stages import Store
 from trainers.training.losses import LOSSES
@@ -46,10 +47,11 @@ GOOD: dict[str, Any] = {"task": "t", "weak": {"model": "m"}, "strong": {"model":
 
 METHODS = ("xent", "relabel+logconf", "filter+product", "ensemble+entropy", "bootstrap+window", "adaptive_confidence")
 BY_CLASSIFIER = (
-    "arms=[zero_shot, few_shot, few_shot(1), student, ceiling, self_labels, unsupervised, random_labels]",
+    "arms=[zero_shot, zero_shot_calibrated, few_shot, few_shot(1), student, ceiling, self_labels, unsupervised]",
     f"methods={json.dumps(METHODS)}",
     "unsupervised={rows: 8, groups: 2, initial: 2, steps: 4}",
-    "safety={tasks: [w2s_ethics_probe_justice], limit: 4, limits: {w2s_ethics_probe_justice: 6}, num_fewshot: [0, 1]}",
+    "safety={tasks: [w2s_ethics_probe_justice], limit: 4, limits: {w2s_ethics_probe_justice: 6}, num_fewshot: [0, 1], "
+    "margin: 0.1}",
     "evaluate={limit: 12, few_shot_k: 2, checkpoints: [0.5], task: own_reviews, tuned_task: own_reviews}",
 )
 BY_LORA = (
@@ -69,6 +71,7 @@ def sections(model: type[Section]) -> set[type[Section]]:
 def run(experiment_file: Path, runs: Path, *sets: str) -> None:
     flow = runs_of.open_run(reading.load(str(experiment_file), list(sets))[0], runs)
     flow.build(Progress(quiet=True))
+    build_report(flow)
     for job in jobs_of(flow, Store(flow.folder)):  # what an engine that shares machines out asks for
         Machines(2, gpus=True).options(job)
 

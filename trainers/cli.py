@@ -72,10 +72,10 @@ Address = Annotated[
 ]
 
 
-def _amount(value: float | None) -> float | None:
-    """A sum that can be compared with: NaN passes every range."""
+def _finite(value: float | None) -> float | None:
+    """A number that can be compared with: NaN passes every range."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no amount of money.")
+        raise typer.BadParameter(f"{value} is no number that anything can be compared with.")
     return value
 
 
@@ -181,7 +181,7 @@ def run(
     max_cost: Annotated[
         float | None,
         typer.Option(
-            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
+            "--max-cost", min=0, callback=_finite, help="USD that services may cost in all; local runs cost nothing."
         ),
     ] = None,
     engine: UseEngine = Engine.local,
@@ -248,20 +248,32 @@ def _numbers(value: str, option: str) -> list[int]:
 @app.command()
 def power(
     pilot: Annotated[str | None, typer.Argument(help="A finished run's folder or report.json: what to expect.")] = None,
-    weak: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The supervisor's accuracy.")] = None,
-    student: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The student's.")] = None,
-    ceiling: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The ceiling's.")] = None,
+    weak: Annotated[
+        float | None, typer.Option(callback=_finite, min=0.01, max=0.99, help="The supervisor's accuracy.")
+    ] = None,
+    student: Annotated[float | None, typer.Option(callback=_finite, min=0.01, max=0.99, help="The student's.")] = None,
+    ceiling: Annotated[float | None, typer.Option(callback=_finite, min=0.01, max=0.99, help="The ceiling's.")] = None,
     difference: Annotated[
-        float | None, typer.Option(help="What to look for, e.g. 0.03; by default student minus weak.")
+        float | None,
+        typer.Option(
+            callback=_finite, min=-0.99, max=0.99, help="What to look for, e.g. 0.03; by default student minus weak."
+        ),
     ] = None,
     n: Annotated[str | None, typer.Option("--n", help="Questions: --n 400,872.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds: --seeds 1,3,5,10.")] = "1,3,5,10",
     discordance: Annotated[
-        float | None, typer.Option(min=0.001, max=0.5, help="Share of the questions that just one of two models has right.")
+        float | None,
+        typer.Option(
+            callback=_finite, min=0.001, max=0.5, help="Share of the questions that just one of two models has right."
+        ),
     ] = None,
-    seed_sd: Annotated[float | None, typer.Option(min=0, max=0.3, help="A model's SD over seeds, e.g. 0.02.")] = None,
+    seed_sd: Annotated[
+        float | None, typer.Option(callback=_finite, min=0, max=0.3, help="A model's SD over seeds, e.g. 0.02.")
+    ] = None,
     tests: Annotated[int | None, typer.Option(min=1, help="Comparisons that p is corrected for.")] = None,
-    margin: Annotated[float | None, typer.Option(min=0.001, max=0.5, help="For tests that nothing changed.")] = None,
+    margin: Annotated[
+        float | None, typer.Option(callback=_finite, min=0.001, max=0.5, help="For tests that nothing changed.")
+    ] = None,
 ) -> None:
     """What an experiment will be able to show: power, smallest difference, chance of a PGR, seeds that are needed.
 
@@ -301,7 +313,7 @@ def sweep(
     max_cost: Annotated[
         float | None,
         typer.Option(
-            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all cells; local runs cost nothing."
+            "--max-cost", min=0, callback=_finite, help="USD that services may cost in all cells; local runs cost nothing."
         ),
     ] = None,
     engine: UseEngine = Engine.local,

@@ -202,9 +202,12 @@ class Experiment(Section):
         for field in ("arm", "against"):
             name = getattr(self.primary, field)
             if name not in known:
-                raise ValueError(f"primary.{field}: no arm '{name}' here.{nearest(name, known)} Known: {', '.join(known)}.")
+                raise ValueError(
+                    f"primary.{field}: no arm {shown(name)} here.{nearest(name, known)} Known: {', '.join(known)}."
+                )
         if self.primary.method is not None and self.primary.method not in self.methods:
-            raise ValueError(f"primary.method: no method '{self.primary.method}' here. Known: {', '.join(self.methods)}.")
+            method = shown(self.primary.method)
+            raise ValueError(f"primary.method: no method {method} here. Known: {', '.join(self.methods)}.")
         if self.primary.task is not None and self.safety is None:
             raise ValueError("primary.task: a safety task; there is no `safety` section (null is the training task)")
         return self

@@ -27,6 +27,7 @@ from trainers.steps.step import Step
 from trainers.steps.teachers import AnyStep, Repetition, answers_of, labels_for
 from trainers.training.settings import ModelSettings
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.user_text import shown
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,9 @@ class Tasks:
                 raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
         primary = config.primary.task if config.primary else None
         if primary and primary not in (config.task, *names):
-            raise UserError(f"primary.task: no task '{primary}' here.{nearest(primary, names)} Known: {', '.join(names)}.")
+            raise UserError(
+                f"primary.task: no task {shown(primary)} here.{nearest(primary, names)} Known: {', '.join(names)}."
+            )
         asked = {n: harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         for task in (training, *asked.values(), *safety):
             task.check_evaluable()

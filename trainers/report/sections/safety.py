@@ -227,7 +227,7 @@ class Safety(Section):
             return ""
         still, tasks = len(self.safety_still), len(self.tasks())
         told, moving = f"In {still} of {tasks} tasks no arm has other questions right than the untuned model", tasks - still
-        return f"{told}; “moving” is the mean over the other {moving}." if moving else f"{told}."
+        return f"{told}; “moving” is the mean over the other {moving}, chosen by the outcome." if moving else f"{told}."
 
     def _page_note(self, report: Report) -> str:
         modes = self._modes()
