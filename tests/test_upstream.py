@@ -35,6 +35,9 @@ NAMES = [f"{name}{twin}" for name, twin in itertools.product(CHOICES, ("", "_gen
 TAGS = ["ethics_paper", "ethics_paper_gen", "ethics_paper_hard", "ethics_paper_hard_gen"]
 FOLDERS = {"sst2_review": "w2s_sst2", "boolq_passage": "w2s_boolq", "ethics_paper": "w2s_ethics"}
 """Each with how its tasks begin here."""
+STEREOSET = {"stereoset_preference": "w2s_stereoset", "stereoset_sense": "w2s_stereoset_sense"}
+"""Whose rows are others here than there, and come from another place: see the end of this file."""
+ALL_FOLDERS = (*FOLDERS, "stereoset")
 OURS_ALONE = ("auroc", "d_prime", "criterion")
 """Scores that the pull requests leave out: reviewers get what the benchmarks report."""
 OUT = Path(__file__).parents[1] / "scripts" / "upstream"
@@ -127,10 +130,10 @@ def exported() -> TaskManager:
 
 
 def test_nothing_of_this_package_is_left_in_a_folder():
-    folders = [OUT / name for name in (*FOLDERS, "afterwards")]
+    folders = [OUT / name for name in (*ALL_FOLDERS, "afterwards")]
     for path in (p for folder in folders for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc"):
         assert not re.search("w2s|trainers", path.read_text(encoding="utf-8")), path
-    for name in FOLDERS:
+    for name in ALL_FOLDERS:
         tree = ast.parse((OUT / name / "utils.py").read_text(encoding="utf-8"))
         roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         roots |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
@@ -144,24 +147,24 @@ def test_all_tasks_are_there_and_have_a_version(exported: TaskManager):
 
 
 def test_no_name_is_taken_upstream():
-    taken = re.compile("|".join(FOLDERS))
+    taken = re.compile("|".join(ALL_FOLDERS))
     for path in (Path(lm_eval.__file__).parent / "tasks").rglob("*yaml"):
         assert not taken.search(path.read_text(encoding="utf-8", errors="replace")), path
         assert not taken.search(str(path))
 
 
 def test_each_readme_follows_upstreams_template_and_names_its_tasks():
-    for folder in FOLDERS:
+    for folder in ALL_FOLDERS:
         readme = (OUT / folder / "README.md").read_text(encoding="utf-8")
         sections = ["## Paper", "### Citation", "### Groups, Tags, and Tasks", "### Checklist", "### Changelog"]
         assert [line for line in readme.splitlines() if line in sections] == sections
         assert readme.count("* [x]") == 6
         assert "@" in readme
         assert "1.0: " in readme
-        for name in (n for n in NAMES if n.startswith(folder) and not n.endswith("_gen")):
+        for name in (n for n in [*NAMES, *STEREOSET] if n.startswith(folder) and not n.endswith("_gen")):
             assert f"`{name}`" in readme
     rows = (OUT / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
-    assert [row.count("|") for row in rows] == [4, 4, 4]
+    assert [row.count("|") for row in rows] == [4, 4, 4, 4]
 
 
 def test_groups_come_afterwards_with_every_task_once():
@@ -243,6 +246,61 @@ def test_stock_commonsense_is_our_short_and_long_together(stock: W2STaskManager)
     right = {name: round(row["acc,none"] * rows[name]) for name, row in found.items()}
     for counts in (rows, right):
         assert counts["stock_commonsense"] == counts["w2s_stock_commonsense"] + counts["w2s_stock_commonsense_long"]
+
+
+# ---- StereoSet --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stereoset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
+    """The exported tasks over the package's rows in the layout of the hub's set."""
+    from w2s_tasks.rows.public_sets import _rows
+
+    kinds = {"stereotype": 1, "anti-stereotype": 0, "unrelated": 2}
+    rows = [row for row in _rows("StereoSet") if row["type"] == "intersentence"]
+    hub = [
+        {
+            **{key: row[key] for key in ("target", "bias_type", "context")},
+            "sentences": {"sentence": [row[k] for k in kinds], "gold_label": list(kinds.values())},
+        }
+        for row in rows
+    ]
+    folder = tmp_path / "McGill-NLP" / "stereoset"
+    _write(folder / "intersentence" / "validation.jsonl", hub)
+    files = [{"split": "validation", "path": "intersentence/validation.jsonl"}]
+    card = yaml.safe_dump({"configs": [{"config_name": "intersentence", "data_files": files}]})
+    (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return TaskManager(include_path=[str(OUT / "stereoset")], include_defaults=False)
+
+
+@pytest.mark.pypi
+def test_stereoset_asks_and_scores_the_same_there(stereoset: TaskManager):
+    manager = W2STaskManager()
+    model = HashModel()
+    for name, home in STEREOSET.items():
+        theirs, ours = stereoset.load([name])["tasks"][name], manager.load([home])["tasks"][home]
+        there = {(theirs.fewshot_context(doc, 0), *doc["choices"]): doc for doc in theirs.eval_docs}
+        mine = [*ours.dataset["train"], *ours.dataset["validation"]]
+        assert len(mine) == len(theirs.eval_docs)
+        items: tuple[list[Any], list[Any]] = ([], [])
+        for doc in mine:
+            prompt = ours.fewshot_context(doc, 0)
+            other = there[prompt, *doc["choices"]]
+            assert (theirs.doc_to_target(other), theirs.doc_to_choice(other)) == (doc["label"], doc["choices"])
+            answers = [(-model._number(prompt, choice) / 2**40, False) for choice in doc["choices"]]
+            own, their = ours.process_results(doc, answers), theirs.process_results(other, answers)
+            assert {key: item[1] for key, item in their.items()} == {
+                key: item[1] for key, item in own.items() if not key.startswith("mrr")
+            }
+            items[0].append(own)
+            items[1].append(their)
+        for metric in items[1][0]:
+            values = [
+                task.aggregation()[metric]([row[metric] for row in part])
+                for task, part in zip((ours, theirs), items, strict=True)
+            ]
+            assert values[0] == pytest.approx(values[1]), metric
 
 
 # ---- upstream's own test ----------------------------------------------------------------------------------------------
