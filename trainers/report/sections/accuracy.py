@@ -148,6 +148,11 @@ class Accuracy(Section):
             return "No ceiling among the arms, so there is no gap to recover."
         if not gap.defined or gap.ci95 is None:
             return f"PGR is undefined: {gap.reason}."
+        students = [one for one in self.gaps if one.arm == gap.arm]
+        if len(students) > 1:
+            told = "; ".join(f"{one} by {one.method}" for one in students)
+            whole = f"The {gap.arm} recovered of the gap between weak supervisor and ceiling: {told}"
+            return f"{whole} (95 % intervals; {gap.reason})."
         low, high = ("unbounded" if x is None else f"{x:.2f}" for x in gap.ci95)
         return (
             f"The {gap.arm} ({gap.method}) recovered {gap.pgr:.2f} of the gap between weak supervisor and ceiling, "

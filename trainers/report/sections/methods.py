@@ -64,7 +64,7 @@ class Methods(Section):
 
     def terminal(self, report: Report) -> Iterator[Block]:
         """A sentence a pair of methods that differ, or that none does."""
-        yield from (Note(line) for line in self._verdicts())
+        yield from (Note(line) for line in self.verdicts())
 
     def page(self, report: Report) -> Iterator[Block]:
         """Two tables."""
@@ -95,9 +95,10 @@ class Methods(Section):
                 for pair in self.method_pairs
             ]
             yield Table(("methods", "points", "p (Holm)", "PGR [95 %]"), rows, style="wrap")
-            yield from (Note(line) for line in self._verdicts())
+            yield from (Note(line) for line in self.verdicts())
 
-    def _verdicts(self) -> Iterator[str]:
+    def verdicts(self) -> Iterator[str]:
+        """A sentence a pair of methods that differ, or that none does."""
         pairs = self.method_pairs
         if not pairs:
             return
