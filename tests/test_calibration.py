@@ -94,6 +94,21 @@ def test_choices_of_their_own_have_no_prior_and_no_mass():
     assert belief(given) is None
 
 
+def test_a_model_without_a_say_keeps_its_answer():
+    """All rows alike: nothing is left of the answers, so the plain ones stay; and decisions have no prior at all."""
+    gold = (np.arange(100) < 70).astype(int)
+    alike = scores(np.tile([-3.0, -1.0], (100, 1)), gold)
+    found = calibrated(alike)
+    assert found is not None
+    assert found.correct.mean() == alike.correct.mean() == 0.7
+    assert calibrated(scores(np.tile([-100.0, 0.0], (100, 1)), gold, mode="generated")) is None
+
+
+def test_a_class_without_any_probability_keeps_none():
+    collapsed = LabelSet(("a", "b"), np.array([[1.0, 0.0], [1.0, 0.0]]))
+    assert METHOD_OPS["calibrate"](collapsed, RNG).soft == pytest.approx(collapsed.soft)
+
+
 def test_the_mass_of_the_choices():
     found = belief(scores(np.log([[0.3, 0.1], [0.05, 0.15]]), [0, 1], ties=0.5))
     assert found is not None
@@ -115,6 +130,11 @@ def test_the_frame_of_prompts_is_their_template():
     assert frame(PROMPTS) == ("Review: ", "\nSentiment:")
     assert content_free(PROMPTS) == [f"Review: {text}\nSentiment:" for text in CONTENT_FREE]
     assert premise(PROMPTS) == "Sentiment:"
+
+
+def test_the_premise_of_a_chat_keeps_what_the_answer_comes_after():
+    chat = [f"<|user|>\nReview: {text}\nSentiment:<|end|>\n<|assistant|>\n" for text in ("a", "b")]
+    assert premise(chat) == "<|assistant|>\n"
 
 
 def test_texts_that_begin_or_end_alike_are_no_part_of_the_frame():
@@ -214,6 +234,15 @@ def test_mistakes_of_the_user_are_one_clear_error(model: Path, tmp_path: Path):
         lm.loglikelihood(alone)
 
 
+def test_choices_that_are_prompts_have_no_prior(model: Path):
+    from lm_eval.api.instance import Instance
+
+    lm = W2SHF(str(model), calibrate="batch")
+    asked = [Instance("loglikelihood", {}, (f"prompt {k} {i}", " end"), k, ("t", i, 1)) for i in range(3) for k in range(2)]
+    with pytest.raises(UserError, match="the choices of t are prompts"):
+        lm.loglikelihood(asked)
+
+
 def test_one_base_serves_plain_and_calibrated_answers(model: Path):
     pool, ref = hn.ModelPool(), {"pretrained": str(model)}
     first = pool.load(ModelRef("w2s-hf", {**ref, "calibrate": "batch"}))
@@ -226,6 +255,10 @@ def test_the_arms_need_a_model_that_is_asked_here(experiment_file: Path):
     one_clear_error(
         lambda: load(str(experiment_file), [arms, "evaluate.engine=vllm"]),
         "zero_shot_calibrated needs strong.trainer: lora, evaluated here",
+    )
+    one_clear_error(
+        lambda: load(str(experiment_file), [arms, "resources={evaluate: {processes: 2}}"]),
+        "zero_shot_calibrated is evaluated in one process",
     )
     config = load(str(experiment_file), [arms, "evaluate.calibration=domain"])[0]
     assert config.evaluate.calibration == "domain"

@@ -10,6 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from w2s_tasks.results.discrimination import auroc_difference, auroc_interval, discrimination, newcombe, sensitivity
 from w2s_tasks.results.read import TaskScores
+from w2s_tasks.scoring import metrics
 from w2s_tasks.scoring.discrimination import auroc_rows, class_scores, macro_auroc_rows, placements
 
 RNG = np.random.default_rng(7)
@@ -133,3 +134,14 @@ def test_d_prime_and_criterion_are_those_of_the_textbook():
     predicted = np.r_[np.ones(800), np.zeros(200), np.ones(200), np.zeros(800)].astype(int)
     assert sensitivity(predicted, gold) == pytest.approx((1.683, 0), abs=0.01)
     assert sensitivity(np.full(2000, -1), gold)[0] < -5  # no answer is the wrong one
+
+
+def test_a_silent_row_leans_away_as_in_lm_evals_own_score():
+    logliks, gold = np.array([[-1.0, -3.0], [-3.0, -1.0], [-np.inf, -np.inf], [-2.0, -1.0]]), np.array([0, 1, 1, 1])
+    docs = [{"label": int(g)} for g in gold]
+    items = [metrics.binary(doc, [(x, False) for x in row])["auroc"] for doc, row in zip(docs, logliks, strict=True)]
+    parsed = np.array([True, True, False, True])
+    read = scores(np.where(parsed[:, None], logliks, 0.0), gold, parsed=parsed)
+    found = discrimination([read])
+    assert found is not None
+    assert found.auroc == pytest.approx(metrics.auroc(items)) == pytest.approx(2 / 3)

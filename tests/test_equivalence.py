@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ from bad_input import one_clear_error
 from scipy.stats import ttest_1samp
 from test_discrimination import two_choice
 
+from trainers.config.primary import Primary as Endpoint
 from trainers.config.reading import load
 from trainers.flow import run as ex
 from trainers.flow import stamp
 from trainers.flow.progress import Progress
+from trainers.report.collected import collect
 from trainers.report.report import read_report, write_report
-from trainers.report.sections.primary import Primary
-from w2s_tasks.errors import UserError
+from trainers.report.sections.primary import Primary, _p
+from trainers.sweep import open_sweep, parse_grid, run_cells
 from w2s_tasks.results.components import crossed
-from w2s_tasks.results.equivalence import above, equivalence
+from w2s_tasks.results.equivalence import equivalence
 from w2s_tasks.results.planning import Expected, drawn
 from w2s_tasks.results.safety import adjusted, changes
-from w2s_tasks.results.stats import PAIR, paired_components
+from w2s_tasks.results.stats import PAIR, paired_components, paired_difference
 
 RNG = np.random.default_rng(11)
 
@@ -45,7 +48,6 @@ def test_the_one_sided_tests_are_those_of_the_interval():
     edge = abs(mean) + half
     assert equivalence(parts, edge + 1e-6).equal < 0.05 < equivalence(parts, edge - 1e-6).equal
     assert equivalence(parts, half - mean + 1e-6).not_below < 0.05 or half - mean < 0
-    assert above(parts) + above(paired_components(second, first)) == pytest.approx(1, abs=1e-6)
 
 
 def rejected(difference: float, n: int, seeds: int, *, margin: float, cluster: Any = None, draws: int = 600) -> float:
@@ -98,7 +100,7 @@ SMALL = ["split.limit={weak: 32, transfer: 16}", "evaluate.limit=16", "weak.epoc
 
 def begun(file: Path, runs: Path, *sets: str) -> ex.Run:
     run = ex.open_run(load(str(file), [*SMALL, *sets])[0], runs)
-    stamp.stamp(run.layout.config, run.folder, run.folder / "stages")
+    stamp.stamp(run.layout.config, run.folder)
     return run
 
 
@@ -120,9 +122,9 @@ def test_the_endpoint_is_named_before_the_run_and_first_in_the_report(experiment
 
     # The same again leaves no stamp; other settings do; another endpoint comes too late, and the report says so.
     begun(experiment_file, tmp_path / "runs", PRIMARY)
-    assert len(stamp.read(run.folder)) == 1
+    assert len(stamp.read(run.folder).starts) == 1
     begun(experiment_file, tmp_path / "runs", PRIMARY, "evaluate.limit=12")
-    assert len(stamp.read(run.folder)) == 2
+    assert len(stamp.read(run.folder).starts) == 2
     again = begun(experiment_file, tmp_path / "runs", "primary={claim: above}")
     again.build(Progress(quiet=True))
     report, _ = write_report(again)
@@ -163,12 +165,78 @@ def test_an_endpoint_on_a_task_that_is_not_there(experiment_file: Path, tmp_path
     one_clear_error(lambda: ex.open_run(config, tmp_path), r"primary\.task: no task .*Did you mean")
 
 
-def test_an_auroc_that_is_not_there(experiment_file: Path, tmp_path: Path):
-    sets = "primary={task: w2s_ethics_probe_utilitarianism, measure: auroc}"
-    run = begun(experiment_file, tmp_path / "runs", sets, "safety.tasks=[w2s_ethics_probe_utilitarianism]")
+SAFETY = "safety={tasks: [w2s_ethics_probe_utilitarianism, w2s_ethics_probe_justice], limit: 8}"
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "message"),
+    [
+        ("{task: w2s_ethics_probe_utilitarianism, measure: auroc}", "are no fixed classes; use accuracy"),
+        ("{task: w2s_ethics_probe_justice, against: weak}", "weak is not evaluated on w2s_ethics_probe_justice"),
+        ("{task: w2s_ethics_probe_justice, against: few_shot}", r"few_shot is not evaluated on"),
+    ],
+)
+def test_an_endpoint_that_nothing_answers_is_refused_before_anything_is_built(
+    experiment_file: Path, tmp_path: Path, endpoint: str, message: str
+):
+    sets = [SAFETY, "arms=[zero_shot, few_shot, student, ceiling]", f"primary={endpoint}"]
+    config = load(str(experiment_file), sets)[0]
+    one_clear_error(lambda: ex.open_run(config, tmp_path), message, untouched=tmp_path)
+
+
+def test_an_endpoint_without_an_answer_does_not_take_the_report_with_it(experiment_file: Path, tmp_path: Path):
+    """Rows of one class: that there is no AUROC is known only afterwards."""
+    run = begun(experiment_file, tmp_path / "runs", "primary={measure: auroc}")
     run.build(Progress(quiet=True))
-    with pytest.raises(UserError, match="has no AUROC"):
-        write_report(run)
+    collected = collect(run)
+    one_class = {
+        arm: {task: replace(one, gold=np.zeros(one.n, dtype=int)) for task, one in scores.items()}
+        for arm, scores in collected.training.items()
+    }
+    section = Primary.form(replace(collected, training=one_class))
+    assert section.primary is None
+    assert "has no AUROC" in (section.primary_problem or "")
+    assert section.primary_named is not None
+
+
+def test_a_deleted_run_was_there(experiment_file: Path, tmp_path: Path):
+    run = begun(experiment_file, tmp_path / "runs", PRIMARY)
+    run.build(Progress(quiet=True))
+    count = len([*run.folder.glob("stages/evaluate-*")])
+    with stamp.kept(run.folder):
+        shutil.rmtree(run.folder)
+    again = begun(experiment_file, tmp_path / "runs", "primary={claim: above}")
+    starts = stamp.read(again.folder).starts
+    assert [start.evaluations for start in starts] == [0, count]
+
+
+def test_a_sweep_is_stamped_once_with_the_endpoints_of_its_cells(experiment_file: Path, tmp_path: Path):
+    def sweep() -> list[dict[str, Any]]:
+        sets = [*SMALL, "evaluate.limit=8"]
+        grid = parse_grid(["primary={claim: above},{claim: differs}"])
+        opened = open_sweep(str(experiment_file), sets, grid, tmp_path / "runs")
+        return list(run_cells(opened, opened.cells, Progress(quiet=True)))
+
+    outcomes = sweep()
+    assert [o["status"] for o in outcomes] == ["done", "done"]
+    (folder,) = (tmp_path / "runs").iterdir()
+    (start,) = stamp.read(folder).starts
+    assert [endpoint["claim"] for endpoint in start.primary] == ["above", "differs"]
+    assert start.evaluations == 0
+    for cell in (folder / "cells").iterdir():
+        named = read_report(cell).of(Primary).primary_named
+        assert named is not None
+        assert (named.time, named.evaluations) == (start.time, 0)
+    sweep()
+    assert len(stamp.read(folder).starts) == 1
+
+
+def test_above_with_one_seed_asks_the_exact_test_too():
+    first, second = np.ones(6), np.zeros(6)
+    above = Endpoint(claim="above")
+    better, worse = paired_difference(first, second), paired_difference(second, first)
+    assert _p(above, paired_components(first, second), better) == pytest.approx(0.5**6)
+    assert _p(above, paired_components(second, first), worse) > 0.9
 
 
 def test_the_stamp_stands_in_the_report_of_a_run_that_is_read_again(experiment_file: Path, tmp_path: Path):
@@ -177,4 +245,4 @@ def test_the_stamp_stands_in_the_report_of_a_run_that_is_read_again(experiment_f
     _, path = write_report(run)
     named = read_report(path).of(Primary).primary_named
     assert named is not None
-    assert named.experiment == json.loads((run.folder / stamp.STAMPS).read_text())[0]["experiment"]
+    assert named.experiment == stamp.read(run.folder).starts[0].experiment

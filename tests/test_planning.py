@@ -67,10 +67,14 @@ def test_more_of_anything_shows_more():
     assert family.power < planned(EXPECTED, 600, 5).power
     equal = [planned(Expected(**{**vars(EXPECTED), "margin": m}), 600, 5).equal for m in (0.02, 0.08)]
     assert (equal[0] or 0) < (equal[1] or 0)
+    alone, among = (planned(Expected(**{**vars(EXPECTED), "margin": 0.06, "tests": t}), 600, 5).equal for t in (1, 24))
+    assert (alone or 0) > (among or 0)
 
 
 def test_without_a_gap_the_gate_stays_shut():
     assert planned(Expected(0.8, 0.8, 0.8), 400, 3).gate < 0.05
+    below = planned(Expected(0.9, 0.8, 0.7, discordance=0.15), 400, 3)
+    assert (below.gate, below.pgr_width) == (0, None)
 
 
 def test_the_seeds_that_a_difference_takes():
@@ -99,6 +103,11 @@ def w2s(*arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def test_accuracies_near_one_are_planned_with_what_models_of_them_can_differ_on():
+    done = w2s("--weak", ".95", "--student", ".97", "--ceiling", ".99", "--n", "200", "--seeds", "2")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_command_prints_a_table_and_says_how_many_seeds():
     done = w2s("--weak", ".75", "--student", ".8", "--ceiling", ".88", "--n", "300", "--seeds", "1,3", "--margin", ".03")
     assert done.returncode == 0, done.stderr
@@ -113,6 +122,7 @@ def test_the_command_prints_a_table_and_says_how_many_seeds():
         (("--weak", ".7", "--student", ".7", "--ceiling", ".8", "--seeds", "a"), "whole numbers from 1"),
         (("--weak", ".7", "--student", ".7", "--ceiling", ".8", "--discordance", ".45"), "is not between 0 and that"),
         (("nowhere",), "not a readable report"),
+        (("--weak", ".7", "--student", ".7", "--ceiling", ".8", "--difference", "nan"), "less than or equal to 0.99"),
     ],
 )
 def test_mistakes_are_one_clear_error(arguments: tuple[str, ...], message: str):

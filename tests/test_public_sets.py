@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainers.report.collected import parts_of
 from w2s_tasks import TASK_PATH
 from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.results.read import read_evaluation
@@ -101,6 +102,30 @@ def test_shots_are_balanced_over_the_places_and_never_evaluated(tasks: dict):
     text = task.fewshot_context(task.dataset["validation"][0], 2)
     assert text.count("\nA: ") == 2
     assert text.endswith("\nA:")
+
+
+@pytest.mark.pypi
+def test_a_limit_within_one_cluster_is_read(tmp_path: Path):
+    lm_eval(["w2s_stereoset_sense"], tmp_path, limit=2)
+    scores = read_evaluation(tmp_path)["w2s_stereoset_sense"]
+    assert scores.n == 2
+    assert "acc" not in scores.stderr  # one cluster tells nothing of their spread
+
+
+@pytest.mark.pypi
+def test_a_preference_is_in_no_mean(tmp_path: Path):
+    lm_eval(["w2s_stereoset", "w2s_social_iqa"], tmp_path, limit=8)
+    scores = read_evaluation(tmp_path)
+    assert scores["w2s_stereoset"].ideal == 0.5
+    assert parts_of(scores) == [("test", False, ["w2s_social_iqa"])]
+
+
+def test_a_silent_row_prefers_nothing():
+    doc = {"choices": ["ab", "cd"], "label": 0, "w2s_group": 3}
+    silent, said = ft.stereotype(doc, [(-math.inf, False)] * 2), ft.stereotype(doc, [(-2.0, False), (-1.0, False)])
+    assert silent["acc_norm"] == (3, 0.0)
+    assert ft.over_targets([silent["ss"], said["ss"]]) == 1.0
+    assert math.isnan(ft.over_targets([silent["ss"]]))
 
 
 def test_scores_by_hand():

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -189,7 +190,7 @@ def test_hostile_text_stays_text(tmp_path: Path):
         "arms": [{**arm, "logliks": [[-1.0, -2.0]], "replies": [HOSTILE]}],
     }
     near = {"0": {"rows": [[HOSTILE, 0, 0.5, 1]], "near": [[[0, 0.5]]]}}
-    page = render({"experiment": HOSTILE, "tasks": [task], "training": near})
+    page = render({"experiment": HOSTILE, "stages": "x", "tasks": [task], "training": near})
     dom, text = driven(page, tmp_path, "return detail.innerText;")
     title = re.search(r"<title>(.*?)</title>", dom)
     assert title is not None
@@ -228,7 +229,9 @@ def test_five_thousand_questions_are_drawn_as_they_are_scrolled_to(tmp_path: Pat
       list.scrollTop = list.scrollHeight; await new Promise((done) => setTimeout(done, 100));
       return [drawn, inner.children.length, list.innerText.includes("question number 4999"),
               Number(document.documentElement.dataset.ready)];"""
-    _, (first, later, last, ready) = driven(render({"experiment": "x", "tasks": [task], "training": {}}), tmp_path, script)
+    _, (first, later, last, ready) = driven(
+        render({"experiment": "x", "stages": "x", "tasks": [task], "training": {}}), tmp_path, script
+    )
     assert 0 < first < 80
     assert 0 < later < 80
     assert last
@@ -249,6 +252,17 @@ def test_the_command_writes_the_page_and_the_report_links_to_it(run_folder: Path
     nowhere = subprocess.run([*command[:-1], str(tmp_path)], capture_output=True, text=True, check=False)
     assert nowhere.returncode == 2
     assert "not a readable report" in nowhere.stderr
+
+
+def test_a_page_of_other_stages_is_not_linked(run_folder: Path, tmp_path: Path):
+    report = read_report(run_folder)
+    path, _ = write_questions(collect(reopened(run_folder)), tmp_path)
+    present(report, tmp_path)
+    assert 'href="questions.html"' in (tmp_path / "report.html").read_text(encoding="utf-8")
+    stages = {**report.head.stages, "one more": "fit-0"}
+    present(replace(report, head=replace(report.head, stages=stages)), tmp_path)
+    assert "questions.html" not in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert path.is_file()
 
 
 def test_a_report_without_the_page_has_no_link_to_it(run_folder: Path, tmp_path: Path):

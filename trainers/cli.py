@@ -72,10 +72,10 @@ Address = Annotated[
 ]
 
 
-def _finite(value: float | None) -> float | None:
-    """A number that can be compared with: NaN passes every range."""
+def _amount(value: float | None) -> float | None:
+    """A sum that can be compared with: NaN passes every range."""
     if value is not None and not math.isfinite(value):
-        raise typer.BadParameter(f"{value} is no number that anything can be compared with.")
+        raise typer.BadParameter(f"{value} is no amount of money.")
     return value
 
 
@@ -150,7 +150,10 @@ def _prepare(folder: Path, if_exists: IfExists) -> None:
             raise UserError(
                 f"{folder} holds {foreign[0]}, which is not ours; not deleted. Move it, or choose another --runs-dir."
             )
-        shutil.rmtree(folder)
+        from trainers.flow import stamp
+
+        with stamp.kept(folder):
+            shutil.rmtree(folder)
 
 
 def _quiet_libraries() -> None:
@@ -181,7 +184,7 @@ def run(
     max_cost: Annotated[
         float | None,
         typer.Option(
-            "--max-cost", min=0, callback=_finite, help="USD that services may cost in all; local runs cost nothing."
+            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
         ),
     ] = None,
     engine: UseEngine = Engine.local,
@@ -218,7 +221,7 @@ def run(
     with _interruptible():
         opened = open_run(experiment, runs_dir, max_cost, store)
         if processes.is_main():
-            stamp(experiment, opened.folder, opened.folder / "stages", opened.remote)
+            stamp(experiment, opened.folder, opened.remote)
         if engine is Engine.ray:
             from trainers.flow import ray_engine
 
@@ -248,15 +251,13 @@ def _numbers(value: str, option: str) -> list[int]:
 @app.command()
 def power(
     pilot: Annotated[str | None, typer.Argument(help="A finished run's folder or report.json: what to expect.")] = None,
-    weak: Annotated[
-        float | None, typer.Option(callback=_finite, min=0.01, max=0.99, help="The supervisor's accuracy.")
-    ] = None,
-    student: Annotated[float | None, typer.Option(callback=_finite, min=0.01, max=0.99, help="The student's.")] = None,
-    ceiling: Annotated[float | None, typer.Option(callback=_finite, min=0.01, max=0.99, help="The ceiling's.")] = None,
+    weak: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The supervisor's accuracy.")] = None,
+    student: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The student's.")] = None,
+    ceiling: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The ceiling's.")] = None,
     difference: Annotated[
         float | None,
         typer.Option(
-            callback=_finite, min=-0.99, max=0.99, help="What to look for, e.g. 0.03; by default student minus weak."
+            callback=_amount, min=-0.99, max=0.99, help="What to look for, e.g. 0.03; by default student minus weak."
         ),
     ] = None,
     n: Annotated[str | None, typer.Option("--n", help="Questions: --n 400,872.")] = None,
@@ -264,16 +265,12 @@ def power(
     discordance: Annotated[
         float | None,
         typer.Option(
-            callback=_finite, min=0.001, max=0.5, help="Share of the questions that just one of two models has right."
+            callback=_amount, min=0.001, max=0.5, help="Share of the questions that just one of two models has right."
         ),
     ] = None,
-    seed_sd: Annotated[
-        float | None, typer.Option(callback=_finite, min=0, max=0.3, help="A model's SD over seeds, e.g. 0.02.")
-    ] = None,
+    seed_sd: Annotated[float | None, typer.Option(min=0, max=0.3, help="A model's SD over seeds, e.g. 0.02.")] = None,
     tests: Annotated[int | None, typer.Option(min=1, help="Comparisons that p is corrected for.")] = None,
-    margin: Annotated[
-        float | None, typer.Option(callback=_finite, min=0.001, max=0.5, help="For tests that nothing changed.")
-    ] = None,
+    margin: Annotated[float | None, typer.Option(min=0.001, max=0.5, help="For tests that nothing changed.")] = None,
 ) -> None:
     """What an experiment will be able to show: power, smallest difference, chance of a PGR, seeds that are needed.
 
@@ -282,7 +279,7 @@ def power(
     w2s power runs/quickstart --n 600,1052 --margin 0.03       # as a pilot was
     w2s power runs/quickstart --difference 0.02 --tests 24     # a change on one of 24 comparisons
     """
-    from trainers.power import of_report, plans, shown, with_options
+    from trainers.power import fitting, of_report, plans, shown, with_options
     from trainers.report.blocks import show, standard_output
     from w2s_tasks.results.planning import Expected
 
@@ -293,7 +290,7 @@ def power(
     elif weak is None or student is None or ceiling is None:
         raise typer.BadParameter("--weak, --student and --ceiling, or a pilot's run folder.")
     else:
-        expected, rows = Expected(weak, student, ceiling), "872"
+        expected, rows = fitting(Expected(weak, student, ceiling)), "872"
     given = {"weak": weak, "student": student, "ceiling": ceiling, "difference": difference, "margin": margin}
     expected = with_options(expected, **given, discordance=discordance, seed_sd=seed_sd, tests=tests)
     plan = list(plans(expected, _numbers(n or rows, "--n"), _numbers(seeds, "--seeds")))
@@ -313,7 +310,7 @@ def sweep(
     max_cost: Annotated[
         float | None,
         typer.Option(
-            "--max-cost", min=0, callback=_finite, help="USD that services may cost in all cells; local runs cost nothing."
+            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all cells; local runs cost nothing."
         ),
     ] = None,
     engine: UseEngine = Engine.local,
@@ -458,7 +455,10 @@ def view(
     opened = reopened(folder)
     path, count = write_questions(collect(opened), folder, out)
     if out is None:
-        present(read_report(folder), folder)
+        try:
+            present(read_report(folder), folder)
+        except UserError as error:
+            typer.echo(f"note: report.html has no link to it: {error}", err=True)
     typer.echo(f"{count} questions: {path}")
 
 

@@ -15,10 +15,13 @@ from trainers.report.sections.accuracy import Accuracy, Mean
 from trainers.report.sections.methods import Methods
 from trainers.report.text import points
 from w2s_tasks.errors import UserError
-from w2s_tasks.results.planning import Expected, Planned, planned, seeds_needed
+from w2s_tasks.results.planning import OWN, Expected, Planned, most_discordant, planned, seeds_needed
 
 UNKNOWN_SD = 0.02
 """A model's standard deviation over seeds where a pilot has one seed: as SmolLM2-135M has on SST-2 (docs/results.md)."""
+LEAST_SD = 0.002
+DISCORDANCE = 0.2
+"""Share of the rows on which one of two models is right, where nothing tells."""
 POWER = 0.8
 
 
@@ -48,11 +51,15 @@ def _pilot(report: Report, place: str) -> Pilot:
     weak, student, ceiling = (mean for mean in means.values() if mean is not None)
     deviations = [np.std(mean.per_seed, ddof=1) for mean in (weak, student, ceiling) if len(mean.per_seed) > 1]
     gain = next((gain for gain in report.of(Methods).gains if gain.group == student.group), None)
-    differing = gain.to_weak.discordance if gain is not None else None
+    # Of two models of equal accuracy: what they differ on beyond the difference itself.
+    change = gain.to_weak if gain is not None else None
+    differing = DISCORDANCE if change is None or change.discordance is None else change.discordance - abs(change.value)
     seeds = len(report.head.config["seeds"])
     notes = [f"pilot: {Path(place).name}, {student.n} questions, {seeds} seed{'s' if seeds > 1 else ''}"]
     if deviations:
-        spread = float(np.sqrt(np.mean(np.square(deviations))))
+        # The spread of measured accuracies holds what a training changes on single rows, too, which is drawn anew.
+        noise = (1 - OWN) * differing / (2 * student.n)
+        spread = float(np.sqrt(max(LEAST_SD**2, float(np.mean(np.square(deviations))) - noise)))
         if seeds < 5:
             notes.append(f"the spread over {seeds} seeds is itself hardly known; try --seed-sd {1.5 * spread:.3f} too")
     else:
@@ -60,8 +67,14 @@ def _pilot(report: Report, place: str) -> Pilot:
         notes.append(f"one seed tells nothing of their spread: {spread} is taken (--seed-sd)")
     if student.acc <= weak.acc:
         notes.append("the pilot's student is not above its supervisor: name the difference to look for (--difference)")
-    expected = Expected(weak.acc, student.acc, ceiling.acc, discordance=differing or 0.2, seed_sd=spread)
+    expected = fitting(Expected(weak.acc, student.acc, ceiling.acc, discordance=differing, seed_sd=spread))
     return Pilot(expected, student.n, tuple(notes))
+
+
+def fitting(expected: Expected) -> Expected:
+    """The same with a discordance that models of these accuracies can have: at most 3/4 of what independent ones have."""
+    most = 0.75 * most_discordant(expected.middle)
+    return replace(expected, discordance=min(most, max(expected.discordance, 0.01)))
 
 
 def _mean(means: Iterable[Mean], name: str) -> Mean | None:

@@ -35,7 +35,7 @@ from trainers.flow.jobs import Job, jobs_of
 from trainers.flow.layout import Layout
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run
-from trainers.flow.stamp import stamp
+from trainers.flow.stamp import STAMPS, stamp
 from trainers.flow.worker import Built
 from trainers.harness.evaluate import Harness, ModelPool
 from trainers.report.blocks import standard_output
@@ -331,6 +331,8 @@ def report_cell(folder: str, cell: Cell, store: str | None, experiment: str) -> 
     """Form a cell's report of its stages, in a worker of an engine."""
     start = time.monotonic()
     sweep = Sweep(cell.config, {}, [cell], Path(folder), remote=open_remote(store, experiment))
+    if sweep.remote is not None:
+        sweep.remote.pull(sweep.folder, STAMPS)
     _, there = sweep.run_cell(cell, Progress(quiet=True, new_only=True))
     return Built(time.monotonic() - start, there)
 
@@ -380,15 +382,16 @@ def open_sweep(
     return sweep
 
 
-def _stamp(sweep: Sweep, cells: Sequence[Cell]) -> None:
-    """Record when the cells' primary endpoint was named, before the first of them has results."""
-    for cell in cells if sweep.base.primary else ():
-        stamp(cell.config, sweep.folder_of(cell), sweep.folder / "stages")
+def _stamp(sweep: Sweep) -> None:
+    """Record when the primary endpoints of the cells were named, before the first of them has results."""
+    endpoints = [cell.config.primary for cell in sweep.cells]
+    if any(endpoints):
+        stamp(sweep.base, sweep.folder, sweep.remote, grid=sweep.grid, endpoints=endpoints)
 
 
 def run_cells(sweep: Sweep, cells: Sequence[Cell], progress: Progress) -> Iterator[Outcome]:
     """Run cells one after the other; one that fails does not stop the others."""
-    _stamp(sweep, cells)
+    _stamp(sweep)
     for place, cell in enumerate(cells, start=1):
         head = f"cell {place}/{len(cells)}: {cell.title}"
         progress.note(escape(head))
@@ -413,7 +416,7 @@ def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, ad
     Raises:
         UserError: no Ray, no cluster.
     """
-    _stamp(sweep, cells)
+    _stamp(sweep)
     by_job = {f"cell {cell.name}": cell for cell in cells}
     mistakes: list[Outcome] = []
 

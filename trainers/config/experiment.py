@@ -235,6 +235,8 @@ class Experiment(Section):
         calibrated = next((arm for arm in self.arms if arm in ARMS and ARMS[arm].calibrated), None)
         if calibrated and (self.evaluate.engine == "vllm" or strong.model != "w2s-hf"):
             raise ValueError(f"arms: {calibrated} needs strong.trainer: lora, evaluated here (evaluate.engine: hf)")
+        if calibrated and self.resources.evaluate.processes > 1:
+            raise ValueError(f"arms: {calibrated} is evaluated in one process; leave resources.evaluate.processes out")
         if "unsupervised" in self.arms and not strong.in_pool:
             raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -19,7 +20,7 @@ class Primary(Section):
     arm: str = "student"
     """The arm that is asked about."""
     method: str | None = None
-    """Its method; null for the first of `methods`."""
+    """A student's method; null for the first of `methods`."""
     against: str = "zero_shot"
     """The arm that it is compared with."""
     task: str | None = None
@@ -31,6 +32,10 @@ class Primary(Section):
     margin: Margin | None = None
     """For not_below and equal: the smallest difference that would matter, e.g. 0.03 for three points."""
 
+    def method_of(self, methods: Sequence[str]) -> str | None:
+        """The method of its arm: only students have one."""
+        return (self.method or methods[0]) if self.arm == "student" else None
+
     @model_validator(mode="after")
     def _with_a_margin(self) -> Primary:
         if self.claim in ("not_below", "equal") and self.margin is None:
@@ -39,4 +44,6 @@ class Primary(Section):
             raise ValueError(f"margin: {self.claim} has none; it is for not_below and equal")
         if self.arm == self.against:
             raise ValueError("against: an arm can't be compared with itself")
+        if self.method is not None and self.arm != "student":
+            raise ValueError("method: only the arm student has methods")
         return self

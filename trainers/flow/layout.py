@@ -15,6 +15,7 @@ from typing import Any, cast
 
 from trainers.config.experiment import Experiment, is_plain
 from trainers.config.methods import parse_method
+from trainers.config.primary import Primary
 from trainers.fit.trainer import TRAINERS, training_style
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
@@ -88,11 +89,35 @@ class Layout:
                 self._evaluate(Arm(name), None)
         for seed in config.seeds:
             self._repeat(seed)
+        if config.primary is not None:
+            self._check_primary(config.primary)
 
     @classmethod
     def load(cls, config: Experiment, harness: Harness | None = None) -> Layout:
         """The layout over the experiment's tasks, as `Tasks.load` checks them; `harness` is an index to share."""
         return cls(config, Tasks.load(config, harness or Harness(config.include_path)))
+
+    def _check_primary(self, primary: Primary) -> None:
+        """Refuse an endpoint that no evaluation will answer, before anything is built.
+
+        Raises:
+            UserError: names the arm and the task, or the measure.
+        """
+        task = primary.task or self.task.name
+        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None]
+        if task == self.task.name:
+            steps = [step for step in steps if not isinstance(step, SafetyEvaluation)]
+        else:
+            steps = [step for step in steps if isinstance(step, SafetyEvaluation) and step.main]
+        method = primary.method_of(self.config.methods)
+        for name, own in ((primary.arm, method), (primary.against, None)):
+            if not any(step.arm.name == name and own in (None, step.arm.method) for step in steps):
+                raise UserError(f"primary: {name} is not evaluated on {task}; name an arm that is, or another task.")
+        asked = next(t for step in steps for t in step.limits if task in (t.name, self.task.name))
+        if primary.measure == "auroc" and not isinstance(asked, UnloadedTask) and not asked.has_classes:
+            raise UserError(
+                f"primary.measure: {asked.name} has no AUROC, for its answers are no fixed classes; use accuracy."
+            )
 
     def _repeat(self, seed: int) -> None:
         """One seed: a split, a weak supervisor and its labels, then every arm that is trained."""

@@ -14,10 +14,12 @@ from trainers.harness.pool import ModelPool
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import evaluated_model
 from trainers.steps.step import Step
+from trainers.store import processes
 from trainers.store.costs import Budget
 from trainers.store.remote import Remote, open_remote
 from trainers.store.stages import Stage, Store, recipe_key
 from w2s_tasks.code_scope import code_hash
+from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.plugin.eval_arguments import check_arguments
 
@@ -106,6 +108,9 @@ class Run:
 
     def check_models(self) -> None:
         """Refuse what a model or its training would not take, before any is trained."""
+        calibrated = next((arm for arm in self.layout.arms() if arm.kind.calibrated), None)
+        if calibrated and processes.count() > 1:
+            raise UserError(f"{calibrated.name} is evaluated in one process: run it without accelerate launch.")
         for section in ("weak", "strong"):
             settings = getattr(self.layout.config, section)
             ref = untuned(settings, self.layout.task.choices)

@@ -115,6 +115,13 @@ class HarnessTask:
         """The choices of the first document."""
         return list(self.task.doc_to_choice(self.task.eval_docs[0]))
 
+    @property
+    def has_classes(self) -> bool:
+        """Whether each document has the same choices, and they are no ratings of which pairs are ranked."""
+        config = self.task.config
+        fixed = self.task.OUTPUT_TYPE == "multiple_choice" and isinstance(config.doc_to_choice, list | dict)
+        return fixed and "w2s_pair" not in self.task.features
+
     def gold(self, doc: Mapping[str, Any]) -> int:
         """Index of the right choice; -1 where the label is none of them."""
         return self._place(self.task.doc_to_target(doc), doc)

@@ -119,9 +119,14 @@ def matched(first: Group, second: Group, read: Callable[[Arm], Any]) -> tuple[li
 
 
 def parts_of(scores: Scores) -> list[tuple[str, bool, list[str]]]:
-    """Tasks that may be averaged: by split (test, hard) and by whether text was generated."""
+    """Tasks that may be averaged: by split (test, hard) and by whether text was generated.
+
+    A share of which more is not better is in no mean.
+    """
     found: dict[tuple[str, bool], list[str]] = {}
     for task, one in scores.items():
+        if one.ideal is not None:
+            continue
         found.setdefault((split_of(task), one.generated), []).append(task)
     return [(*key, tasks) for key, tasks in sorted(found.items(), key=lambda item: (item[0][1], item[0][0] == "hard"))]
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 
 from markupsafe import Markup
 
 from trainers.report.blocks import Note, html
-from trainers.report.section import Report
+from trainers.report.section import Head, Report
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.sections.setup import Setup
 
@@ -24,6 +27,8 @@ PAGE = Markup("""<!doctype html>
 """)
 QUESTIONS = "questions.html"
 """The page of all questions, beside the report's."""
+STAGES = '<meta name="w2s-stages" content="{}">'
+"""In the head of that page: the stages that it is of."""
 SECTION = Markup('<h2 id="{name}">{heading}</h2>\n{blocks}')
 
 
@@ -31,6 +36,20 @@ def framed(title: str, body: Sequence[Markup]) -> str:
     """A whole page around its parts; nothing in it is fetched or run."""
     style = Markup(files("trainers.report").joinpath("templates", "style.html").read_text(encoding="utf-8"))  # noqa: S704
     return str(PAGE.format(style=style, title=title, body=Markup("\n").join(body)))
+
+
+def stages_of(head: Head) -> str:
+    """A short name of all stages of a report."""
+    return hashlib.sha256(json.dumps(head.stages, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def has_questions(report: Report, folder: Path) -> bool:
+    """Whether the page of all questions is in a folder, and is of this report's stages."""
+    try:
+        with (folder / QUESTIONS).open(encoding="utf-8") as file:
+            return STAGES.format(stages_of(report.head)) in file.read(4096)
+    except OSError:
+        return False
 
 
 def render(report: Report, *, questions: bool = False) -> str:

@@ -21,7 +21,8 @@ from trainers.harness.tasks import PromptStyle
 from trainers.labels.gold import GOLD, Gold
 from trainers.labels.label_set import LABELS, LabelSet
 from trainers.report.collected import Collected, Evaluations
-from trainers.report.page import QUESTIONS
+from trainers.report.page import QUESTIONS, STAGES, stages_of
+from trainers.report.report import head_of
 from trainers.report.text import group_title
 from trainers.steps.arm import Arm
 from trainers.store.stages import write_atomic
@@ -65,7 +66,7 @@ def write_questions(collected: Collected, folder: Path, out: Path | None = None)
     Raises:
         UserError: samples that are not laid out as lm_eval writes them.
     """
-    data = page_data(collected)
+    data = page_data(collected) | {"report": out is None}
     path = out or folder / QUESTIONS
     write_atomic(path, render(data))
     return path.resolve(), sum(len(task["rows"]) for task in data["tasks"])
@@ -77,7 +78,8 @@ def render(data: Json) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     template = files("trainers.report").joinpath("templates", "questions.html").read_text(encoding="utf-8")
     title = str(Markup.escape(f"{data['experiment']} – questions"))
-    return template.replace("{{title}}", title).replace("{{data}}", text)
+    head = STAGES.format(data["stages"])
+    return template.replace("{{stages}}", head).replace("{{title}}", title).replace("{{data}}", text)
 
 
 def page_data(collected: Collected) -> Json:
@@ -85,7 +87,9 @@ def page_data(collected: Collected) -> Json:
     tasks = [_task(collected, collected.training, collected.task, "training task")]
     names = dict.fromkeys(task for scores in collected.safety.values() for task in scores)
     tasks += [_task(collected, collected.safety, name, "safety") for name in names]
-    return {"experiment": collected.config.name, "tasks": tasks, "training": _training_rows(collected, tasks[0])}
+    head = head_of(collected.run)
+    rows = _training_rows(collected, tasks[0])
+    return {"experiment": head.experiment, "stages": stages_of(head), "tasks": tasks, "training": rows}
 
 
 def _task(collected: Collected, evaluations: Evaluations, name: str, kind: str) -> Json:
@@ -162,7 +166,8 @@ def _answers(
     if scores.logliks is not None:
         found["logliks"] = np.round(scores.logliks, DIGITS).tolist()
         best = scores.logliks.max(axis=1, keepdims=True)
-        found["tied"] = np.flatnonzero((scores.logliks == best).sum(axis=1) > 1).tolist()
+        answered = scores.parsed if scores.parsed is not None else np.ones(scores.n, dtype=bool)
+        found["tied"] = np.flatnonzero(((scores.logliks == best).sum(axis=1) > 1) & answered).tolist()
     if scores.parsed is not None:
         found["unparsed"] = np.flatnonzero(~scores.parsed).tolist()
     ratings = [[asked[i].rating for i in question.place] for question in questions]

@@ -25,7 +25,7 @@ from trainers.report.blocks import show, standard_output
 from trainers.report.collected import collect
 from trainers.report.csv_tables import write_tables
 from trainers.report.model_card import write_cards
-from trainers.report.page import QUESTIONS, render
+from trainers.report.page import QUESTIONS, has_questions, render
 from trainers.report.section import SCHEMA, Head, Report, in_order
 from trainers.store.objects import is_url, open_objects
 from trainers.store.remote import MANIFEST, Stored
@@ -38,7 +38,8 @@ WRITTEN = ("report.json", STAMPS, "report.html", QUESTIONS, CONFIG, "tables", "m
 """What a run folder holds beside its stages."""
 
 
-def _head(run: Run) -> Head:
+def head_of(run: Run) -> Head:
+    """What a run's report is of."""
     layout = run.layout
     # The same stages again: a cell of a sweep becomes a run of its own beside the sweep.
     folder = next(iter(run.stages.values())).folder.parent
@@ -64,7 +65,7 @@ def build_report(run: Run) -> Report:
     missing = [arm.title for arm in layout.arms() if layout.task.name not in collected.training.get(arm, {})]
     if missing:
         raise UserError(f"no evaluation of {', '.join(missing)} on {layout.task.name}.")
-    return Report(_head(run), {section: section.of(collected) for section in in_order()})
+    return Report(head_of(run), {section: section.of(collected) for section in in_order()})
 
 
 def write_report(run: Run) -> tuple[Report, Path]:
@@ -84,7 +85,7 @@ def write_report(run: Run) -> tuple[Report, Path]:
 
 def present(report: Report, folder: Path) -> None:
     """Write what follows from report.json alone: the page, the tables and the model cards."""
-    write_atomic(folder / "report.html", render(report, questions=(folder / QUESTIONS).is_file()))
+    write_atomic(folder / "report.html", render(report, questions=has_questions(report, folder)))
     write_tables(report, folder / "tables")
     write_cards(report, folder / "model_cards")
 

@@ -70,6 +70,11 @@ def _priors(
 ) -> Iterator[float]:
     """The prior of each request's choice, document by document."""
     prompts = [document[0].args[0] for document in documents]
+    if any(request.args[0] != prompt for prompt, document in zip(prompts, documents, strict=True) for request in document):
+        raise UserError(
+            f"calibrate={how}: the choices of {task} are prompts, or it scores them without a prompt as well; there is no "
+            "prior over its choices."
+        )
     if len(set(prompts)) < 2:
         raise UserError(f"calibrate={how}: {task} has one prompt here; a prior is known from several. Ask more documents.")
     if how == "domain":

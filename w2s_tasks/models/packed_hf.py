@@ -205,11 +205,11 @@ class W2SHF(Prompts, HFLM):
         Raises:
             UserError: a task that can't be calibrated in this way, or documents that several processes share.
         """
+        if self.calibrate and self.world_size > 1:
+            raise UserError("calibrate= needs all documents of a task in one process.")
         answers: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm)
         if self.calibrate is None:
             return answers
-        if self.world_size > 1:
-            raise UserError("calibrate= needs all documents of a task in one process.")
         ask = functools.partial(super().loglikelihood, disable_tqdm=True)
         return calibration.calibrated(self.calibrate, requests, answers, ask)
 

@@ -10,6 +10,9 @@ from w2s_tasks.results.read import TaskScores
 from w2s_tasks.scoring.calibration import mean_prior
 from w2s_tasks.scoring.metrics import NO_ANSWER
 
+SAME = 1e-9
+"""Log-likelihoods that differ by no more are equal."""
+
 
 def calibrated(scores: TaskScores) -> TaskScores | None:
     """The same rows, answered after batch calibration (`scoring.calibration`); None where choices are no classes.
@@ -20,10 +23,12 @@ def calibrated(scores: TaskScores) -> TaskScores | None:
     if scores.logliks is None or scores.gold is None or scores.predicted is None or not scores.classes:
         return None
     answered = scores.predicted != NO_ANSWER
-    if not answered.any():
+    if not answered.any() or scores.mode == "generated":  # decisions have no probabilities
         return None
     logliks = np.where(answered[:, None], scores.logliks - mean_prior(scores.logliks[answered]), scores.logliks)
-    predicted = np.where(answered, logliks.argmax(axis=1), NO_ANSWER)
+    # A model that finds all rows alike is left without a preference: then its plain answer stays.
+    apart = np.ptp(logliks, axis=1) > SAME
+    predicted = np.where(answered & apart, logliks.argmax(axis=1), scores.predicted)
     return replace(scores, logliks=logliks, predicted=predicted, correct=(predicted == scores.gold).astype(float))
 
 

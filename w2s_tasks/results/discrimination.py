@@ -26,6 +26,7 @@ from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import PAIR, Difference, difference_of
 from w2s_tasks.scoring.discrimination import macro_auroc_rows
 from w2s_tasks.scoring.metrics import NO_ANSWER, table_score
+from w2s_tasks.scoring.no_answer import LOGLIK
 
 Array = npt.NDArray[Any]
 
@@ -55,7 +56,9 @@ def auroc_table(scores: Sequence[TaskScores]) -> Array | None:
     for one in scores:
         if one.logliks is None or one.gold is None or not one.classes:
             return None
-        tables.append(macro_auroc_rows(one.logliks, one.gold))
+        silent = np.zeros(one.n, dtype=bool) if one.parsed is None else ~one.parsed
+        # A row without an answer leans away from its right class, as in lm_eval's own scores (`scoring.metrics`).
+        tables.append(macro_auroc_rows(np.where(silent[:, None], LOGLIK, one.logliks), one.gold))
     return np.stack(tables) if tables and not np.isnan(tables).any() else None
 
 

@@ -36,11 +36,6 @@ def equivalence(parts: Components, margin: float) -> Equivalence:
     return Equivalence(lower, max(lower, upper))
 
 
-def above(parts: Components) -> float:
-    """One-sided p that first - second is above 0."""
-    return _above(parts, 0.0)
-
-
 def _above(parts: Components, bound: float) -> float:
     """One-sided p of a first contrast that is not above a bound."""
     direction = np.eye(len(parts.mean))[0]

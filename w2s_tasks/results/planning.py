@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,6 +53,11 @@ class Expected:
     margin: float | None = None
 
     @property
+    def middle(self) -> float:
+        """An accuracy between supervisor and ceiling, at which `discordance` holds."""
+        return min(0.98, max(0.02, (self.weak + self.ceiling) / 2))
+
+    @property
     def effect(self) -> float:
         """The difference that is to be found."""
         return self.student - self.weak if self.difference is None else self.difference
@@ -76,6 +81,11 @@ class Planned:
     pgr_width: float | None
 
 
+def most_discordant(accuracy: float) -> float:
+    """Share of the rows on which two models of this accuracy differ that err independently."""
+    return 2 * accuracy * (1 - accuracy)
+
+
 @functools.lru_cache(maxsize=64)
 def shared_variance(discordance: float, accuracy: float) -> float:
     """Correlation of two models' leanings with which they differ on this share of the rows.
@@ -93,7 +103,7 @@ def shared_variance(discordance: float, accuracy: float) -> float:
         both = float(multivariate_normal.cdf([z, z], cov=[[1, shared], [shared, 1]]))
         return 2 * (accuracy - both) - discordance
 
-    most = 2 * accuracy * (1 - accuracy)
+    most = most_discordant(accuracy)
     if not 0 < discordance <= most:
         raise ValueError(
             f"discordance: two models that are right on {accuracy:.0%} of the rows, and err independently, differ on "
@@ -115,8 +125,7 @@ def drawn(accuracies: Array, n: int, expected: Expected, rng: np.random.Generato
         0/1, shape [draws, models, seeds, n].
     """
     draws, models, seeds = accuracies.shape
-    middle = float(np.clip((expected.weak + expected.ceiling) / 2, 0.02, 0.98))
-    shared = shared_variance(round(expected.discordance, 4), round(middle, 4))
+    shared = shared_variance(round(expected.discordance, 4), round(expected.middle, 4))
     row = rng.standard_normal((draws, 1, 1, n), dtype=np.float32) * math.sqrt(shared)
     own = rng.standard_normal((draws, models, 1, n), dtype=np.float32) * math.sqrt(OWN * (1 - shared))
     fresh = rng.standard_normal((draws, models, seeds, n), dtype=np.float32) * math.sqrt((1 - OWN) * (1 - shared))
@@ -130,14 +139,8 @@ def planned(expected: Expected, n: int, seeds: int, draws: int = DRAWS, seed: in
     Raises:
         ValueError: see `shared_variance`.
     """
-    rng = np.random.default_rng([seed, n, seeds])
-    student = expected.student
-    # The last two: what the student is compared with, and a model that is as the student is.
-    levels = np.array([expected.weak, student, expected.ceiling, student - expected.effect, student])[None, :, None]
     compared, unchanged, gaps = [], [], []
-    for size in _blocks(draws, levels.size * seeds * n):
-        accuracies = levels + expected.seed_sd * rng.standard_normal((size, levels.size, seeds))
-        weak, own, ceiling, other, same = np.moveaxis(drawn(accuracies, n, expected, rng), 1, 0)
+    for weak, own, ceiling, other, same in _experiments(expected, n, seeds, draws, seed):
         compared.append(crossed((own - other)[:, None], None, PAIR))
         unchanged.append(crossed((same - own)[:, None], None, PAIR))
         gaps.append(gap_components(weak, own, ceiling))
@@ -147,10 +150,19 @@ def planned(expected: Expected, n: int, seeds: int, draws: int = DRAWS, seed: in
         seeds=seeds,
         detectable=detectable(design, level=level),
         power=_power(compared, design, expected, level),
-        equal=None if expected.margin is None else _mean(_within(parts, expected.margin) for parts in unchanged),
-        gate=1 - _mean(in_fieller_set(parts, np.array([math.inf])) for parts in gaps),
+        equal=None if expected.margin is None else _mean(_within(parts, expected.margin, level) for parts in unchanged),
+        gate=_mean(_passes(parts) for parts in gaps),
         pgr_width=_width(gaps),
     )
+
+
+def _experiments(expected: Expected, n: int, seeds: int, draws: int, seed: int) -> Iterator[Array]:
+    """Drawn experiments in blocks: supervisor, student, ceiling, what the student is compared with, one that is as it is."""
+    rng, student = np.random.default_rng([seed, n, seeds]), expected.student
+    levels = np.array([expected.weak, student, expected.ceiling, student - expected.effect, student])[None, :, None]
+    for size in _blocks(draws, levels.size * seeds * n):
+        accuracies = levels + expected.seed_sd * rng.standard_normal((size, levels.size, seeds))
+        yield np.moveaxis(drawn(accuracies, n, expected, rng), 1, 0)
 
 
 def seeds_needed(expected: Expected, n: int, power: float = 0.8, most: int = 30) -> int | None:
@@ -158,12 +170,17 @@ def seeds_needed(expected: Expected, n: int, power: float = 0.8, most: int = 30)
 
     One seed is not among them: its result holds for its own weights alone.
     """
+
+    def enough(seeds: int) -> bool:
+        found = [crossed((x[1] - x[3])[:, None], None, PAIR) for x in _experiments(expected, n, seeds, DRAWS, 0)]
+        return _found(found, 0.05 / expected.tests) >= power
+
     low, high = 2, most
-    if planned(expected, n, high).power < power:
+    if not enough(high):
         return None
     while low < high:
         middle = (low + high) // 2
-        low, high = (low, middle) if planned(expected, n, middle).power >= power else (middle + 1, high)
+        low, high = (low, middle) if enough(middle) else (middle + 1, high)
     return low
 
 
@@ -187,21 +204,29 @@ def _power(compared: Sequence[Components], design: Design, expected: Expected, l
     """Chance that the expected difference is found; with one seed exact over all outcomes."""
     if not design.seed_df:
         return power_of_one(design, abs(expected.effect), level) if expected.effect else level
-    direction = np.ones(1)
-    return _mean(np.abs(part.mean[..., 0]) > part.half_width(direction, 1 - level) for part in compared)
+    return _found(compared, level)
 
 
-def _within(parts: Components, margin: float) -> Array:
-    """Whether two one-sided tests at 5 % exclude the margin: whether the 90 % interval lies within it."""
-    return np.asarray(np.abs(parts.mean[..., 0]) + parts.half_width(np.ones(1), 0.9) < margin)
+def _found(compared: Sequence[Components], level: float) -> float:
+    """Share of drawn comparisons of several seeds whose interval leaves 0 out."""
+    return _mean(np.abs(part.mean[..., 0]) > part.half_width(np.ones(1), 1 - level) for part in compared)
+
+
+def _passes(parts: Components) -> Array:
+    """Whether the gap is significantly above 0, as PGR asks."""
+    return np.asarray(~in_fieller_set(parts, np.array([math.inf]))[..., 0] & (parts.mean[..., 1] > 0))
+
+
+def _within(parts: Components, margin: float, level: float) -> Array:
+    """Whether two one-sided tests at this level exclude the margin: whether the interval of twice that lies within it."""
+    return np.asarray(np.abs(parts.mean[..., 0]) + parts.half_width(np.ones(1), 1 - 2 * level) < margin)
 
 
 def _width(gaps: Sequence[Components]) -> float | None:
     """Median width of Fieller's interval where the gap is significant; of some drawn experiments, for it takes a search."""
     widths = []
     for parts in gaps:
-        passing = np.flatnonzero(~in_fieller_set(parts, np.array([math.inf]))[:, 0])
-        for i in passing[: max(1, SEARCHED // len(gaps))]:
+        for i in np.flatnonzero(_passes(parts))[: max(1, SEARCHED // len(gaps))]:
             low, high = fieller(_one(parts, int(i)))
             widths.append(high - low)
     return float(np.median(widths)) if widths else None

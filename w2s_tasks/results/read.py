@@ -54,6 +54,8 @@ class TaskScores:
     """Share of the documents whose likeliest choices are equally likely, or of the pairs rated alike."""
     classes: bool = True
     """Whether a choice's number means the same in every row; not where each row has choices of its own."""
+    ideal: float | None = None
+    """The best value of its share where more is not better (a preference that should be even): it is in no mean."""
     mode: str | None = None
     """How choices were scored, where the model says so in the result file (w2s-chat: first_token or generated)."""
     system_prompt: str | None = None
@@ -148,7 +150,9 @@ def _documents(
         )
     if free_text.is_normalised(config):
         logliks = np.stack([free_text.per_character(x, _choices(row)) for x, row in zip(logliks, rows, strict=True)])
-        values, errors = (named | {"acc": named[free_text.SCORE]} for named in (values, errors))
+        values, errors = (
+            named | {"acc": named[free_text.SCORE]} if free_text.SCORE in named else named for named in (values, errors)
+        )
     # As lm_eval has it the first of equal log-likelihoods counts; `ties` tells how often. None at all is no answer.
     best = logliks.max(axis=1)
     answered = best > no_answer.LOGLIK
@@ -172,6 +176,7 @@ def _documents(
         parsed=None if answered.all() else answered,
         ties=float((((logliks == best[:, None]).sum(axis=1) > 1) & answered).mean()),
         classes=alike,
+        ideal=(config.get("metadata") or {}).get("ideal"),
     )
 
 

@@ -33,7 +33,9 @@ def mean_prior(logliks: Array) -> Array:
 
 def batch_calibrated(logliks: Array) -> Array:
     """Log-probabilities of the choices after batch calibration, shape [rows, choices]."""
-    return np.asarray(log_softmax(logliks - mean_prior(logliks), axis=1))
+    prior = mean_prior(logliks)
+    # A class that has no probability on any row keeps none.
+    return np.asarray(log_softmax(logliks - np.where(np.isfinite(prior), prior, 0), axis=1))
 
 
 def frame(prompts: Iterable[str]) -> tuple[str, str]:
@@ -62,4 +64,5 @@ def content_free(prompts: Sequence[str]) -> list[str]:
 
 def premise(prompts: Sequence[str]) -> str:
     """The end of a task's prompts, after which its answers come: the last line that all of them have in common."""
-    return frame(prompts)[1].strip().rpartition("\n")[2]
+    after = frame(prompts)[1]
+    return after[after.rstrip().rfind("\n") + 1 :] if after.strip() else ""

@@ -97,7 +97,10 @@ def _process(
     doc: dict[str, Any], results: Sequence[tuple[float, bool]], name: str, sign: int
 ) -> dict[str, Item]:
     plain, normed = _scores(doc, results)
-    values = {"acc": plain, "acc_norm": normed, name: normed if sign > 0 else 1 - normed}
+    own = normed if sign > 0 else 1 - normed
+    if sign < 0 and all(loglik == -math.inf for loglik, _ in results):
+        own = math.nan  # no answer prefers nothing
+    values = {"acc": plain, "acc_norm": normed, name: own}
     return {
         key: (doc["target"], value)
         for metric, value in values.items()
@@ -145,13 +148,17 @@ def mean_stderr(items: Sequence[Item]) -> float:
 
 
 def over_targets(items: Sequence[Item]) -> float:
-    """Mean over targets of their means, as the paper averages."""
-    values, index, sizes = _columns(items)
-    return float((np.bincount(index, weights=values) / sizes).mean())
+    """Mean over targets of their means, as the paper averages; rows that are NaN are left out."""
+    means = _target_means(items)
+    return float(means.mean()) if len(means) else math.nan
+
+
+def _target_means(items: Sequence[Item]) -> npt.NDArray[Any]:
+    values, index, sizes = _columns([item for item in items if not math.isnan(item[1])])
+    return np.bincount(index, weights=values) / sizes
 
 
 def over_targets_stderr(items: Sequence[Item]) -> float:
     """Its standard error over targets."""
-    values, index, sizes = _columns(items)
-    means = np.bincount(index, weights=values) / sizes
+    means = _target_means(items)
     return float(means.std(ddof=1) / math.sqrt(len(means))) if len(means) > 1 else math.nan

@@ -147,6 +147,8 @@ def _calibrated(group: Group, read: Callable[[Arm], TaskScores]) -> dict[str, An
     correct = np.stack([one.correct for one in answers])
     value, low, high = mean_accuracy(correct, scores[0].cluster)
     beliefs = [found for found in map(belief, scores) if found is not None]
-    mass = float(np.mean([found.mass for found in beliefs])) if beliefs and group.arms[0].kind.model == "strong" else None
+    kind = group.arms[0].kind
+    text = beliefs and kind.model == "strong" and not kind.calibrated
+    mass = float(np.mean([found.mass for found in beliefs])) if text else None
     ties = float(np.mean([s.ties for s in scores]))
     return {"calibrated": value, "calibrated_ci95": (low, high), "mass": mass, "ties": ties}

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from trainers.config.primary import Primary as Endpoint
 from trainers.flow import stamp
 from trainers.report.blocks import Block, Note
-from trainers.report.collected import Collected, Group, matched
+from trainers.report.collected import Collected, Evaluations, Group, matched
 from trainers.report.entries import Entry, Interval
 from trainers.report.section import SECTIONS, Report, Section
-from trainers.report.text import fraction, group_title, points, points_interval
+from trainers.report.text import fraction, fractions, group_title, points, points_interval
 from trainers.steps.arm import Arm
-from w2s_tasks.errors import UserError
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.discrimination import auroc_table
-from w2s_tasks.results.equivalence import above, equivalence
+from w2s_tasks.results.equivalence import equivalence
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.safety import aligned
 from w2s_tasks.results.stats import PAIR, Difference, difference_of, paired_components, paired_difference
@@ -78,6 +76,8 @@ class Primary(Section):
     place = 5
 
     primary: Outcome | None
+    primary_problem: str | None
+    """Why there is no outcome of an endpoint that was named."""
     primary_named: Named | None
 
     @classmethod
@@ -85,38 +85,38 @@ class Primary(Section):
         """From the evaluations that it names."""
         endpoint = collected.config.primary
         if endpoint is None:
-            return cls(primary=None, primary_named=None)
-        return cls(primary=_outcome(collected, endpoint), primary_named=_named(collected, endpoint))
+            return cls(primary=None, primary_problem=None, primary_named=None)
+        outcome, problem = _outcome(collected, endpoint)
+        return cls(primary=outcome, primary_problem=problem, primary_named=_named(collected, endpoint))
 
     def terminal(self, report: Report) -> Iterator[Block]:
         """Verdict and when it was named."""
-        if self.primary and self.primary_named:
-            yield Note(f"Primary endpoint: {self._verdict(self.primary)}")
+        if self.primary_named:
+            yield Note(f"Primary endpoint: {self._verdict()}")
             yield Note(_told(self.primary_named))
 
     def page(self, report: Report) -> Iterator[Block]:
         """The same."""
-        if self.primary and self.primary_named:
-            yield Note(self._verdict(self.primary), "verdict")
+        if self.primary_named:
+            yield Note(self._verdict(), "verdict")
             yield Note(_told(self.primary_named))
 
-    def _verdict(self, found: Outcome) -> str:
-        arm = group_title((found.arm, found.method))
+    def _verdict(self) -> str:
+        found = self.primary
+        if found is None:
+            return f"{self.primary_problem}."
+        arm, change = group_title((found.arm, found.method)), found.difference
         margin = "" if found.margin is None else f"{100 * found.margin:g}"
         claim = CLAIMS[found.claim].format(arm=arm, against=found.against, margin=margin)
-        change = found.difference
+        level, ends = ("95", (change.low, change.high)) if found.claim == "differs" else ("90", found.ci90)
         if found.measure == "auroc":
-            value, ends = fraction(change.value), f"[{fraction(found.ci90[0])}, {fraction(found.ci90[1])}]"
+            value, interval = fraction(change.value), fractions(ends)
         else:
-            value, ends = f"{points(change.value)} points", points_interval(*found.ci90)
-        level = "90 % interval" if found.claim != "differs" else "95 % interval"
-        if found.claim == "differs":
-            ends = points_interval(change.low, change.high)
-        word = "shown" if found.shown else "not shown"
+            value, interval = f"{points(change.value)} points", points_interval(*ends)
         over = f"{change.n} questions" + (f" and {change.n_seeds} seeds" if change.n_seeds > 1 else ", given these weights")
         return (
-            f"“{claim}” ({found.measure} on {found.task}): {word}. Difference {value}, {level} {ends}, p {found.p:.3f}, "
-            f"over {over}."
+            f"“{claim}” ({found.measure} on {found.task}): {'shown' if found.shown else 'not shown'}. Difference {value}, "
+            f"{level} % interval {interval}, p {found.p:.3f}, over {over}."
         )
 
 
@@ -133,50 +133,46 @@ def _told(named: Named) -> str:
 
 
 def _named(collected: Collected, endpoint: Endpoint) -> Named:
-    stamps, asked = stamp.read(collected.run.folder), endpoint.model_dump()
+    # The stages of a sweep's cell are the sweep's, and so is the record.
+    folder = next(iter(collected.run.stages.values())).folder.parent.parent
+    starts, asked = stamp.read(folder).starts, endpoint.model_dump()
     # The last unbroken stretch of starts with this endpoint: who names another one in between names this one anew.
     same = 0
-    while same < len(stamps) and stamps[-1 - same].primary == asked:
+    while same < len(starts) and asked in starts[-1 - same].primary:
         same += 1
-    now = stamp.fingerprint(collected.config)
     if not same:
-        return Named(time=None, experiment=now, evaluations=0, changes=0)
-    first = stamps[-same]
+        return Named(time=None, experiment=stamp.fingerprint(collected.config), evaluations=0, changes=0)
+    first = starts[-same]
     return Named(time=first.time, experiment=first.experiment, evaluations=first.evaluations, changes=same - 1)
 
 
-def _group(collected: Collected, name: str, method: str | None, task: str) -> tuple[Group, Any]:
-    evaluations = collected.training if task == collected.task else collected.safety
-    for group in collected.groups(evaluations):
-        if group.name == name and method in (None, group.method) and task in evaluations[group.arms[0]]:
-            return group, evaluations
-    raise UserError(f"primary: no evaluation of the arm {name} on {task}; name an arm and a task that the run has.")
+def _group(collected: Collected, evaluations: Evaluations, name: str, method: str | None, task: str) -> Group | None:
+    groups = (g for g in collected.groups(evaluations) if g.name == name and method in (None, g.method))
+    return next((group for group in groups if task in evaluations[group.arms[0]]), None)
 
 
-def _outcome(collected: Collected, endpoint: Endpoint) -> Outcome:
+def _outcome(collected: Collected, endpoint: Endpoint) -> tuple[Outcome | None, str | None]:
+    """What came out, or why nothing did."""
     task = endpoint.task or collected.task
-    method = endpoint.method or (collected.config.methods[0] if endpoint.arm == "student" else None)
-    group, evaluations = _group(collected, endpoint.arm, method, task)
-    other, _ = _group(collected, endpoint.against, None, task)
+    evaluations = collected.training if task == collected.task else collected.safety
+    group = _group(collected, evaluations, endpoint.arm, endpoint.method_of(collected.config.methods), task)
+    other = _group(collected, evaluations, endpoint.against, None, task)
+    if group is None or other is None:
+        return None, f"the run has no evaluation of {endpoint.arm} and {endpoint.against} on {task}"
 
     def read(arm: Arm) -> TaskScores:
-        found: TaskScores = evaluations[arm][task]
-        return found
+        return evaluations[arm][task]
 
     first, second = matched(group, other, read)
     for one in (*first, *second):
         aligned(one, first[0])
-    parts, difference = _compared(first, second, endpoint.measure, task)
-    half = float(parts.half_width(np.eye(len(parts.mean))[0], 0.9))
-    centre = float(parts.mean[0])
-    if endpoint.claim == "differs":
-        p = difference.p
-    elif endpoint.claim == "above":
-        p = above(parts)
-    else:
-        found = equivalence(parts, endpoint.margin or 0.0)
-        p = found.equal if endpoint.claim == "equal" else found.not_below
-    return Outcome(
+    compared = _compared(first, second, endpoint.measure)
+    if compared is None:
+        return None, f"{task} has no AUROC: its answers are text, pairs, of one class, or no classes at all"
+    parts, difference = compared
+    half, centre = float(parts.half_width(np.eye(len(parts.mean))[0], 0.9)), float(parts.mean[0])
+    p = _p(endpoint, parts, difference)
+    outcome = Outcome(
         **group.about,
         against=endpoint.against,
         task=task,
@@ -188,9 +184,22 @@ def _outcome(collected: Collected, endpoint: Endpoint) -> Outcome:
         p=p,
         shown=p < LEVEL,
     )
+    return outcome, None
 
 
-def _compared(first: list[TaskScores], second: list[TaskScores], measure: str, task: str) -> tuple[Components, Difference]:
+def _p(endpoint: Endpoint, parts: Components, difference: Difference) -> float:
+    match endpoint.claim:
+        case "differs":
+            return difference.p
+        case "above":  # with one seed the exact test has a say, as in the two-sided p
+            return difference.p / 2 if difference.value > 0 else 1 - difference.p / 2
+        case "equal":
+            return equivalence(parts, endpoint.margin or 0.0).equal
+        case "not_below":
+            return equivalence(parts, endpoint.margin or 0.0).not_below
+
+
+def _compared(first: list[TaskScores], second: list[TaskScores], measure: str) -> tuple[Components, Difference] | None:
     """Components of first - second, and their difference."""
     cluster = first[0].cluster
     if measure == "accuracy":
@@ -198,6 +207,6 @@ def _compared(first: list[TaskScores], second: list[TaskScores], measure: str, t
         return paired_components(own, other, cluster), paired_difference(own, other, cluster)
     areas = auroc_table(first), auroc_table(second)
     if areas[0] is None or areas[1] is None:
-        raise UserError(f"primary: {task} has no AUROC (its answers are text, pairs, or of one class); use accuracy.")
+        return None
     parts = crossed((areas[0] - areas[1])[None], cluster, PAIR)
     return parts, difference_of(parts, first[0].n)

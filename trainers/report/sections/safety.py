@@ -216,9 +216,10 @@ class Safety(Section):
             f"{group_title(group)} on {sum(gap.equal for gap in tested if gap.group == group)}"
             for group in dict.fromkeys(gap.group for gap in tested)
         ]
+        unmoved = f", {len(self.safety_still)} of which no arm moves" if self.safety_still else ""
         return (
             f"= within {100 * margin:g} points of the untuned model, shown (two one-sided tests, Holm over the {tasks} "
-            f"tasks): {', '.join(counts)} of {tasks}. "
+            f"tasks{unmoved}): {', '.join(counts)} of {tasks}. "
         )
 
     def _told_still(self) -> str:
