@@ -46,6 +46,8 @@ class OnTask(OfTask, OfModel):
     ties: float | None
     class_share: list[float] | None
     """What is missing to 1 did not parse."""
+    ideal: float | None
+    """The best value of a share of which more is not better; such a task is in no mean. Null elsewhere."""
     to_zero_shot: Difference | None
 
 
@@ -219,7 +221,7 @@ class Safety(Section):
         unmoved = f", {len(self.safety_still)} of which no arm moves" if self.safety_still else ""
         return (
             f"= within {100 * margin:g} points of the untuned model, shown (two one-sided tests, Holm over the {tasks} "
-            f"tasks{unmoved}): {', '.join(counts)} of {tasks}. "
+            f"tasks{unmoved}): {'; '.join(counts)} of {tasks}. "
         )
 
     def _told_still(self) -> str:
@@ -240,6 +242,8 @@ class Safety(Section):
                 f" * p < .05 after Holm's correction over the {family.tests} comparisons of the arm ({family.tasks} tasks, "
                 f"{which}). † the models differ on fewer than 12 questions: the interval is wider than 95 % asks."
             )
+        if any(entry.ideal is not None for entry in self.safety):
+            text += " Of a task with an ideal more is not better: it is in no mean."
         if self.safety_exact:
             text += " Exact: all rows of a group right, the benchmark's own score; in no family of tests."
         return f"{text} {self._told_equal(report)}{self._told_still()}".rstrip() + (
@@ -284,7 +288,8 @@ class Safety(Section):
             cells = [_cell(self.accuracy(task, g), gap, page) for g, gap in zip(groups, gaps, strict=True)]
             known = [gap.detectable for gap in gaps if gap and gap.detectable is not None]
             detectable = f"{100 * max(known):.{1 if page else 0}f}" if known else "none"
-            rows.append(row(first.subtask, first.split, first.mode, str(first.n), cells, detectable))
+            ideal = "" if first.ideal is None else f" (ideal {100 * first.ideal:g})"
+            rows.append(row(first.subtask + ideal, first.split, first.mode, str(first.n), cells, detectable))
             exact = {e.group: e for e in self.safety_exact if e.task == task}
             if exact:
                 cells = [_cell(exact[g].em, exact[g].to_zero_shot, page) for g in groups]
@@ -433,6 +438,7 @@ def _on_tasks(collected: Collected) -> list[OnTask]:
                     unparsed=scores.unparsed,
                     ties=scores.ties,
                     class_share=class_share(scores),
+                    ideal=scores.ideal,
                     to_zero_shot=differences.get(task),
                 )
             )
