@@ -92,14 +92,14 @@ def pair(first: str, second: str, value: float, p: float) -> MethodPair:
 
 
 def test_what_is_said_of_methods():
-    told = list(Methods(gains=[], method_pairs=[pair("a", "b", 0.03, 0.01), pair("a", "c", -0.05, 0.02)])._verdicts())
+    told = list(Methods(gains=[], method_pairs=[pair("a", "b", 0.03, 0.01), pair("a", "c", -0.05, 0.02)]).verdicts())
     assert told[0].startswith("a is better than b by 3.0 points (Holm p 0.010 over 2 pairs")
     assert told[1].startswith("c is better than a by 5.0 points")
-    (same,) = Methods(gains=[], method_pairs=[pair("a", "b", 0.01, 0.4)])._verdicts()
+    (same,) = Methods(gains=[], method_pairs=[pair("a", "b", 0.01, 0.4)]).verdicts()
     assert same == (
         "No method differs significantly from another one (1 pairs, Holm); differences of up to 3.0 points are not excluded."
     )
-    assert list(Methods(gains=[], method_pairs=[])._verdicts()) == []
+    assert list(Methods(gains=[], method_pairs=[]).verdicts()) == []
 
 
 def test_a_run_of_two_methods_compares_them(experiment_file: Path, tmp_path: Path):

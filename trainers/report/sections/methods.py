@@ -111,8 +111,9 @@ class Methods(Section):
             )
         if not apart:
             widest = max(max(-pair.difference.low, pair.difference.high) for pair in pairs)
+            count = f"{len(pairs)} pair{'s' if len(pairs) > 1 else ''}"
             yield (
-                f"No method differs significantly from another one ({len(pairs)} pairs, Holm); differences of up to "
+                f"No method differs significantly from another one ({count}, Holm); differences of up to "
                 f"{100 * widest:.1f} points are not excluded."
             )
 
