@@ -1,4 +1,4 @@
-"""A change in accuracy splits exactly into format, class shares and real errors."""
+"""A change in accuracy splits exactly into format, class shares and other answers."""
 
 from __future__ import annotations
 

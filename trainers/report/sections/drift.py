@@ -12,13 +12,13 @@ from trainers.report.entries import Objective, OfArm, OfTask
 from trainers.report.figures import NEUTRAL, clean, legend_above, svg
 from trainers.report.section import SECTIONS, Report, Section
 from trainers.report.sections.discrimination import Auroc
-from trainers.report.sections.safety import pairs
+from trainers.report.sections.safety import Safety, pairs
 from trainers.report.text import Named, fraction, group_title, on_split, percent, points, points_interval
 from w2s_tasks.results import drift
 from w2s_tasks.results.stats import Difference
 
 PARTS = {"unparsed": "#999999", "prior": "#e69f00", "errors": "#0072b2"}
-PART_NAMES = {"unparsed": "no longer parses", "prior": "class shares shifted", "errors": "real errors"}
+PART_NAMES = {"unparsed": "no longer parses", "prior": "class shares shifted", "errors": "other answers given"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +57,11 @@ class Drift(Section):
         if not self.drift:
             return
         yield Figure(
-            self.figure(),
+            self.figure(report),
             "The change in accuracy to the untuned model is the sum of three parts: answers that parse only before "
             "or after; a shift of the class shares; and exchanges that leave the shares alone.",
         )
-        columns = ("arm", "task", "split", "scored by", "objective", "change", "unparsed", "class shift", "real errors")
+        columns = ("arm", "task", "split", "scored by", "objective", "change", "unparsed", "class shift", "other answers")
         shares = ("class shares before → after, %", "balanced accuracy, %", "AUROC")
         areas = {(e.task, e.group): e.auroc for e in report.of(Auroc).discrimination}
         rows = [(*_row(entry), _areas(entry, areas)) for entry in self.drift]
@@ -75,12 +75,16 @@ class Drift(Section):
             "shift hides: where it is lower after than before, questions are told apart worse at every threshold."
         )
 
-    def figure(self) -> str | None:
+    def figure(self, report: Report) -> str | None:
         """The change in accuracy to the untuned model, a mean over the subtasks, split into its three parts."""
-        rows = list(dict.fromkeys((e.group, e.split, e.mode) for e in self.drift))
+        tasks = report.of(Safety).tasks()
+        averaged = [e for e in self.drift if tasks[e.task].ideal is None]
+        rows = list(dict.fromkeys((e.group, e.split, e.mode) for e in averaged))
+        if not rows:
+            return None
 
         def mean(row: Any, part: str) -> float:
-            chosen = [getattr(e, part) for e in self.drift if (e.group, e.split, e.mode) == row]
+            chosen = [getattr(e, part) for e in averaged if (e.group, e.split, e.mode) == row]
             return 100 * sum(c.value if c is not None else 0.0 for c in chosen) / len(chosen)
 
         def draw(figure: Any) -> None:
