@@ -97,7 +97,7 @@ def test_what_is_said_of_methods():
     assert told[1].startswith("c is better than a by 5.0 points")
     (same,) = Methods(gains=[], method_pairs=[pair("a", "b", 0.01, 0.4)]).verdicts()
     assert same == (
-        "No method differs significantly from another one (1 pairs, Holm); differences of up to 3.0 points are not excluded."
+        "No method differs significantly from another one (1 pair, Holm); differences of up to 3.0 points are not excluded."
     )
     assert list(Methods(gains=[], method_pairs=[]).verdicts()) == []
 

@@ -208,6 +208,7 @@ def test_an_arm_is_known_with_its_shots_too():
     assert {name for name, kind in ARMS.items() if kind.model == "weak"} == {"weak", "weak_untrained"}
     assert {name for name, kind in ARMS.items() if kind.teacher is None} == {
         "zero_shot",
+        "zero_shot_calibrated",
         "few_shot",
         "weak",
         "weak_untrained",

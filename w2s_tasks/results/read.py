@@ -134,7 +134,7 @@ def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], er
 
 def _choices(row: dict[str, Any]) -> list[str]:
     """The texts of a row's choices, as the model was asked for them."""
-    return [arguments["arg_1"].strip() for arguments in row["arguments"].values()]
+    return [arguments["arg_1"].strip() for arguments in row.get("arguments", {}).values()]
 
 
 def _documents(
