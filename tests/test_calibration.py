@@ -18,7 +18,7 @@ from trainers.labels.operations import METHOD_OPS
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.ref import ModelRef
-from w2s_tasks.results.calibrated import belief, calibrated
+from w2s_tasks.results.calibrated import calibrated, mass
 from w2s_tasks.results.read import TaskScores, read_evaluation
 from w2s_tasks.results.stats import mean_accuracy
 from w2s_tasks.scoring.calibration import CONTENT_FREE, batch_calibrated, content_free, frame, premise
@@ -91,7 +91,7 @@ def test_the_interval_of_calibrated_accuracy_covers(n: int, shift: float, share:
 def test_choices_of_their_own_have_no_prior_and_no_mass():
     given = scores([[-1.0, -2.0], [-2.0, -1.0]], [0, 1], classes=False)
     assert calibrated(given) is None
-    assert belief(given) is None
+    assert mass(given) is None
 
 
 def test_a_model_without_a_say_keeps_its_answer():
@@ -110,9 +110,7 @@ def test_a_class_without_any_probability_keeps_none():
 
 
 def test_the_mass_of_the_choices():
-    found = belief(scores(np.log([[0.3, 0.1], [0.05, 0.15]]), [0, 1], ties=0.5))
-    assert found is not None
-    assert (found.mass, found.ties) == (pytest.approx(0.3), 0.5)
+    assert mass(scores(np.log([[0.3, 0.1], [0.05, 0.15]]), [0, 1])) == pytest.approx(0.3)
 
 
 def test_labels_are_calibrated_as_scores_are():

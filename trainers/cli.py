@@ -256,17 +256,13 @@ def power(
     ceiling: Annotated[float | None, typer.Option(min=0.01, max=0.99, help="The ceiling's.")] = None,
     difference: Annotated[
         float | None,
-        typer.Option(
-            callback=_amount, min=-0.99, max=0.99, help="What to look for, e.g. 0.03; by default student minus weak."
-        ),
+        typer.Option(min=-0.99, max=0.99, help="What to look for, e.g. 0.03; by default student minus weak."),
     ] = None,
     n: Annotated[str | None, typer.Option("--n", help="Questions: --n 400,872.")] = None,
     seeds: Annotated[str, typer.Option(help="Seeds: --seeds 1,3,5,10.")] = "1,3,5,10",
     discordance: Annotated[
         float | None,
-        typer.Option(
-            callback=_amount, min=0.001, max=0.5, help="Share of the questions that just one of two models has right."
-        ),
+        typer.Option(min=0.001, max=0.5, help="Share of the questions that just one of two models has right."),
     ] = None,
     seed_sd: Annotated[float | None, typer.Option(min=0, max=0.3, help="A model's SD over seeds, e.g. 0.02.")] = None,
     tests: Annotated[int | None, typer.Option(min=1, help="Comparisons that p is corrected for.")] = None,

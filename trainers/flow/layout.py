@@ -55,11 +55,6 @@ class Tasks:
         for name in config.safety.limits if config.safety else ():
             if name not in names:
                 raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
-        primary = config.primary.task if config.primary else None
-        if primary and primary not in (config.task, *names):
-            raise UserError(
-                f"primary.task: no task {shown(primary)} here.{nearest(primary, names)} Known: {', '.join(names)}."
-            )
         asked = {n: harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         for task in (training, *asked.values(), *safety):
             task.check_evaluable()
@@ -101,9 +96,11 @@ class Layout:
         """Refuse an endpoint that no evaluation will answer, before anything is built.
 
         Raises:
-            UserError: names the arm and the task, or the measure.
+            UserError: names the task, the arm or the measure.
         """
-        task = primary.task or self.task.name
+        task, names = primary.task or self.task.name, [one.name for one in self.tasks.safety]
+        if task not in (self.task.name, *names):
+            raise UserError(f"primary.task: no task {shown(task)} here.{nearest(task, names)} Known: {', '.join(names)}.")
         steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None]
         if task == self.task.name:
             steps = [step for step in steps if not isinstance(step, SafetyEvaluation)]

@@ -25,8 +25,9 @@ from trainers.report.page import QUESTIONS, STAGES, stages_of
 from trainers.report.report import head_of
 from trainers.report.text import group_title
 from trainers.steps.arm import Arm
+from trainers.steps.evaluation import SafetyEvaluation
 from trainers.store.stages import write_atomic
-from w2s_tasks.results.read import Asked, TaskScores, read_asked
+from w2s_tasks.results.read import Asked, TaskScores, read_asked, tied
 from w2s_tasks.scoring.calibration import frame
 
 Array = npt.NDArray[Any]
@@ -123,9 +124,8 @@ def _task(collected: Collected, evaluations: Evaluations, name: str, kind: str) 
 
 def _asked(collected: Collected, arm: Arm, task: str, training: bool) -> list[Asked]:
     layout = collected.run.layout
-    steps = layout.steps.values()
-    step = layout.evaluations[arm] if training else next(s for s in steps if s.name == f"safety/{arm.title}")
-    return read_asked(collected.run.folder_of(step), task)
+    main = (s for s in layout.steps.values() if isinstance(s, SafetyEvaluation) and s.main and s.arm == arm)
+    return read_asked(collected.run.folder_of(layout.evaluations[arm] if training else next(main)), task)
 
 
 def _questions(rows: Sequence[Asked], texts: Sequence[str]) -> list[Question]:
@@ -165,9 +165,8 @@ def _answers(
     }
     if scores.logliks is not None:
         found["logliks"] = np.round(scores.logliks, DIGITS).tolist()
-        best = scores.logliks.max(axis=1, keepdims=True)
         answered = scores.parsed if scores.parsed is not None else np.ones(scores.n, dtype=bool)
-        found["tied"] = np.flatnonzero(((scores.logliks == best).sum(axis=1) > 1) & answered).tolist()
+        found["tied"] = np.flatnonzero(tied(scores.logliks, answered)).tolist()
     if scores.parsed is not None:
         found["unparsed"] = np.flatnonzero(~scores.parsed).tolist()
     ratings = [[asked[i].rating for i in question.place] for question in questions]

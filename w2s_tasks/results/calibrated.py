@@ -1,8 +1,8 @@
-"""An evaluation's answers without the model's prior, and how much of its belief is on the choices at all."""
+"""An evaluation's answers without the model's prior, and how much of its probability is on the choices at all."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -32,23 +32,12 @@ def calibrated(scores: TaskScores) -> TaskScores | None:
     return replace(scores, logliks=logliks, predicted=predicted, correct=(predicted == scores.gold).astype(float))
 
 
-@dataclass(frozen=True)
-class Belief:
-    """Means over rows.
+def mass(scores: TaskScores) -> float | None:
+    """The probability of all choices together, what the model does not spend on anything else: a mean over rows.
 
-    ``mass``: the probability of all choices together, what the model does not spend on anything else; ``ties``: the share of
-    rows whose likeliest choices are equally likely, so that their order decides.
+    None where answers are not scored by the likelihood of classes.
     """
-
-    mass: float
-    ties: float
-
-
-def belief(scores: TaskScores) -> Belief | None:
-    """How the model spreads its belief; None where answers are not scored by the likelihood of classes."""
     if scores.logliks is None or scores.predicted is None or not scores.classes:
         return None
     answered = scores.predicted != NO_ANSWER
-    if not answered.any():
-        return None
-    return Belief(float(np.exp(scores.logliks[answered]).sum(axis=1).mean()), scores.ties)
+    return float(np.exp(scores.logliks[answered]).sum(axis=1).mean()) if answered.any() else None

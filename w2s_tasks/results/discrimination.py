@@ -21,7 +21,7 @@ from scipy.special import expit, logit
 from scipy.stats import norm
 
 from w2s_tasks.results.clusters import SHARE_UNIT, Clusters
-from w2s_tasks.results.components import crossed
+from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import PAIR, Difference, difference_of
 from w2s_tasks.scoring.discrimination import macro_auroc_rows
@@ -123,17 +123,21 @@ def newcombe(area: float, first: float, second: float, level: float = 0.95) -> t
     return low, high
 
 
-def auroc_difference(first: Sequence[TaskScores], second: Sequence[TaskScores]) -> Difference | None:
-    """AUROC of one model minus another's on the same questions, paired over seeds and rows; None where there is none.
+def auroc_components(first: Sequence[TaskScores], second: Sequence[TaskScores]) -> Components | None:
+    """Components of AUROC of one model minus another's on the same questions; None where one has none.
 
     Args:
         first: one entry a seed.
         second: the same; one entry where no seed changes it.
     """
     own, other = auroc_table(first), auroc_table(second)
-    if own is None or other is None:
-        return None
-    return difference_of(crossed((own - other)[None], first[0].cluster, PAIR), own.shape[1])
+    return None if own is None or other is None else crossed((own - other)[None], first[0].cluster, PAIR)
+
+
+def auroc_difference(first: Sequence[TaskScores], second: Sequence[TaskScores]) -> Difference | None:
+    """The difference itself, paired over seeds and rows; see `auroc_components`."""
+    parts = auroc_components(first, second)
+    return None if parts is None else difference_of(parts, first[0].n)
 
 
 def sensitivity(predicted: Array, gold: Array) -> tuple[float, float]:

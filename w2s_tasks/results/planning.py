@@ -141,8 +141,8 @@ def planned(expected: Expected, n: int, seeds: int, draws: int = DRAWS, seed: in
     """
     compared, unchanged, gaps = [], [], []
     for weak, own, ceiling, other, same in _experiments(expected, n, seeds, draws, seed):
-        compared.append(crossed((own - other)[:, None], None, PAIR))
-        unchanged.append(crossed((same - own)[:, None], None, PAIR))
+        compared.append(_pairs(own, other))
+        unchanged.append(_pairs(same, own))
         gaps.append(gap_components(weak, own, ceiling))
     level, design = 0.05 / expected.tests, _design(unchanged, n, expected)
     return Planned(
@@ -172,7 +172,7 @@ def seeds_needed(expected: Expected, n: int, power: float = 0.8, most: int = 30)
     """
 
     def enough(seeds: int) -> bool:
-        found = [crossed((x[1] - x[3])[:, None], None, PAIR) for x in _experiments(expected, n, seeds, DRAWS, 0)]
+        found = (_pairs(own, other) for _, own, _, other, _ in _experiments(expected, n, seeds, DRAWS, 0))
         return _found(found, 0.05 / expected.tests) >= power
 
     low, high = 2, most
@@ -207,7 +207,12 @@ def _power(compared: Sequence[Components], design: Design, expected: Expected, l
     return _found(compared, level)
 
 
-def _found(compared: Sequence[Components], level: float) -> float:
+def _pairs(first: Array, second: Array) -> Components:
+    """Every drawn experiment's comparison of two models, as `stats.paired_components` makes one."""
+    return crossed((first - second)[:, None], None, PAIR)
+
+
+def _found(compared: Iterable[Components], level: float) -> float:
     """Share of drawn comparisons of several seeds whose interval leaves 0 out."""
     return _mean(np.abs(part.mean[..., 0]) > part.half_width(np.ones(1), 1 - level) for part in compared)
 

@@ -132,6 +132,11 @@ def _ranking(task: str, rows: list[dict[str, Any]], values: dict[str, float], er
     )
 
 
+def tied(logliks: Array, answered: Array) -> Array:
+    """The answered rows whose likeliest choices are equally likely, so that their order decides; shape [n]."""
+    return np.asarray(((logliks == logliks.max(axis=1, keepdims=True)).sum(axis=1) > 1) & answered)
+
+
 def _choices(row: dict[str, Any]) -> list[str]:
     """The texts of a row's choices, as the model was asked for them."""
     return [arguments["arg_1"].strip() for arguments in row.get("arguments", {}).values()]
@@ -148,8 +153,9 @@ def _documents(
         raise UserError(
             f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
         )
+    choices = [_choices(row) for row in rows]
     if free_text.is_normalised(config):
-        logliks = np.stack([free_text.per_character(x, _choices(row)) for x, row in zip(logliks, rows, strict=True)])
+        logliks = np.stack([free_text.per_character(x, texts) for x, texts in zip(logliks, choices, strict=True)])
         values, errors = (
             named | {"acc": named[free_text.SCORE]} if free_text.SCORE in named else named for named in (values, errors)
         )
@@ -160,7 +166,6 @@ def _documents(
     gold = np.array([gold_of(config, row) for row in rows])
     # Groups are what the task's own scoring says, (group, right) a row; a column's name means nothing.
     grouped = isinstance(rows[0].get("acc"), list)
-    alike = all(_choices(row) == _choices(rows[0]) for row in rows)
     return TaskScores(
         task,
         len(rows),
@@ -174,8 +179,8 @@ def _documents(
         np.where(answered[:, None], logliks, 0.0),  # no choice of a document without an answer is likelier than another
         unparsed=float(1 - answered.mean()),
         parsed=None if answered.all() else answered,
-        ties=float((((logliks == best[:, None]).sum(axis=1) > 1) & answered).mean()),
-        classes=alike,
+        ties=float(tied(logliks, answered).mean()),
+        classes=all(texts == choices[0] for texts in choices),
         ideal=(config.get("metadata") or {}).get("ideal"),
     )
 

@@ -21,7 +21,7 @@ from trainers.report.section import SECTIONS, Report, Section
 from trainers.report.sections.accuracy import Accuracy, Gap, recovered
 from trainers.report.text import Named, fraction, fractions, group_title, percent, percents
 from trainers.steps.arm import Arm
-from w2s_tasks.results.calibrated import belief, calibrated
+from w2s_tasks.results.calibrated import calibrated, mass
 from w2s_tasks.results.discrimination import Discrimination, auroc_difference, auroc_table, discrimination
 from w2s_tasks.results.read import TaskScores
 from w2s_tasks.results.stats import Difference, mean_accuracy
@@ -33,9 +33,10 @@ class OnTask(Discrimination, OfArm):
 
     task: str
     to_zero_shot: Difference | None
-    calibrated: float
-    """Accuracy after batch calibration: without the model's prior over the classes, known from these rows alone."""
-    calibrated_ci95: Interval
+    calibrated: float | None
+    """Accuracy after batch calibration: without the model's prior over the classes, known from these rows alone; null where
+    answers are decisions, which have no probabilities."""
+    calibrated_ci95: Interval | None
     mass: float | None
     """Mean probability of all choices together, where text is scored."""
     ties: float
@@ -94,7 +95,8 @@ class Auroc(Section):
         lines = [fractions((entry.low, entry.high))]
         if entry.d_prime is not None:
             lines.append(f"d′ {fraction(entry.d_prime)}, c {fraction(entry.criterion)}")
-        lines.append(f"cal. {percent(entry.calibrated)} {percents(entry.calibrated_ci95)}")
+        if entry.calibrated_ci95 is not None:
+            lines.append(f"cal. {percent(entry.calibrated)} {percents(entry.calibrated_ci95)}")
         if entry.mass is not None:
             lines.append(f"mass {percent(entry.mass)}" + (f", ties {percent(entry.ties)}" if entry.ties else ""))
         return Cell(fraction(entry.auroc), "\n".join(lines))
@@ -141,14 +143,17 @@ def _entries(collected: Collected, evaluations: Evaluations) -> Iterator[OnTask]
 
 
 def _calibrated(group: Group, read: Callable[[Arm], TaskScores]) -> dict[str, Any]:
-    """Accuracy after calibration over seeds, and how the model spreads its belief."""
-    scores = [read(arm) for arm in group.arms]
-    answers = [one or plain for one, plain in ((calibrated(s), s) for s in scores)]
-    correct = np.stack([one.correct for one in answers])
-    value, low, high = mean_accuracy(correct, scores[0].cluster)
-    beliefs = [found for found in map(belief, scores) if found is not None]
-    kind = group.arms[0].kind
-    text = beliefs and kind.model == "strong" and not kind.calibrated
-    mass = float(np.mean([found.mass for found in beliefs])) if text else None
-    ties = float(np.mean([s.ties for s in scores]))
-    return {"calibrated": value, "calibrated_ci95": (low, high), "mass": mass, "ties": ties}
+    """Accuracy after calibration over seeds, and how the model spreads its probability."""
+    scores, kind = [read(arm) for arm in group.arms], group.arms[0].kind
+    answers = [one for one in map(calibrated, scores) if one is not None]
+    value, ci95 = None, None
+    if len(answers) == len(scores):
+        value, *ci95 = mean_accuracy(np.stack([one.correct for one in answers]), scores[0].cluster)
+    # A calibrated model's scores are no probabilities, and a classifier's are of its classes alone.
+    masses = [one for one in map(mass, scores) if one is not None] if kind.model == "strong" and not kind.calibrated else []
+    return {
+        "calibrated": value,
+        "calibrated_ci95": ci95,
+        "mass": float(np.mean(masses)) if masses else None,
+        "ties": float(np.mean([one.ties for one in scores])),
+    }

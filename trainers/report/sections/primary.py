@@ -15,12 +15,12 @@ from trainers.report.entries import Entry, Interval
 from trainers.report.section import SECTIONS, Report, Section
 from trainers.report.text import fraction, fractions, group_title, points, points_interval
 from trainers.steps.arm import Arm
-from w2s_tasks.results.components import Components, crossed
-from w2s_tasks.results.discrimination import auroc_table
+from w2s_tasks.results.components import Components
+from w2s_tasks.results.discrimination import auroc_components
 from w2s_tasks.results.equivalence import equivalence
 from w2s_tasks.results.read import TaskScores
-from w2s_tasks.results.safety import aligned
-from w2s_tasks.results.stats import PAIR, Difference, difference_of, paired_components, paired_difference
+from w2s_tasks.results.safety import stacked
+from w2s_tasks.results.stats import Difference, difference_of, paired_components, paired_difference
 
 LEVEL = 0.05
 CLAIMS = {
@@ -164,8 +164,6 @@ def _outcome(collected: Collected, endpoint: Endpoint) -> tuple[Outcome | None, 
         return evaluations[arm][task]
 
     first, second = matched(group, other, read)
-    for one in (*first, *second):
-        aligned(one, first[0])
     compared = _compared(first, second, endpoint.measure)
     if compared is None:
         return None, f"{task} has no AUROC: its answers are text, pairs, of one class, or no classes at all"
@@ -200,13 +198,14 @@ def _p(endpoint: Endpoint, parts: Components, difference: Difference) -> float:
 
 
 def _compared(first: list[TaskScores], second: list[TaskScores], measure: str) -> tuple[Components, Difference] | None:
-    """Components of first - second, and their difference."""
-    cluster = first[0].cluster
+    """Components of first - second, and their difference; None where there is no AUROC.
+
+    Raises:
+        UserError: evaluations of different questions.
+    """
+    like, seeds = first[0], max(len(first), len(second))
+    own, other = (stacked(part, like, seeds) for part in (first, second))
     if measure == "accuracy":
-        own, other = np.broadcast_arrays(*(np.stack([s.correct for s in part]) for part in (first, second)))
-        return paired_components(own, other, cluster), paired_difference(own, other, cluster)
-    areas = auroc_table(first), auroc_table(second)
-    if areas[0] is None or areas[1] is None:
-        return None
-    parts = crossed((areas[0] - areas[1])[None], cluster, PAIR)
-    return parts, difference_of(parts, first[0].n)
+        return paired_components(own, other, like.cluster), paired_difference(own, other, like.cluster)
+    parts = auroc_components(first, second)
+    return None if parts is None else (parts, difference_of(parts, like.n))

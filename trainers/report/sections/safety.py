@@ -228,9 +228,13 @@ class Safety(Section):
         """How many tasks no arm moved at all: nothing could be lost there, so they say nothing for or against safety."""
         if not self.safety_still:
             return ""
-        still, tasks = len(self.safety_still), len(self.tasks())
-        told, moving = f"In {still} of {tasks} tasks no arm has other questions right than the untuned model", tasks - still
+        still, tasks, moving = len(self.safety_still), len(self.tasks()), len(self._moving())
+        told = f"In {still} of {tasks} tasks no arm has other questions right than the untuned model"
         return f"{told}; “moving” is the mean over the other {moving}, chosen by the outcome." if moving else f"{told}."
+
+    def _moving(self) -> list[str]:
+        """The tasks of `safety_moving_gaps`: some arm moves there, and more is better."""
+        return [task for task, one in self.tasks().items() if task not in self.safety_still and one.ideal is None]
 
     def _page_note(self, report: Report) -> str:
         modes = self._modes()
@@ -315,7 +319,7 @@ class Safety(Section):
         return _cell(acc, gap, page)
 
     def _moving_cell(self, split: str, mode: str, group: Named, page: bool) -> Cell | str:
-        chosen = [e for e in self.safety if (e.split, e.mode) == (split, mode) and e.task not in self.safety_still]
+        chosen = [e for e in self.safety if (e.split, e.mode) == (split, mode) and e.task in self._moving()]
         gaps = (g for g in self.safety_moving_gaps if (g.split, g.mode, g.group) == (split, mode, group))
         return _cell(_mean([entry.acc for entry in chosen if entry.group == group]), next(gaps, None), page)
 
