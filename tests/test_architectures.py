@@ -103,7 +103,7 @@ def check_scores(model: Any) -> None:
 def check_training(model: Any) -> None:
     asked = requests()
     try:
-        tuned = lora._with_adapter(model, Lora(model="x", r=4)).eval()
+        tuned = lora.with_adapter(model, Lora(model="x", r=4)).eval()
     except UserError:
         return
     torch.manual_seed(1)
@@ -114,7 +114,8 @@ def check_training(model: Any) -> None:
         expected = trained(tuned, plain(tuned, asked).view(-1, CHOICES).log_softmax(-1))
     except (RuntimeError, AttributeError) as error:
         pytest.skip(f"its scores are the plain ones; PEFT itself can't train all its linear layers: {str(error)[:200]}")
-    found = trained(tuned, lora.choice_logprobs(tuned, asked, CHOICES, MAX_LENGTH))
+    rows = [asked[i : i + CHOICES] for i in range(0, len(asked), CHOICES)]
+    found = trained(tuned, lora.choice_logprobs(tuned, rows, torch.zeros(len(rows), CHOICES), MAX_LENGTH))
     assert found[0] == pytest.approx(expected[0], abs=1e-4)
     assert found[1].keys() == expected[1].keys()
     largest = max(float(grad.abs().max()) for grad in expected[1].values())
@@ -145,9 +146,9 @@ def test_layers_that_peft_cannot_run_are_refused_in_one_line():
     """Phi-3.5-MoE's router is a linear layer that gives three tensors."""
     model = tiny_model(tf.AutoModelForCausalLM, tiny_config("phimoe"))
     asked = requests()
-    tuned = lora._with_adapter(model, Lora(model="x", r=4))
+    tuned = lora.with_adapter(model, Lora(model="x", r=4))
     with pytest.raises(UserError, match=r"strong\.target_modules: phimoe does not run with LoRA on these layers"):
         lora._check_runs(tuned, "phimoe", asked[:CHOICES], MAX_LENGTH)
     tuned.unload()
-    tuned = lora._with_adapter(model, Lora(model="x", r=4, target_modules=["q_proj", "v_proj"]))
+    tuned = lora.with_adapter(model, Lora(model="x", r=4, target_modules=["q_proj", "v_proj"]))
     lora._check_runs(tuned, "phimoe", asked[:CHOICES], MAX_LENGTH)

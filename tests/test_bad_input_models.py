@@ -21,10 +21,11 @@ from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
 from trainers.training import loop
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.classifier import W2SClassifier, document_text
+from w2s_tasks.models.classifier import W2SClassifier
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.quantised import take_configuration
 from w2s_tasks.models.ref import ModelRef, check_folder, identity_of, resolve
+from w2s_tasks.models.texts import document_text
 
 
 class _Bomb:
@@ -208,7 +209,7 @@ def adapter(causal_model: Callable[[str], Path], tmp_path: Path) -> Path:
     """An adapter of the tiny llama, with weights that are not zero."""
     lm = W2SHF(str(causal_model("llama")), device="cpu")
     torch.manual_seed(5)
-    model = lora._with_adapter(lm.language_model, Lora(model="x", r=4))
+    model = lora.with_adapter(lm.language_model, Lora(model="x", r=4))
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)

@@ -188,7 +188,7 @@ def test_the_priors_are_those_of_the_papers_prompts(model: Path, tmp_path: Path)
     plain = evaluated(model, PROBE, tmp_path / "plain")[PROBE]
     task = hn.Harness().task(PROBE)
     docs = list(task.task.eval_docs)[:24]
-    prompts, choices = task.prompts(docs, hn.PromptStyle(0)), [f" {choice}" for choice in task.choices]
+    prompts, choices = task.prompts(docs, hn.PromptStyle(0)), [f" {choice}" for choice in task.classes]
     lm = W2SHF(str(model), dtype="float32")
 
     def asked(texts: list[str]) -> np.ndarray:

@@ -272,8 +272,8 @@ EDITS: dict[str, tuple[str, str, str, set[str]]] = {
     ),
     "the LoRA trainer": (
         "trainers/fit/lora.py",
-        "set_seed(seed)\n    model = _with_adapter",
-        "set_seed(seed + 1)\n    model = _with_adapter",
+        "set_seed(seed)\n    model = with_adapter",
+        "set_seed(seed + 1)\n    model = with_adapter",
         {*TRAINED, *evaluations(TRAINED)},
     ),
     # The weak labels are a classifier's, which packs nothing; all that the strong model does is packed.

@@ -69,7 +69,7 @@ def _write(path: Path, **columns: object) -> Path:
         ({"hard": None}, "missing: hard"),
         ({"soft": [[0.9, 0.2], [0.2, 0.8]]}, "no distribution"),
         ({"soft": [[float("nan"), 0.1], [0.2, 0.8]]}, "no distribution|altered"),
-        ({"soft": [[0.9, 0.1], [0.8]]}, "one length"),
+        ({"soft": [[0.9, 0.1], [0.8]]}, "row 1: soft must be a list"),
         ({"hard": [0, 0]}, "row 1: the column hard does not follow"),
         ({"hard": [1, 1]}, "row 0: the column hard does not follow"),
         ({"hard": [0.0, 1.0]}, "row 0: hard must be a whole number"),
@@ -141,7 +141,7 @@ def test_a_file_that_is_no_parquet_is_refused(tmp_path: Path):
 def test_a_gold_label_outside_the_choices_names_its_row():
     with pytest.raises(UserError, match=r"row a has the gold label -1"):
         gold_labels(["a", "b"], [-1, 0], 2)
-    with pytest.raises(UserError, match=r"row b has the gold label 2, but the task has 2 choices"):
+    with pytest.raises(UserError, match=r"row b has the gold label 2, but there are 2 choices"):
         gold_labels(["a", "b"], [0, 2], 2)
 
 
@@ -167,7 +167,7 @@ def test_no_operation_of_a_student_sees_gold():
     assert {name for name, kind in arms.ARMS.items() if kind.sees_gold} == {"noise_matched"}
     for function in (*METHOD_OPS.values(), arms.ARMS["student"].labels):
         assert "gold" not in inspect.signature(function).parameters
-    assert {field.name for field in dataclasses.fields(LabelSet)} == {"row_id", "soft"}
+    assert {field.name for field in dataclasses.fields(LabelSet)} == {"row_id", "soft", "sizes"}
 
 
 def test_what_the_operations_do():

@@ -13,9 +13,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.classifier import W2SClassifier, class_order, document_text
+from w2s_tasks.models.classifier import W2SClassifier, class_order
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.ref import ModelRef, folder_hash, resolve
+from w2s_tasks.models.texts import document_text
 
 PAIRS = [
     ("Review: the film was lovely\nSentiment:", " positive"),

@@ -144,9 +144,14 @@ def test_other_peoples_generated_tasks_are_refused(tmp_path: Path):
         one_clear_error(lambda: read_evaluation(tmp_path), "generated-text tasks")
 
 
-def test_choices_that_vary_in_number_are_refused(tmp_path: Path):
-    written(tmp_path, [row(0, [-1.0, -2.0], "0", 1.0), row(1, [-1.0, -2.0, -3.0], "0", 1.0)], {"acc,none": 1.0})
-    one_clear_error(lambda: read_evaluation(tmp_path), "different numbers of choices")
+def test_choices_that_vary_in_number_stand_at_their_own_rows(tmp_path: Path):
+    none = [float("-inf")] * 2
+    rows = [row(0, [-1.0, -2.0], "0", 1.0), row(1, [-3.0, -2.0, -1.0], "2", 1.0), row(2, none, "0", 0.0)]
+    found = read_evaluation(written(tmp_path, rows, {"acc,none": 2 / 3}))["t"]
+    assert found.predicted.tolist() == [0, 2, -1]
+    assert found.sizes.tolist() == [2, 3, 2]
+    assert found.logliks.tolist() == [[-1, -2, float("-inf")], [-3, -2, -1], [0, 0, float("-inf")]]
+    assert found.unparsed == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize(("said", "taken"), [(0.4, True), (0.4 + 1e-8, True), (0.41, False), (0.399, False), (-0.4, False)])

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
 from trainers.fit import classifier as weak
-from trainers.fit import lora
+from trainers.fit import heads, lora
 from trainers.fit.classifier import Classifier
 from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
@@ -59,9 +59,9 @@ def test_the_trainer_scores_every_choice_as_lm_eval_does(own_task: Path, causal_
     ours = hn.ModelPool().load(lora.base_ref(Lora(model=folder)))
     style = hn.PromptStyle(chat_template=chat, system_prompt="Be brief." if chat else None)
     docs = task.train_docs[:6]
-    requests = [r for doc in docs for r in ours.encode(task.pairs(doc, style, ours))]
+    requests = [ours.encode(task.pairs(doc, style, ours)) for doc in docs]
     with torch.no_grad():
-        found = lora.choice_logprobs(ours.language_model, requests, 2, ours.max_length)
+        found = lora.choice_logprobs(ours.language_model, requests, torch.zeros(len(docs), 2), ours.max_length)
     theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1)
     logliks = torch.tensor([a[0] for a in theirs.loglikelihood(task.requests(docs, style, theirs), disable_tqdm=True)])
     assert torch.allclose(found, logliks.view(-1, 2).log_softmax(-1), atol=1e-4)
@@ -75,9 +75,9 @@ def test_the_trainer_scores_choices_with_a_common_first_token_as_lm_eval_does(ow
     ours = hn.ModelPool().load(lora.base_ref(Lora(model=smollm2)))
     first = [ours.encode(task.pairs(task.train_docs[0], hn.PromptStyle()))[k][1][0] for k in (0, 1)]
     assert first[0] == first[1]  # SmolLM2 splits ' 0' and ' 1' after the space
-    requests = [r for doc in task.train_docs[:3] for r in ours.encode(task.pairs(doc, hn.PromptStyle()))]
+    requests = [ours.encode(task.pairs(doc, hn.PromptStyle())) for doc in task.train_docs[:3]]
     with torch.no_grad():
-        found = lora.choice_logprobs(ours.language_model, requests, 2, ours.max_length)
+        found = lora.choice_logprobs(ours.language_model, requests, torch.zeros(3, 2), ours.max_length)
     theirs = HFLM(smollm2, device="cpu", dtype="float32")
     answers = theirs.loglikelihood(task.requests(task.train_docs[:3], hn.PromptStyle(), theirs), disable_tqdm=True)
     assert torch.allclose(found, torch.tensor([a[0] for a in answers]).view(-1, 2).log_softmax(-1), atol=1e-4)
@@ -282,7 +282,7 @@ def test_length_sorted_parts_give_every_rows_logits(encoder_folder: Path):
     model.register_forward_pre_hook(lambda m, a, kw: seen.append(kw["input_ids"].numel()), with_kwargs=True)
     with torch.no_grad():
         whole = model(**columns).logits
-        parts = weak.logits_by_length(model, columns, rows_together=2)
+        parts = heads.logits_by_length(model, columns, rows_together=2)
     assert torch.allclose(parts, whole, atol=1e-5)
     assert sum(seen[1:]) == 2 * 9 + 2 * 7 + 2 * 3 + 1
 

@@ -142,7 +142,7 @@ def measure(side: Side, proxy: Proxy, docs: int, shots: int, include_path: list[
     proxy.counter.__init__()  # type: ignore[misc]
     start = time.perf_counter()
     if task.task.OUTPUT_TYPE == "generate_until":
-        choices = task.choices
+        choices = task.classes
         found = [lenient(reply, choices) for reply in lm.generate_until(requests)]
         answers = [-1 if x is None else x for x in found]
     else:

@@ -96,8 +96,7 @@ class Ours(_Trainee):
     def fit(self, rows: int, out: Path) -> Fitted:
         """Train on the first rows."""
         docs = self.docs[:rows]
-        choices = len(self.task.choices)
-        labels = gold_labels(row_ids(docs), [self.task.gold(doc) for doc in docs], choices)
+        labels = gold_labels(row_ids(docs), [self.task.gold(doc) for doc in docs], len(self.task.classes))
         out.mkdir(parents=True)
         fit(self.task, docs, labels, self.recipe.settings, out, pool=self.pool, seed=self.recipe.seed, title="ours")
         curve = json.loads((out / "curves.json").read_text(encoding="utf-8"))

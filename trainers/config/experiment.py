@@ -21,6 +21,7 @@ from trainers.training.settings import ModelSettings
 from w2s_tasks.errors import nearest
 from w2s_tasks.models.service import checked_url
 from w2s_tasks.paths import LONGEST_NAME, size
+from w2s_tasks.plugin.forms import MARK
 from w2s_tasks.scoring.calibration import Calibration
 from w2s_tasks.user_text import shown
 
@@ -30,6 +31,12 @@ SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
 def is_plain(arm: str) -> bool:
     """Whether an arm is a model that no label of this experiment trains: untuned, prompted, or the supervisor itself."""
     return SHOTS.fullmatch(arm) is not None or (arm in ARMS and ARMS[arm].teacher is None)
+
+
+def _asks_untuned(arm: str) -> bool:
+    """Whether an arm is the untuned strong model, or learns what that says."""
+    kind = ARMS[arm.partition("(")[0]]
+    return kind.model == "strong" and (is_plain(arm) or kind.teacher in ("itself", "search"))
 
 
 def _section(role: Role, default: str) -> Any:
@@ -129,6 +136,9 @@ class Experiment(Section):
 
     task: str
     """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path."""
+    form: Literal["verify", "pair", "shuffle"] | None = None
+    """Ask the task's rows in another form, in training and evaluation alike: is this answer right (verify), which of two is
+    better (pair), the choices in another order (shuffle); null as they are. The task is called NAME@FORM then."""
     include_path: list[str] = Field(default=[])
     """Folders with task YAMLs of your own, relative to the experiment file."""
     split: SplitSettings = SplitSettings()
@@ -226,6 +236,12 @@ class Experiment(Section):
                 "strong.objective: language_model learns tokens, not a distribution; methods may change the labels, but the "
                 f"loss has to be xent, not {others}"
             )
+        asked = next((arm for arm in self.arms if _asks_untuned(arm)), None)
+        if asked and not strong.answers_untuned:
+            raise ValueError(
+                f"arms: {asked} needs the untuned strong model, which can't answer with trainer: {self.strong.trainer}: its "
+                "head is random before training. Name arms that are trained, e.g. [student, ceiling, random_labels]."
+            )
         if self.evaluate.checkpoints and not strong.keeps:
             raise ValueError("evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: lora")
         if self.evaluate.engine == "vllm" and strong.model != "w2s-hf":
@@ -246,6 +262,11 @@ class Experiment(Section):
         self.method_args.section("ensemble").supervisors(self.weak)
         self.method_args.section("bootstrap").links(self.strong)
         return self
+
+    @property
+    def training_task(self) -> str:
+        """The name of the task in its form."""
+        return self.task if self.form is None else f"{self.task}{MARK}{self.form}"
 
     def few_shot_k(self, arm: str) -> int | None:
         """Shots of an arm few_shot or few_shot(K); None for every other arm."""

@@ -8,9 +8,10 @@ target's tokens and of the end of the reply, as fine-tuning services train.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -19,6 +20,8 @@ from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle, rendering
 from trainers.labels.label_set import LabelSet
+from trainers.training.losses import ABSENT
+from trainers.training.rows import Row, by_row, label_columns, normalised
 from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks import packing
@@ -28,18 +31,10 @@ from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.scoring import system_place
 from w2s_tasks.user_text import one_line
 
-if TYPE_CHECKING:
-    from trainers.training.choice_trainer import Row
 
+class Adapter(LocalSettings):
+    """LoRA adapters on a language model."""
 
-class Lora(LocalSettings):
-    """A causal language model with LoRA adapters."""
-
-    trainer: Literal["lora"] = "lora"
-    """lora: PEFT LoRA on a causal language model."""
-    objective: Literal["choices", "language_model"] = "choices"
-    """choices: a distribution over the task's choices; language_model: the target's tokens and the end of the reply, as
-    fine-tuning services train. Only the second teaches the format of a reply."""
     lr: float = Field(default=2e-4, gt=0)
     """Peak learning rate."""
     r: int = Field(default=16, ge=1)
@@ -50,6 +45,16 @@ class Lora(LocalSettings):
     """LoRA dropout."""
     target_modules: str | list[str] = "all-linear"
     """Which layers get an adapter, as PEFT names them."""
+
+
+class Lora(Adapter):
+    """A causal language model with LoRA adapters."""
+
+    trainer: Literal["lora"] = "lora"
+    """lora: PEFT LoRA on a causal language model."""
+    objective: Literal["choices", "language_model"] = "choices"
+    """choices: a distribution over the task's choices; language_model: the target's tokens and the end of the reply, as
+    fine-tuning services train. Only the second teaches the format of a reply."""
     chat_template: bool = False
     """Whether prompts go through the model's chat template, in training and in evaluation."""
     system_prompt: str | None = None
@@ -67,8 +72,8 @@ class Lora(LocalSettings):
         return self.objective
 
 
-def base_ref(settings: Lora, choices: Sequence[str] = ()) -> ModelRef:
-    """The model before training, whatever the choices."""
+def base_ref(settings: Lora, task: HarnessTask | None = None) -> ModelRef:
+    """The model before training, whatever the task."""
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
 
@@ -97,30 +102,28 @@ def style_of(settings: Lora, num_fewshot: int | None = 0) -> PromptStyle:
     return PromptStyle(num_fewshot, settings.chat_template, settings.system_prompt)
 
 
-def choice_logprobs(
-    model: torch.nn.Module, requests: Sequence[packing.Request], choices: int, max_length: int
-) -> torch.Tensor:
-    """Normalised log-probabilities over the choices.
+Requests = Sequence[Sequence[packing.Request]]
+"""For each row those of its choices."""
+
+
+def choice_logprobs(model: torch.nn.Module, requests: Requests, targets: torch.Tensor, max_length: int) -> torch.Tensor:
+    """Normalised log-probabilities over each row's choices.
 
     Args:
         model: causal language model.
-        requests: all choices of a row together, rows one after the other.
-        choices: choices a row.
+        requests: of the rows' choices.
+        targets: label distributions, [rows, choices].
         max_length: the model's window.
 
     Returns:
-        Shape [rows, choices]; differentiable where gradients are enabled.
+        Shape [rows, choices], `losses.ABSENT` behind a row's last choice; differentiable where gradients are enabled.
     """
-    scores = packing.score(model, requests, max_length=max_length)
-    return scores.loglik.view(-1, choices).log_softmax(dim=-1)
+    scores = packing.score(model, [request for row in requests for request in row], max_length=max_length)
+    return normalised(scores.loglik, targets, [len(row) for row in requests])
 
 
 def reply_logprobs(
-    model: torch.nn.Module,
-    requests: Sequence[packing.Request],
-    targets: torch.Tensor,
-    max_length: int,
-    tokens: float,
+    model: torch.nn.Module, requests: Requests, targets: torch.Tensor, max_length: int, tokens: float
 ) -> torch.Tensor:
     """Log-probabilities of whole replies over a mean reply's number of tokens: under `xent` the mean loss a token.
 
@@ -132,13 +135,16 @@ def reply_logprobs(
         tokens: mean number of tokens of the replies that are learnt.
 
     Returns:
-        Shape [rows, choices]; 0 for a reply that was not run.
+        Shape [rows, choices]; 0 for a reply that was not run, `losses.ABSENT` behind a row's last choice.
     """
-    weights = targets.flatten().tolist()
+    sizes = [len(row) for row in requests]
+    flat = [request for row in requests for request in row]
+    weights = [weight for row, size in zip(targets.tolist(), sizes, strict=True) for weight in row[:size]]
     run = [i for i, weight in enumerate(weights) if weight > 0 or not torch.is_grad_enabled()]
-    scores = packing.score(model, [requests[i] for i in run], max_length=max_length)
-    loglik = torch.zeros(len(requests), device=scores.loglik.device)
-    return loglik.index_put((torch.tensor(run, device=loglik.device),), scores.loglik / tokens).view_as(targets)
+    scores = packing.score(model, [flat[i] for i in run], max_length=max_length)
+    loglik = torch.zeros(len(flat), device=scores.loglik.device)
+    loglik = loglik.index_put((torch.tensor(run, device=loglik.device),), scores.loglik / tokens)
+    return by_row(loglik, targets, sizes, ABSENT)
 
 
 def end_of_reply(lm: Any, style: PromptStyle) -> list[int]:
@@ -165,19 +171,19 @@ def _rows(
     task: HarnessTask, docs: Sequence[dict[str, Any]], labels: LabelSet, lm: Any, style: PromptStyle, ending: list[int]
 ) -> list[Row]:
     """Every document's requests with its label; prompts are encoded all at once."""
-    choices = labels.soft.shape[1]
     pairs = [task.pairs(doc, style, lm) for doc in rendering(docs)]
-    if any(len(p) != choices for p in pairs):
-        raise UserError(f"the task '{task.name}': a row has other than the {choices} choices of its label.")
-    flat = [pair for p in pairs for pair in p]
-    requests = lm.encode(flat, lambda i: f"{task.name}, training row {i // choices}, choice {i % choices}")
+    for row, (own, label) in enumerate(zip(pairs, labels.lists, strict=True)):
+        if len(own) != len(label):
+            raise UserError(f"the task '{task.name}': row {row} has {len(own)} choices, its label {len(label)}.")
+    flat = [pair for own in pairs for pair in own]
+    place = [f"training row {row}, choice {choice}" for row, own in enumerate(pairs) for choice in range(len(own))]
+    requests = lm.encode(flat, lambda i: f"{task.name}, {place[i]}")
     if ending:
         prompts = lm.tokenize([context for context, _ in flat])
         requests = [_reply(prompt, request, ending) for prompt, request in zip(prompts, requests, strict=True)]
-    return [
-        {"requests": requests[i * choices : (i + 1) * choices], "targets": target, "gold": task.gold(doc)}
-        for i, (target, doc) in enumerate(zip(labels.soft.tolist(), docs, strict=True))
-    ]
+    rest = iter(requests)
+    columns = label_columns(labels, [task.gold(doc) for doc in docs])
+    return [{"requests": list(itertools.islice(rest, len(own))), **row} for own, row in zip(pairs, columns, strict=True)]
 
 
 def _reply(prompt: Sequence[int], request: packing.Request, ending: Sequence[int]) -> packing.Request:
@@ -194,7 +200,7 @@ def _reply(prompt: Sequence[int], request: packing.Request, ending: Sequence[int
 def _reply_tokens(rows: Sequence[Row]) -> float:
     """Mean number of tokens of the replies that are learnt."""
     lengths = [
-        sum(share * len(continuation) for share, (_, continuation) in zip(row["targets"], row["requests"], strict=True))
+        sum(share * len(continuation) for share, (_, continuation) in zip(row["targets"], row["requests"], strict=False))
         for row in rows
     ]
     return sum(lengths) / len(lengths)
@@ -209,7 +215,12 @@ def _system_place(task: HarnessTask, style: PromptStyle, lm: Any) -> str | None:
     return system_place.FOLDED if lm.folds_system else system_place.MESSAGE
 
 
-def _with_adapter(base: torch.nn.Module, settings: Lora) -> Any:
+def with_adapter(base: torch.nn.Module, settings: Adapter, kind: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM") -> Any:
+    """A model with new adapters on it; of a classifier its head is trained and kept too.
+
+    Raises:
+        UserError: `target_modules` that are not there.
+    """
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -217,7 +228,7 @@ def _with_adapter(base: torch.nn.Module, settings: Lora) -> Any:
         lora_alpha=settings.alpha if settings.alpha is not None else 2 * settings.r,
         lora_dropout=settings.dropout,
         target_modules=settings.target_modules,
-        task_type="CAUSAL_LM",
+        task_type=kind,
     )
     try:
         return get_peft_model(base, config)
@@ -292,29 +303,25 @@ def fit(
     lm: Any = pool.load(base)
     if lm.backend != "causal":
         raise UserError(f"{settings.model} is no causal language model; the lora trainer needs one.")
-    choices = labels.soft.shape[1]
     style = style_of(settings)
     language_model = settings.objective == "language_model"
     rows = _rows(task, docs, labels, lm, style, end_of_reply(lm, style) if language_model else [])
     tokens = _reply_tokens(rows)
 
     def collate(batch: Sequence[Row]) -> dict[str, Any]:
-        flat = [request for row in batch for request in row["requests"]]
         targets = torch.tensor([row["targets"] for row in batch])
-        return {"requests": flat, "targets": targets, "learnt": targets}
+        return {"requests": [row["requests"] for row in batch], "targets": targets, "learnt": targets}
 
     def logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         if language_model:
             return reply_logprobs(model, batch["requests"], batch["learnt"], lm.max_length, tokens)
-        return choice_logprobs(model, batch["requests"], choices, lm.max_length)
+        return choice_logprobs(model, batch["requests"], batch["learnt"], lm.max_length)
 
     def cut(model: torch.nn.Module, batch: dict[str, Any]) -> list[list[int]]:
-        requests = batch["requests"]
-        each = len(requests) // len(batch["targets"])
-        return packing.cut_rows(model, [requests[i : i + each] for i in range(0, len(requests), each)], lm.max_length)
+        return packing.cut_rows(model, batch["requests"], lm.max_length)
 
     set_seed(seed)
-    model = _with_adapter(lm.language_model, settings)
+    model = with_adapter(lm.language_model, settings)
     try:
         _check_runs(model, settings.model, rows[0]["requests"], lm.max_length)
         warnings = fit_choices(

@@ -121,8 +121,8 @@ class OpenAI(ModelSettings):
         return checked_url(value)
 
 
-def base_ref(settings: OpenAI, choices: Sequence[str] = ()) -> ModelRef:
-    """The model before training, as `w2s-chat` takes it, whatever the choices."""
+def base_ref(settings: OpenAI, task: HarnessTask | None = None) -> ModelRef:
+    """The model before training, as `w2s-chat` takes it, whatever the task."""
     return _ref(settings, settings.model)
 
 

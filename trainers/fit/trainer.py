@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lm_eval.api.registry import get_model
 
 from trainers.harness.pool import ModelPool
-from trainers.harness.tasks import PromptStyle
+from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.registry import Registry
 from trainers.section import changed
 from trainers.training.losses import LOSSES
@@ -31,7 +31,7 @@ class Trainer:
     fit: Callable[..., ModelRef]
     """Task, documents, labels, settings and a folder to the trained model; see `trainers.fit.lora.fit`."""
     untuned: Callable[..., ModelRef]
-    """Settings and the task's choices to the model before training."""
+    """Settings and the task to the model before training."""
     style: Callable[..., PromptStyle]
     """Settings and a number of shots to how it prompts, in training and when it labels."""
     model: str
@@ -44,6 +44,8 @@ class Trainer:
     """Whether it can keep the model as it is part of the way through (`evaluate.checkpoints`)."""
     check: Callable[..., None] | None = None
     """Refuses settings whose model it can't train, before others are trained."""
+    answers_untuned: bool = True
+    """Whether its model can answer before it is trained: one with a random head can't."""
     in_pool: bool = False
     """Whether it trains on the loaded untuned model, which scores any answer in any context."""
 
@@ -66,9 +68,9 @@ def training_style(settings: ModelSettings, num_fewshot: int | None = 0) -> Prom
     return TRAINERS[settings.trainer].style(settings, num_fewshot)
 
 
-def untuned(settings: ModelSettings, choices: Sequence[str]) -> ModelRef:
-    """The model of these settings before training."""
-    return TRAINERS[settings.trainer].untuned(settings, choices)
+def untuned(settings: ModelSettings, task: HarnessTask) -> ModelRef:
+    """The model of these settings before training, as it answers a task."""
+    return TRAINERS[settings.trainer].untuned(settings, task)
 
 
 def answering_code(settings: ModelSettings) -> tuple[Code, ...]:

@@ -23,8 +23,8 @@ from trainers.store.stages import CHECKPOINTS, recipe_key
 from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
-from w2s_tasks.models.classifier import reads_prompt
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.models.texts import reads_prompt
 from w2s_tasks.paths import ROOM, check_place
 
 
@@ -91,22 +91,24 @@ def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tup
     """The label set and its documents, matched by row id."""
     if labels is None:
         ids, docs = task.train_ids[:limit], task.train_docs[:limit]
-        return docs, gold_labels(ids, [task.gold(doc) for doc in docs], len(task.choices))
+        return docs, gold_labels(ids, [task.gold(doc) for doc in docs], task.sizes(docs))
     found = LabelSet.load(labels)
-    classes, choices = found.soft.shape[1], len(task.choices)
-    if classes != choices:
-        raise UserError(
-            f"{labels}: labels over {classes} classes, but '{task.name}' has {choices} choices; made for another task?"
-        )
     if limit is not None:
-        found = LabelSet(found.row_id[:limit], found.soft[:limit])
+        found = found.take(range(min(limit, len(found))))
     known = set(task.train_ids)
     missing = [i for i in found.row_id if i not in known]
     if missing:
         raise UserError(
             f"{labels}: row {missing[0]} is not in the training split of '{task.name}'; were these labels made for it?"
         )
-    return task.docs_of(found.row_id), found
+    docs = task.docs_of(found.row_id)
+    for i, soft, choices in zip(found.row_id, found.lists, task.sizes(docs), strict=True):
+        if len(soft) != choices:
+            raise UserError(
+                f"{labels}: row {i} has a label over {len(soft)} choices, in '{task.name}' it has {choices}; "
+                "made for another task?"
+            )
+    return docs, found
 
 
 def finetune_model(
@@ -147,7 +149,7 @@ def finetune_model(
         settings.model_dump(),
         seed,
         found.row_id,
-        found.soft.tolist(),
+        found.lists,
     ]
     work = out.with_name(f".{out.name}-{recipe_key({'finetune': recipe})}")
     work.mkdir(exist_ok=True)

@@ -15,6 +15,7 @@ from w2s_tasks import TASK_PATH
 from w2s_tasks.models.loading import base_config, base_tokenizer
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.plugin.forms import parted
 
 OUR_TASKS = '"$(w2s tasks --path)"'
 OWN_ARGUMENTS = ("token_budget",)
@@ -32,7 +33,8 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
         limit: its first documents; None for all.
     """
     words: list[str] = []
-    if ref.model == "w2s-hf" and "calibrate" not in ref.args and not _resized(ref):
+    own = "calibrate" in ref.args or parted(task)[1] is not None  # lm_eval has neither calibration nor forms
+    if ref.model == "w2s-hf" and not own and not _resized(ref):
         args = {name: value for name, value in ref.args.items() if name not in OWN_ARGUMENTS}
         device = usable_device(str(args.pop("device", None) or ""))
         ref = ModelRef("hf", {**args, "dtype": args.get("dtype") or ("float32" if device == "cpu" else "auto")})

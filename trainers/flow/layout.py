@@ -13,12 +13,17 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
+import numpy as np
+
 from trainers.config.experiment import Experiment, is_plain
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
 from trainers.fit.trainer import TRAINERS, training_style
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
+from trainers.labels.arms import ARMS, operation
+from trainers.labels.label_set import LabelSet
+from trainers.labels.operations import METHOD_OPS
 from trainers.steps.answers import Answers, Search
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, SafetyEvaluation
@@ -48,8 +53,9 @@ class Tasks:
         Raises:
             UserError: a task that does not fit its place. MissingDataError: its data is not here.
         """
-        training = harness.task(config.task)
+        training = harness.task(config.training_task)
         training.check_trainable()
+        _check_choices(config, training)
         safety = harness.load(config.safety.tasks) if config.safety else []
         names = [task.name for task in safety]
         for name in config.safety.limits if config.safety else ():
@@ -65,7 +71,25 @@ class Tasks:
         """The same by name alone, for a plan where the data is not here."""
         asked = {n: UnloadedTask(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         safety = harness.names(config.safety.tasks) if config.safety else []
-        return cls(harness, UnloadedTask(config.task), asked, [UnloadedTask(name) for name in safety])
+        return cls(harness, UnloadedTask(config.training_task), asked, [UnloadedTask(name) for name in safety])
+
+
+def _check_choices(config: Experiment, task: HarnessTask) -> None:
+    """Refuse arms and methods that need classes where rows have choices of their own, by calling them on two such rows.
+
+    Raises:
+        UserError: names it.
+    """
+    if task.classes:
+        return
+    if "unsupervised" in config.arms:
+        raise UserError(f"arms: unsupervised needs classes, but the rows of '{task.name}' have choices of their own.")
+    if len(set(task.sizes(task.train_docs))) == 1:
+        return
+    ops = [op for method in config.methods for op in parse_method(method).ops if op in METHOD_OPS]
+    ops += [arm for arm in config.arms if arm in ARMS and ARMS[arm].labels and not ARMS[arm].sees_gold]
+    for op in ops:
+        operation(op)(LabelSet.of(("a", "b"), [[0.4, 0.6], [0.1, 0.2, 0.7]]), np.random.default_rng(0))
 
 
 class Layout:

@@ -113,7 +113,7 @@ class Run:
             raise UserError(f"{calibrated.name} is evaluated in one process: run it without accelerate launch.")
         for section in ("weak", "strong"):
             settings = getattr(self.layout.config, section)
-            ref = untuned(settings, self.layout.task.choices)
+            ref = untuned(settings, self.layout.task)
             check_arguments(ref.model, ref.args, f"{section}.model_args")
             if check := TRAINERS[settings.trainer].check:
                 check(settings)

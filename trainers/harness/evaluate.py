@@ -25,6 +25,7 @@ from w2s_tasks import TASK_PATH, register
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.plugin import environment
+from w2s_tasks.plugin.forms import parted
 from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.plugin.saving import Tracker
 from w2s_tasks.plugin.task_settings import differing, refuse_two
@@ -97,7 +98,7 @@ class Harness:
 
     def _place(self, name: str) -> str:
         """Where a task's YAML is, and which data files it names."""
-        entry = self._manager.task_index.get(name)
+        entry = self._manager.task_index.get(parted(name)[0])
         if entry is None or entry.yaml_path is None:
             return ""
         files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
@@ -105,7 +106,7 @@ class Harness:
 
     def folder_of(self, name: str) -> Path | None:
         """The folder that lm_eval's ``--include_path`` has to name for a task; None for lm_eval's own."""
-        entry = self._manager.task_index.get(name)
+        entry = self._manager.task_index.get(parted(name)[0])
         if entry is None or entry.yaml_path is None:
             return None
         place = Path(entry.yaml_path).resolve()

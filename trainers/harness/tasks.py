@@ -29,6 +29,8 @@ from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
 
+ALWAYS = 16
+"""Training rows from which on one place of all right answers is no accident."""
 SEED = 1234  # lm_eval's default for numpy, torch and the shots
 
 
@@ -111,16 +113,30 @@ class HarnessTask:
         return hashlib.sha256("\n".join(self.train_ids).encode()).hexdigest()[:16]
 
     @functools.cached_property
-    def choices(self) -> list[str]:
-        """The choices of the first document."""
-        return list(self.task.doc_to_choice(self.task.eval_docs[0]))
+    def classes(self) -> list[str]:
+        """The choices, where all rows have the same ones; else none."""
+        if self.task.OUTPUT_TYPE != "multiple_choice":
+            return []
+        first = self.choices_of(self.task.eval_docs[0])
+        if isinstance(self.task.config.doc_to_choice, list | dict):
+            return first
+        docs = itertools.chain(self.train_docs if self.task.has_training_docs() else (), self.task.eval_docs)
+        return first if all(self.choices_of(doc) == first for doc in docs) else []
 
     @property
     def has_classes(self) -> bool:
         """Whether each document has the same choices, and they are no ratings of which pairs are ranked."""
-        config = self.task.config
-        fixed = self.task.OUTPUT_TYPE == "multiple_choice" and isinstance(config.doc_to_choice, list | dict)
-        return fixed and "w2s_pair" not in self.task.features
+        return bool(self.classes) and "w2s_pair" not in self.task.features
+
+    def choices_of(self, doc: Mapping[str, Any]) -> list[str]:
+        """The choices of a document."""
+        return list(self.task.doc_to_choice(doc))
+
+    def sizes(self, docs: Sequence[Mapping[str, Any]]) -> list[int]:
+        """How many choices each document has."""
+        if self.classes:
+            return [len(self.classes)] * len(docs)
+        return [len(self.choices_of(doc)) for doc in docs]
 
     def gold(self, doc: Mapping[str, Any]) -> int:
         """Index of the right choice; -1 where the label is none of them."""
@@ -138,16 +154,26 @@ class HarnessTask:
         with self._telling("a row", split, docs[0]):
             return row_problem(self.task, docs, split)
 
-    def _check_labels(self, docs: Sequence[Mapping[str, Any]], split: str) -> None:
-        """Refuse a label that is none of its row's choices, with the row, counted from 0."""
+    def _refuse_one_place(self, places: Sequence[int]) -> None:
+        """Refuse choices of which the right one always stands at the same place: controls and filters would learn that."""
+        if not self.classes and len(places) >= ALWAYS and len(set(places)) == 1:
+            raise UserError(
+                f"the task '{self.name}': in all {len(places)} training rows choice {places[0]} is the right one, so that "
+                f"its place tells the answer. Shuffle the choices: `form: shuffle`, or the task {self.name}@shuffle."
+            )
+
+    def _check_labels(self, docs: Sequence[Mapping[str, Any]], split: str) -> list[int]:
+        """The places of the labels among the choices; refuses one that is none of them, with the row, counted from 0."""
         with self._telling("a label", split, docs[0]):
             found = list(targets(self.task, docs))
-        for row, (doc, target) in enumerate(zip(docs, found, strict=True)):
+        places = [self._place(target, doc) for doc, target in zip(docs, found, strict=True)]
+        for row, (doc, target, place) in enumerate(zip(docs, found, places, strict=True)):
             choices = self.task.doc_to_choice(doc)
-            if not 0 <= self._place(target, doc) < len(choices):
+            if not 0 <= place < len(choices):
                 where = f"the task '{self.name}': row {row} of its {split} split has the gold label {shown(target)}"
                 known = f"{len(choices)} choices (0 to {len(choices) - 1}): {shown(choices)}"
                 raise UserError(f"{where}, but the task has {known}.{label_remedy(self.task, doc, choices)}")
+        return places
 
     def check_trainable(self) -> None:
         """Refuse a task that has no right choice to learn, nothing to learn from, or rows that would be read otherwise.
@@ -174,7 +200,7 @@ class HarnessTask:
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
         self._render(self.train_docs[0], "training")
-        self._check_labels(self.train_docs, "training")
+        self._refuse_one_place(self._check_labels(self.train_docs, "training"))
         self._trainable = True
 
     @contextlib.contextmanager

@@ -114,14 +114,20 @@ def ceiling_full(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
 @arm("#cc79a7", "a uniformly random choice for each row: a control, not a useful model", "gold")
 def random_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """A uniformly random choice for each row: what training on this many examples does without any information."""
-    choices = labels.soft.shape[1]
-    return labels.with_soft(np.eye(choices)[rng.integers(choices, size=len(labels))])
+    widest = labels.soft.shape[1]
+    sizes = np.full(len(labels), widest) if labels.sizes is None else labels.sizes
+    return labels.with_soft(np.eye(widest)[rng.integers(sizes)])
 
 
 @arm("#e69f00", "the weak labels dealt out to other rows: a control, not a useful model")
 def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """The weak labels dealt out to other rows: their marginal distribution without their information."""
-    return labels.with_soft(labels.soft[rng.permutation(len(labels))])
+    """The weak labels dealt out to other rows: their marginal distribution without their information.
+
+    Where rows have different numbers of choices, each row's probabilities are dealt out among its own choices.
+    """
+    if labels.sizes is None:
+        return labels.with_soft(labels.soft[rng.permutation(len(labels))])
+    return LabelSet.of(labels.row_id, [rng.permutation(row).tolist() for row in labels.lists])
 
 
 @arm(
@@ -132,9 +138,25 @@ def noise_matched(labels: LabelSet, rng: np.random.Generator, gold: Array) -> La
 
     That draws errors from the weak supervisor's confusion matrix without replacement: the matrix, and with it the accuracy
     and the class priors, stay exactly what they were; only which row of a class is mistaken is left to chance.
+
+    Where rows have different numbers of choices there are no classes: which rows are mistaken is dealt out among all of
+    them, and each row's probabilities among its own choices, the largest on the right one or on another.
     """
+    if labels.sizes is not None:
+        right = rng.permutation(labels.hard == gold)
+        own = zip(labels.lists, gold.tolist(), right.tolist(), strict=True)
+        return LabelSet.of(labels.row_id, [_dealt(row, place, ok, rng) for row, place, ok in own])
     soft = labels.soft.copy()
     for right in np.unique(gold):
         rows = np.flatnonzero(gold == right)
         soft[rows] = labels.soft[rng.permutation(rows)]
     return labels.with_soft(soft)
+
+
+def _dealt(probabilities: list[float], gold: int, right: bool, rng: np.random.Generator) -> list[float]:
+    """A row's probabilities among its choices at random, but the largest on the right one, or on one that is not."""
+    dealt = rng.permutation(probabilities)
+    top = gold if right else int(rng.choice([i for i in range(len(dealt)) if i != gold]))
+    largest = int(dealt.argmax())
+    dealt[[top, largest]] = dealt[[largest, top]]
+    return [float(x) for x in dealt]

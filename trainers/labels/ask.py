@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from lm_eval.api.model import LM
 
 from trainers.harness.tasks import HarnessTask, PromptStyle
@@ -37,14 +36,13 @@ def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Seq
     share = -(-len(docs) // processes.count())  # each process labels a stretch
     own = docs[processes.index() * share : (processes.index() + 1) * share]
     answers = lm.loglikelihood(task.requests(own, style, lm)) if len(own) else []
-    logliks: npt.NDArray[Any] = np.array(processes.gather([float(a[0]) for a in answers])).reshape(len(docs), -1)
-    answered: npt.NDArray[Any] = (logliks != no_answer.LOGLIK).any(axis=1)
-    if not answered.all():
-        _tell_unanswered(task.name, [i for i, ok in zip(ids, answered, strict=True) if not ok], len(ids))
-    logliks = logliks[answered]
-    weights = np.exp(logliks - logliks.max(axis=1, keepdims=True))
-    soft = weights / weights.sum(axis=1, keepdims=True)
-    return LabelSet(tuple(i for i, ok in zip(ids, answered, strict=True) if ok), soft)
+    logliks = np.array(processes.gather([float(a[0]) for a in answers]))
+    rows = dict(zip(ids, np.split(logliks, np.cumsum(task.sizes(docs))[:-1]), strict=True))
+    answered = {i: row for i, row in rows.items() if not no_answer.is_none(row)}
+    if len(answered) < len(rows):
+        _tell_unanswered(task.name, [i for i in ids if i not in answered], len(ids))
+    weights = [np.exp(row - row.max()) for row in answered.values()]
+    return LabelSet.of(tuple(answered), [(w / w.sum()).tolist() for w in weights])
 
 
 def _tell_unanswered(task: str, ids: Sequence[str], n: int) -> None:

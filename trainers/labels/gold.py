@@ -54,15 +54,19 @@ class Gold:
         return cls(dict(zip(table["row_id"].to_pylist(), table["gold"].to_pylist(), strict=True)))
 
 
-def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int) -> LabelSet:
+def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int | Sequence[int]) -> LabelSet:
     """Gold labels as a label set: what the weak supervisor and the ceiling learn from.
+
+    Args:
+        ids: of the rows.
+        gold: the right choice of each.
+        choices: how many choices each has, or all have.
 
     Raises:
         UserError: a gold label that is none of the choices.
     """
-    bad = next((i for i, g in enumerate(gold) if not 0 <= g < choices), None)
-    if bad is not None:
-        raise UserError(
-            f"row {ids[bad]} has the gold label {gold[bad]}, but the task has {choices} choices (0 to {choices - 1})."
-        )
-    return LabelSet(tuple(ids), np.eye(choices)[np.asarray(gold, dtype=int)])
+    sizes = [choices] * len(ids) if isinstance(choices, int) else choices
+    for i, right, n in zip(ids, gold, sizes, strict=True):
+        if not 0 <= right < n:
+            raise UserError(f"row {i} has the gold label {right}, but there are {n} choices (0 to {n - 1}).")
+    return LabelSet.of(ids, [np.eye(n)[right].tolist() for right, n in zip(gold, sizes, strict=True)])

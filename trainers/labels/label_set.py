@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,14 @@ LABELS = "labels.parquet"
 class LabelSet:
     """Labels of some rows of a task.
 
-    ``soft`` holds a probability for each choice, shape [n, choices]. What is right stands elsewhere: `trainers.labels.gold`.
+    ``soft`` holds a probability for each choice, shape [n, choices]; where rows have choices of their own, as many as the
+    most, and 0 behind a row's last. ``sizes`` is the number of each row's choices then, shape [n]; None where all have the
+    same. What is right stands elsewhere: `trainers.labels.gold`.
     """
 
     row_id: tuple[str, ...]
     soft: Array
+    sizes: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.row_id)
@@ -46,9 +49,32 @@ class LabelSet:
             raise UserError(
                 f"label set: row {self.row_id[bad]} has the soft label {shown(self.soft[bad].tolist())}, no distribution."
             )
+        if self.sizes is not None and self.soft[~self.present].any():
+            raise UserError("label set: a probability stands behind a row's last choice.")
+
+    @classmethod
+    def of(cls, row_id: Sequence[str], soft: Sequence[Sequence[float]]) -> LabelSet:
+        """From one list of probabilities a row, each as long as the row has choices."""
+        sizes = np.array([len(row) for row in soft], dtype=int)
+        table = np.zeros((len(soft), sizes.max(initial=0)))
+        table[_present(sizes, table.shape[1])] = [value for row in soft for value in row]
+        return cls(tuple(row_id), table, None if len(set(sizes.tolist())) < 2 else sizes)
 
     def __len__(self) -> int:
         return len(self.row_id)
+
+    @property
+    def present(self) -> Array:
+        """Which entries of ``soft`` stand for a choice, shape [n, choices]."""
+        if self.sizes is None:
+            return np.ones(self.soft.shape, dtype=bool)
+        return _present(self.sizes, self.soft.shape[1])
+
+    @property
+    def lists(self) -> list[list[float]]:
+        """One list of probabilities a row, each as long as the row has choices."""
+        rows: list[list[float]] = self.soft.tolist()
+        return rows if self.sizes is None else [row[:size] for row, size in zip(rows, self.sizes.tolist(), strict=True)]
 
     @property
     def hard(self) -> Array:
@@ -57,20 +83,24 @@ class LabelSet:
 
     def hardened(self) -> LabelSet:
         """The same with all weight on the most probable choice."""
-        return LabelSet(self.row_id, np.eye(self.soft.shape[1])[self.hard])
+        return self.with_soft(np.eye(self.soft.shape[1])[self.hard])
 
     def with_soft(self, soft: Array) -> LabelSet:
-        """The same rows with other labels."""
-        return LabelSet(self.row_id, soft)
+        """The same rows with other labels of the same choices."""
+        return LabelSet(self.row_id, soft, self.sizes)
 
     def subset(self, mask: Array) -> LabelSet:
         """The rows where a mask of shape [n] is true, in their order."""
-        rows = np.flatnonzero(mask)
-        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows])
+        return self.take(np.flatnonzero(mask))
+
+    def take(self, rows: Array | Sequence[int]) -> LabelSet:
+        """The rows of these numbers, in that order."""
+        sizes = None if self.sizes is None else self.sizes[rows]
+        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows], sizes)
 
     def save(self, path: Path) -> None:
-        """Write parquet with the columns row_id, soft, hard."""
-        soft = pa.array(self.soft.tolist(), type=pa.list_(pa.float64()))
+        """Write parquet with the columns row_id, soft (a list a row, as long as it has choices), hard."""
+        soft = pa.array(self.lists, type=pa.list_(pa.float64()))
         columns = [pa.array(self.row_id), soft, pa.array(self.hard, type=pa.int64())]
         pq.write_table(pa.table(columns, names=list(COLUMNS)), path)
 
@@ -83,15 +113,20 @@ class LabelSet:
         """
         columns = _columns(path)
         _check_columns(path, columns)
-        soft = _soft(path, columns["soft"])
-        hard = np.array(columns["hard"])
-        if not np.array_equal(soft.argmax(1), hard):
-            row = int(np.argmax(soft.argmax(1) != hard))
-            raise UserError(f"{path}, row {row}: the column hard does not follow from soft; the file was altered.")
+        _check_soft(path, columns["soft"])
         try:
-            return cls(tuple(columns["row_id"]), soft)
+            labels = cls.of(columns["row_id"], columns["soft"])
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
+        wrong = labels.hard != np.array(columns["hard"])
+        if wrong.any():
+            row = int(np.argmax(wrong))
+            raise UserError(f"{path}, row {row}: the column hard does not follow from soft; the file was altered.")
+        return labels
+
+
+def _present(sizes: Array, widest: int) -> Array:
+    return np.arange(widest) < sizes[:, None]
 
 
 def _columns(path: Path) -> dict[str, list[Any]]:
@@ -127,15 +162,14 @@ def _check_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
                 raise UserError(f"{path}, row {row}: {name} must be {meaning}, found {shown(value)}.")
 
 
-def _soft(path: Path, values: list[Any]) -> Array:
-    """Soft labels of shape [n, choices]."""
-    row = next((i for i, value in enumerate(values) if value is None), None)
-    if row is not None:
-        raise UserError(f"{path}, row {row}: no soft; every row of a label set has all of {', '.join(COLUMNS)}.")
-    try:
-        soft = np.array(values, dtype=float)
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{path}: soft labels must be lists of numbers of one length ({one_line(error)}).") from error
-    if soft.ndim != 2 or soft.shape[1] < 2:
-        raise UserError(f"{path}: soft labels must be lists of numbers of one length, one for each of two choices or more.")
-    return soft
+def _check_soft(path: Path, values: list[Any]) -> None:
+    """Refuse soft labels that are no lists of numbers, one for each of two choices or more."""
+    for row, value in enumerate(values):
+        if value is None:
+            raise UserError(f"{path}, row {row}: no soft; every row of a label set has all of {', '.join(COLUMNS)}.")
+        numbers = isinstance(value, list) and all(isinstance(x, int | float) and not isinstance(x, bool) for x in value)
+        if not numbers or len(value) < 2:
+            raise UserError(
+                f"{path}, row {row}: soft must be a list of numbers, one for each of two choices or more, found "
+                f"{shown(value)}."
+            )

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from trainers.labels.label_set import Array, LabelSet
 from trainers.registry import Registry
+from w2s_tasks.errors import UserError
 from w2s_tasks.scoring.calibration import batch_calibrated
 
 LabelOp = Callable[..., LabelSet]
@@ -34,10 +35,12 @@ def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
     Args:
         labels: with soft labels; the confidence of a row is its largest probability. Ties go to the earlier row.
         keep: share of the rows, rounded up.
-        by_class: take that share within each predicted class, so that the class shares stay.
+        by_class: take that share within each predicted class, so that the class shares stay; of all rows together where
+            they have different numbers of choices, which are no classes.
     """
     confidence, hard = labels.soft.max(axis=1), labels.hard
-    groups = [np.flatnonzero(hard == c) for c in np.unique(hard)] if by_class else [np.arange(len(labels))]
+    classes = by_class and labels.sizes is None
+    groups = [np.flatnonzero(hard == c) for c in np.unique(hard)] if classes else [np.arange(len(labels))]
     mask = np.zeros(len(labels), dtype=bool)
     for rows in groups:
         order = rows[np.argsort(-confidence[rows], kind="stable")]
@@ -67,17 +70,31 @@ def calibrate(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The labels with the labeller's preference for some classes taken out: each is divided by its mean over the rows.
 
     Batch calibration (Zhou et al. 2023, arXiv 2309.17249); it takes classes to be about equally frequent.
+
+    Raises:
+        UserError: rows have different numbers of choices.
     """
+    _need_classes(labels, "calibrate")
     with np.errstate(divide="ignore"):
         return labels.with_soft(np.exp(batch_calibrated(np.log(labels.soft))))
 
 
 @METHOD_OPS.entry
 def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
-    """As many rows of each labelled class as the rarest has: rows of the commoner ones are left out at random."""
+    """As many rows of each labelled class as the rarest has: rows of the commoner ones are left out at random.
+
+    Raises:
+        UserError: rows have different numbers of choices.
+    """
+    _need_classes(labels, "balance")
     hard = labels.hard
     classes, counts = np.unique(hard, return_counts=True)
     mask = np.zeros(len(labels), dtype=bool)
     for c in classes:
         mask[rng.choice(np.flatnonzero(hard == c), size=counts.min(), replace=False)] = True
     return labels.subset(mask)
+
+
+def _need_classes(labels: LabelSet, name: str) -> None:
+    if labels.sizes is not None:
+        raise UserError(f"methods: {name} needs classes, but the rows of this task have different numbers of choices.")

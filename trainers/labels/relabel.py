@@ -110,4 +110,4 @@ def two_stage(labels: LabelSet, student: LabelSet, *, keep: float, add: float, b
     if not set(student.row_id) <= set(discarded(labels, keep, by_class).row_id):
         raise UserError("relabel: the first student did not label the rows that the filter left out.")
     back = student.subset(most_confident(student, add, by_class))
-    return LabelSet((*kept.row_id, *back.row_id), np.concatenate([kept.soft, back.soft]))
+    return LabelSet.of((*kept.row_id, *back.row_id), [*kept.lists, *back.lists])

@@ -283,7 +283,7 @@ def label_without_teacher(
         seed: of its random choices.
         out: the stage's work folder.
     """
-    choices = len(task.choices)
+    choices = len(task.classes)
     labels, search = find_labels(
         settings,
         InContext(task, lm, docs),

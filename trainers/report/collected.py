@@ -63,11 +63,6 @@ class Collected:
         """The training task's name."""
         return self.run.layout.task.name
 
-    @property
-    def choices(self) -> list[str]:
-        """Its choices."""
-        return self.run.layout.task.choices
-
     def arms(self) -> list[Arm]:
         """All arms at the end of training, in the order of the report."""
         return self.run.layout.arms()

@@ -164,7 +164,9 @@ def _answers(
         "predicted": None if scores.predicted is None else scores.predicted.tolist(),
     }
     if scores.logliks is not None:
-        found["logliks"] = np.round(scores.logliks, DIGITS).tolist()
+        sizes = [scores.choices] * scores.n if scores.sizes is None else scores.sizes.tolist()
+        rounded = np.round(scores.logliks, DIGITS).tolist()
+        found["logliks"] = [row[:size] for row, size in zip(rounded, sizes, strict=True)]
         answered = scores.parsed if scores.parsed is not None else np.ones(scores.n, dtype=bool)
         found["tied"] = np.flatnonzero(tied(scores.logliks, answered)).tolist()
     if scores.parsed is not None:

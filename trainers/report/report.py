@@ -47,7 +47,7 @@ def head_of(run: Run) -> Head:
         schema=SCHEMA,
         experiment=layout.config.name,
         task=layout.task.name,
-        choices=[c.strip() for c in layout.task.choices],
+        choices=[c.strip() for c in layout.task.classes],
         config=layout.config.model_dump(mode="json"),
         command=commands.experiment(run.folder / CONFIG, runs_dir=folder.parent.parent),
         stages_folder=Path(os.path.relpath(folder, run.folder)).as_posix(),

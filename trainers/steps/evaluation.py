@@ -51,7 +51,7 @@ class Evaluation(Asking):
         return {
             "tasks": {t.name: [t.renderer_hash(self.style), t.eval_hash(limit)] for t, limit in self.limits.items()},
             "style": vars(self.style),
-            "untrained": None if self.fit else vars(untuned(self.settings, self.task.choices)),
+            "untrained": None if self.fit else vars(untuned(self.settings, self.task)),
             **({} if self.arm.at is None else {"at": self.arm.at}),
             **({} if self.engine == "hf" else {"engine": self.engine}),
             **({"calibration": self.calibration} if self.calibration else {}),

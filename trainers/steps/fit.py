@@ -128,4 +128,4 @@ class Asking(Step):
 
 def model_of(fit: Fit | None, settings: ModelSettings, task: HarnessTask, ground: Ground) -> ModelRef:
     """The model that a step trained, once it is built; without one the untuned model of `settings`."""
-    return ModelRef.load(ground.folder_of(fit)) if fit else untuned(settings, task.choices)
+    return ModelRef.load(ground.folder_of(fit)) if fit else untuned(settings, task)

@@ -163,7 +163,8 @@ def read_labels(source: Source, ground: Ground, seed: int) -> LabelSet:
         labels = LabelSet.load(ground.folder_of(source.made) / LABELS)
     else:
         ids = [i for side in source.sides for i in splits.read(split, side)]
-        labels = gold_labels(ids, Gold.load(split / GOLD).of(ids).tolist(), len(source.split.task.choices))
+        task = source.split.task
+        labels = gold_labels(ids, Gold.load(split / GOLD).of(ids).tolist(), task.sizes(task.docs_of(ids)))
     for name, settings in source.ops:
         # A seed of its own for each operation, so that adding an arm changes no other.
         number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)

@@ -16,8 +16,8 @@ from transformers import Trainer, TrainerControl
 
 from trainers.store import processes
 from trainers.training.losses import Loss, State
+from trainers.training.rows import Row
 
-Row = dict[str, Any]
 Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
 Cut = Callable[[torch.nn.Module, dict[str, Any]], list[list[int]]]
@@ -39,13 +39,14 @@ class ChoiceTrainer(Trainer):
         choice_logprobs: ChoiceLogprobs,
         loss: Loss,
         prior: torch.Tensor,
+        classes: bool,
         whole_step: bool,
         cut: Cut | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
         self._choice_logprobs, self._loss, self._cut = choice_logprobs, loss, cut
-        self.prior, self._whole_step = prior, whole_step
+        self.prior, self._classes, self._whole_step = prior, classes, whole_step
         self._step_probs: torch.Tensor | None = None
         self.losses_finite = True
         """Whether every loss so far was: a step's micro-batches are judged before its optimizer step."""
@@ -118,7 +119,8 @@ class ChoiceTrainer(Trainer):
         targets = inputs["targets"]
         logprobs = self._score(model, inputs)
         progress = self.state.global_step / max(1, self.state.max_steps)
-        losses = self._loss(logprobs, targets.to(logprobs), State(progress, self.prior.to(logprobs), self._step_probs))
+        state = State(progress, self.prior.to(logprobs), self._step_probs, classes=self._classes)
+        losses = self._loss(logprobs, targets.to(logprobs), state)
         if "real" in inputs:
             losses = losses * inputs["real"].to(losses)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
@@ -137,7 +139,7 @@ class ChoiceTrainer(Trainer):
     def mean_loss(self, rows: Sequence[Row], logprobs: torch.Tensor) -> float:
         """The training's own loss at its end, a row, of such log-probabilities of rows."""
         targets = torch.tensor([row["targets"] for row in rows])
-        return float(self._loss(logprobs, targets, State(1.0, self.prior, None)).mean())
+        return float(self._loss(logprobs, targets, State(1.0, self.prior, None, classes=self._classes)).mean())
 
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
         """On the rows that were held back: cross-entropy to and agreement with the labels, and accuracy against gold.
@@ -170,10 +172,5 @@ class ChoiceTrainer(Trainer):
 
 
 def _rows_of(batch: Mapping[str, Any], part: Sequence[int]) -> dict[str, Any]:
-    """Some rows of a batch; a list holds as many entries for every row, one row after the other."""
-    rows = len(batch["targets"])
-    taken: dict[str, Any] = {}
-    for key, value in batch.items():
-        each = len(value) // rows
-        taken[key] = [value[i * each + j] for i in part for j in range(each)] if isinstance(value, list) else value[part]
-    return taken
+    """Some rows of a batch, whose entries are lists and tensors over the rows."""
+    return {key: [value[i] for i in part] if isinstance(value, list) else value[part] for key, value in batch.items()}

@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trainers.store import processes
 from trainers.training.choice_trainer import ChoiceTrainer, Row, all_finite
+from trainers.training.losses import ABSENT
 from w2s_tasks.errors import UserError
 
 PROBED = 16
@@ -98,7 +99,7 @@ class Probe:
         known = f"{begun:.2f} before"
         too_high = ended > begun + RISEN
         if float((after.exp().sum(-1) - 1).abs().max()) < 1e-3:  # else replies' tokens are learnt, not choices
-            fixed = self.trainer.mean_loss(self.rows, self.trainer.prior.clamp(min=1e-9).log().expand_as(after))
+            fixed = self.trainer.mean_loss(self.rows, self._one_answer(after))
             known += f" and {fixed:.2f} for one answer to every row"
             too_high |= ended >= begun and ended > fixed + ABOVE_FIXED
         if not too_high:
@@ -107,6 +108,13 @@ class Probe:
             f"{title}: the model came out worse than it went in: on {len(self.rows)} rows that it was trained on its loss "
             f"is {ended:.2f}, {known}. Lower the learning rate ({lr:g}) or raise warmup."
         ]
+
+    def _one_answer(self, scores: torch.Tensor) -> torch.Tensor:
+        """The best log-probabilities that don't look at the row: the labels' shares; without classes, all choices alike."""
+        if "choices" not in self.rows[0]:
+            return self.trainer.prior.clamp(min=1e-9).log().expand_as(scores)
+        sizes = torch.tensor([[row["choices"]] for row in self.rows])
+        return (-sizes.float().log()).expand_as(scores).masked_fill(scores <= ABSENT, ABSENT)
 
 
 def _unlike(rows: Sequence[Row]) -> Iterator[Row]:

@@ -227,7 +227,8 @@ def fit_choices(
 
     Args:
         model: what the optimizer sees.
-        rows: each with ``targets`` (label distribution), ``gold`` (for the curve) and what `collate` needs.
+        rows: each with ``targets`` (label distribution), ``gold`` (for the curve), ``choices`` where rows have different
+            numbers of them (targets are 0 behind the last), and what `collate` needs.
         collate: rows to a batch with ``targets`` of shape [rows, choices].
         choice_logprobs: model and batch to normalised log-probabilities, shape [rows, choices].
         settings: epochs, batch size and the rest.
@@ -263,6 +264,7 @@ def fit_choices(
         choice_logprobs=choice_logprobs,
         loss=functools.partial(LOSSES[method], **(loss_args or {})),
         prior=torch.tensor([row["targets"] for row in train]).mean(dim=0),
+        classes="choices" not in train[0],
         whole_step=method in WHOLE_STEP,
         cut=cut,
         callbacks=[Bar(title), Checkpoints()],

@@ -25,6 +25,8 @@ LOSSES: Registry[Loss] = Registry()
 WHOLE_STEP: Registry[Loss] = Registry()
 """Losses that look at all rows of an optimizer step, `State.batch`."""
 
+ABSENT = -1e30
+"""The log-probability of a choice that a row doesn't have, where rows have different numbers of them: its exp is 0."""
 FLOOR = 1e-3
 """The smallest probability that `reverse_kl` sees in a label: a hard label has zeros, whose logarithm is infinite."""
 
@@ -41,6 +43,8 @@ class State:
     """The student's probabilities of all rows of the optimizer step, shape [rows of the step, choices], without gradient.
 
     Given to the losses in `WHOLE_STEP`, so that a quantile does not depend on how a step is cut into micro-batches."""
+    classes: bool = True
+    """Whether a choice means the same in every row: where rows have different numbers of choices it can't."""
 
 
 def _cross_entropy(logprobs: Tensor, target: Tensor) -> Tensor:
@@ -89,6 +93,7 @@ def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0
     the student's probabilities at the labels' class prior, so that self-labels have the labels' class shares; a rises
     linearly to `alpha` over the first 20 % of the steps. (In the published code a jumps from 0.05 to 0.5 after a tenth of
     the steps; not here.) For more than two choices ŷ = argmax_c (p_c - t_c), which for two is the same as the threshold.
+    Where rows have different numbers of choices there is no class prior to keep, and ŷ is the most probable choice.
 
     Args:
         logprobs: as in `xent`.
@@ -100,7 +105,8 @@ def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0
     probs = logprobs.detach().exp()
     batch = probs if state.batch is None else state.batch
     prior = targets.mean(dim=0) if state.prior is None else state.prior.to(probs)
-    own = (probs - prior_threshold(batch, prior)).argmax(dim=-1)
+    threshold = prior_threshold(batch, prior) if state.classes else torch.zeros_like(prior)
+    own = (probs - threshold).argmax(dim=-1)
     a = warmed_up(alpha, state.progress, warmup)
     return _cross_entropy(logprobs, (1 - a) * targets + a * torch.nn.functional.one_hot(own, targets.shape[1]))
 
@@ -137,13 +143,14 @@ def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: NotNegati
     """
     # 0 log 0 is 0: without the label's expert a choice that the label rules out is no special case.
     label = alpha * targets.log() if alpha else torch.zeros_like(targets)
-    mixed = (beta * logprobs.detach() + label).softmax(dim=-1)
+    absent = logprobs <= ABSENT
+    mixed = (beta * logprobs.detach() + label).masked_fill(absent, -torch.inf).softmax(dim=-1)
     return _cross_entropy(logprobs, mixed)
 
 
 @LOSSES.entry
 def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: Annotated[float, Field(gt=0, lt=1)] = 0.15) -> Tensor:
-    """CE(p, y) where the student is unsure, max_c p_c < 1/C + radius, and 0 elsewhere; C is the number of choices.
+    """CE(p, y) where the student is unsure, max_c p_c < 1/C + radius, and 0 elsewhere; C is the row's number of choices.
 
     `confidence_window_loss` of EleutherAI/w2s (w2s/loss.py), there for two choices. Sure rows still count in the mean.
 
@@ -153,7 +160,8 @@ def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: Annotated
         state: not used.
         radius: the half-width of the window.
     """
-    unsure = logprobs.detach().exp().max(dim=-1).values < 1 / logprobs.shape[1] + radius
+    choices = (logprobs > ABSENT).sum(dim=-1)
+    unsure = logprobs.detach().exp().max(dim=-1).values < 1 / choices + radius
     return _cross_entropy(logprobs, targets) * unsure
 
 
@@ -168,9 +176,10 @@ def reverse_kl(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
         targets: as in `xent`.
         state: not used.
     """
-    safe = targets.clamp(min=FLOOR)
+    absent = logprobs <= ABSENT
+    safe = targets.clamp(min=FLOOR).masked_fill(absent, 0)
     safe = safe / safe.sum(dim=-1, keepdim=True)
-    return (logprobs.exp() * (logprobs - safe.log())).sum(dim=-1)
+    return (logprobs.exp() * (logprobs - safe.log()).masked_fill(absent, 0)).sum(dim=-1)
 
 
 @LOSSES.entry

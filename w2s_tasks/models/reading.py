@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.texts import Text
 from w2s_tasks.packing.precision import in_float32, widenable
 from w2s_tasks.user_text import one_line
 
@@ -96,7 +97,7 @@ class Reader:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.convert_ids_to_tokens(self.pad)
 
-    def encode(self, texts: Sequence[tuple[str, ...]]) -> list[Tokens]:
+    def encode(self, texts: Sequence[Text]) -> list[Tokens]:
         """Tokenize every document once, truncated and unpadded; an empty text is one padding token."""
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length, return_attention_mask=True)
@@ -114,21 +115,28 @@ class Reader:
             if key in rows[0]
         }
 
-    def logprobs(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        """Log-probabilities of the classes, [rows, classes].
+    def pairs(self, question: Text, answers: Sequence[str]) -> list[Text]:
+        """A question beside each answer: two texts where the tokenizer keeps them apart, else one above the other."""
+        whole = "\n".join(question)
+        special = self.tokenizer.num_special_tokens_to_add
+        apart = special(pair=True) > special(pair=False)
+        return [(whole, answer) if apart else (f"{whole}\n{answer}",) for answer in answers]
+
+    def scores(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of the classes, [rows, classes]; of a head with one number that number as it is.
 
         Raises:
             UserError: the model can't read these rows, as one that works on bytes, or needs pictures too.
         """
         device = next(self.model.parameters()).device
         try:
-            result: torch.Tensor = self.model(**{k: v.to(device) for k, v in batch.items()}).logits.float().log_softmax(-1)
+            result: torch.Tensor = self.model(**{k: v.to(device) for k, v in batch.items()}).logits.float()
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{self.name} can't classify a text of the task: {reason}") from error
-        return result
+        return result if result.shape[-1] == 1 else result.log_softmax(-1)
 
     @torch.no_grad()
     def pads_exactly(self, rows: Sequence[Mapping[str, list[int]]]) -> bool:
@@ -150,9 +158,9 @@ class Reader:
         # In half precision, padding changes what is rounded, which is not what is asked here.
         widened = widenable(self.model, sum(len(row["input_ids"]) for row in rows))
         with in_float32(self.model) if widened else contextlib.nullcontext():
-            alone = torch.cat([self.logprobs(self.pad_together([row])) for row in rows])
+            alone = torch.cat([self.scores(self.pad_together([row])) for row in rows])
             try:
-                difference = float((self.logprobs(self.pad_together(rows)) - alone).abs().max())
+                difference = float((self.scores(self.pad_together(rows)) - alone).abs().max())
                 reason = "" if difference <= TOLERANCE else f"scores differ by {difference:.1e}"
             except UserError as error:
                 reason = one_line(error)

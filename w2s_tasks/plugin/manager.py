@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory
+from lm_eval.tasks._index import Kind
 from lm_eval.tasks.manager import TaskDict
 
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError, nearest
+from w2s_tasks.plugin.forms import FORMS, MARK, parted
 from w2s_tasks.plugin.task_settings import refuse_two
 from w2s_tasks.rows.fewshot import tell_small_pool
 from w2s_tasks.rows.readable import whole_labels
@@ -55,9 +58,10 @@ class _Factory(TaskFactory):
     """lm_eval's builder of groups, which keeps one of two members of a name; here two that differ are an error."""
 
     def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
-        choices = self._load_full_config(entry, overrides).get("doc_to_choice")
-        refuse_odd_choices(entry.name, choices)
-        return super()._build_task(entry, overrides)
+        config = self._load_full_config(entry, overrides)
+        refuse_odd_choices(entry.name, config.get("doc_to_choice"))
+        form = parted(entry.name)[1]
+        return super()._build_task(entry, overrides) if form is None else form(config | {"task": entry.name})
 
     def _build_group_members(self, *args: Any, **kwargs: Any) -> Any:
         children = super()._build_group_members(*args, **kwargs)
@@ -104,13 +108,20 @@ class W2STaskManager(TaskManager):
             missing = self._unmatched(task_list)
         if missing is not None and not _on_disk(missing):
             raise self._unknown(missing)
-        return super().match_tasks(task_list)
+        return list(dict.fromkeys(match for name in task_list for match in self._matching(name)))
 
     def _unmatched(self, task_list: list[str]) -> str | None:
-        return next((t for t in task_list if not super(W2STaskManager, self).match_tasks([t])), None)
+        return next((t for t in task_list if not self._matching(t)), None)
+
+    def _matching(self, name: str) -> list[str]:
+        task, form = parted(name)
+        found: list[str] = super().match_tasks([task])
+        return found if form is None else [f"{task}{MARK}{form.name}" for task in found]
 
     def _unknown(self, name: str) -> UserError:
         hint = nearest(name, self.all_tasks, most=3)
+        if MARK in name:
+            hint += f" A form is named behind {MARK}: {', '.join(FORMS)}."
         return UserError(f"no task {shown(name)}.{hint} `w2s tasks` lists ours, `lm_eval ls tasks` all.")
 
     def load(self, task_list: Any) -> TaskDict:
@@ -131,6 +142,16 @@ class W2STaskManager(TaskManager):
                 whole_labels(task)
                 tell_small_pool(task)
         return loaded
+
+    def _entry(self, name: str) -> Any:
+        """The entry of a task; of NAME@FORM that of NAME, as a task of its own."""
+        task, form = parted(name)
+        entry = super()._entry(task)
+        if form is None or entry is None:
+            return entry
+        if entry.kind in (Kind.GROUP, Kind.TAG):
+            raise UserError(f"'{task}' is a group; ask one of its tasks in the form {form.name}.")
+        return replace(entry, name=name)
 
     def _load_spec(self, spec: Any) -> Any:
         if isinstance(spec, str) and self._entry(spec) is None and not _on_disk(spec):

@@ -35,7 +35,8 @@ def compared(first: TaskScores, second: TaskScores) -> str:
     if first.predicted is not None and second.predicted is not None:
         parts.append(f"same answer {np.mean(first.predicted == second.predicted):.1%}")
     if first.logliks is not None and second.logliks is not None:
-        parts.append(f"log-likelihoods differ by {np.abs(first.logliks - second.logliks).mean():.4f} on average")
+        apart = np.abs(first.logliks - second.logliks)[np.isfinite(first.logliks)]
+        parts.append(f"log-likelihoods differ by {apart.mean():.4f} on average")
     return ", ".join(parts)
 
 

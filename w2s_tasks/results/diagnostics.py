@@ -56,7 +56,7 @@ def probabilities(scores: TaskScores) -> Array | None:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def capa(first: Array, second: Array, gold: Array) -> float | None:
+def capa(first: Array, second: Array, gold: Array, sizes: Array | None = None) -> float | None:
     """Chance-adjusted probabilistic agreement, kappa_p (arXiv 2502.04313, section 2): how far two models err alike.
 
     (c_obs - c_exp) / (1 - c_exp) with c_obs the mean over rows of the products of their probabilities, and c_exp what two
@@ -67,14 +67,16 @@ def capa(first: Array, second: Array, gold: Array) -> float | None:
         first: probabilities over the choices, shape [n, choices].
         second: the same for the other model.
         gold: right choices, shape [n].
+        sizes: choices of each row where they differ, shape [n].
 
     Returns:
         None where both are always right with certainty, so that there are no errors to compare.
     """
-    rows, choices = np.arange(len(gold)), first.shape[1]
+    rows = np.arange(len(gold))
+    wrong = 1 / (first.shape[1] - 1) if sizes is None else float((1 / (sizes - 1)).mean())
     right, other = float(first[rows, gold].mean()), float(second[rows, gold].mean())
     observed = float((first * second).sum(axis=1).mean())
-    expected = right * other + (1 - right) * (1 - other) / (choices - 1)
+    expected = right * other + (1 - right) * (1 - other) * wrong
     return (observed - expected) / (1 - expected) if expected < 1 - 1e-12 else None
 
 
@@ -156,7 +158,7 @@ def diagnose(model: TaskScores, weak: TaskScores, ceiling: TaskScores | None) ->
         blind = share((model.predicted != gold) & (mine.max(axis=1) >= CONFIDENT) & (theirs.max(axis=1) < UNSURE), cluster)
     return Diagnosis(
         share(~other, cluster),
-        capa(mine, theirs, gold) if mine is not None and theirs is not None else None,
+        capa(mine, theirs, gold, model.sizes) if mine is not None and theirs is not None else None,
         int(other.sum()),
         share(model.predicted == gold, cluster, other),
         share(~other, cluster, wrong),
@@ -168,8 +170,8 @@ def diagnose(model: TaskScores, weak: TaskScores, ceiling: TaskScores | None) ->
 
 
 def confusion(scores: TaskScores) -> Array | None:
-    """Counts [right class, predicted class]; a last column holds unparsed replies where there are any."""
-    if scores.predicted is None or scores.gold is None:
+    """Counts [right class, predicted class], with a column for unparsed replies if there are any; None without classes."""
+    if scores.predicted is None or scores.gold is None or not scores.classes:
         return None
     choices = scores.choices
     columns = choices + int((scores.predicted < 0).any())

@@ -47,6 +47,8 @@ class TaskScores:
     predicted: Array | None = None
     gold: Array | None = None
     logliks: Array | None = None
+    sizes: Array | None = None
+    """Choices of each document where they differ, shape [n]; ``logliks`` are minus infinity behind the last."""
     generated: bool = False
     unparsed: float = 0.0
     parsed: Array | None = None
@@ -63,7 +65,7 @@ class TaskScores:
 
     @property
     def choices(self) -> int:
-        """Number of choices; the generated-text tasks of this suite that have classes have two."""
+        """Number of choices, the most that a document has; the generated-text tasks of this suite with classes have two."""
         return self.logliks.shape[1] if self.logliks is not None else 2
 
 
@@ -145,20 +147,22 @@ def _choices(row: dict[str, Any]) -> list[str]:
 def _documents(
     config: dict[str, Any], task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]
 ) -> TaskScores:
-    if len({len(row["filtered_resps"]) for row in rows}) > 1:
-        raise UserError(f"{task}: its rows have different numbers of choices, which can't be read row by row.")
-    logliks = np.array([[float(r[0]) for r in row["filtered_resps"]] for row in rows])
-    if np.isnan(logliks).any():
-        bad = rows[int(np.argmax(np.isnan(logliks).any(axis=1)))]["doc_id"]
+    given = [np.array([float(r[0]) for r in row["filtered_resps"]]) for row in rows]
+    bad = next((row["doc_id"] for row, own in zip(rows, given, strict=True) if np.isnan(own).any()), None)
+    if bad is not None:
         raise UserError(
             f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
         )
     choices = [_choices(row) for row in rows]
     if free_text.is_normalised(config):
-        logliks = np.stack([free_text.per_character(x, texts) for x, texts in zip(logliks, choices, strict=True)])
+        given = [free_text.per_character(x, texts) for x, texts in zip(given, choices, strict=True)]
         values, errors = (
             named | {"acc": named[free_text.SCORE]} if free_text.SCORE in named else named for named in (values, errors)
         )
+    sizes = np.array([len(own) for own in given])
+    present = np.arange(sizes.max()) < sizes[:, None]
+    logliks = np.full(present.shape, no_answer.LOGLIK)
+    logliks[present] = np.concatenate(given)
     # As lm_eval has it the first of equal log-likelihoods counts; `ties` tells how often. None at all is no answer.
     best = logliks.max(axis=1)
     answered = best > no_answer.LOGLIK
@@ -176,7 +180,9 @@ def _documents(
         np.array([row["acc"][0] for row in rows]) if grouped else None,
         predicted,
         gold,
-        np.where(answered[:, None], logliks, 0.0),  # no choice of a document without an answer is likelier than another
+        # No choice of a document without an answer is likelier than another.
+        np.where(answered[:, None] | ~present, logliks, 0.0),
+        sizes=None if (sizes == sizes[0]).all() else sizes,
         unparsed=float(1 - answered.mean()),
         parsed=None if answered.all() else answered,
         ties=float(tied(logliks, answered).mean()),

@@ -6,6 +6,7 @@ every model, every limit and every order of the rows.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Sequence
 
@@ -13,6 +14,11 @@ from collections.abc import Sequence
 def draws(seed: int, *texts: str) -> random.Random:
     """The random numbers of a row: its texts and a seed, and nothing else, decide them."""
     return random.Random("\x1f".join((str(seed), *texts)))  # noqa: S311 - a fixed choice, not a secret
+
+
+def cluster(text: str) -> int:
+    """A number for the rows of one source, by its text: exact as a float, which scores hold it as."""
+    return int(hashlib.sha256(text.encode()).hexdigest()[:12], 16)
 
 
 def verified(question: str, choices: Sequence[str], gold: int, seed: int = 0) -> tuple[str, int]:

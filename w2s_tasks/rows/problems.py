@@ -83,18 +83,15 @@ def missing_cell(task: ConfigurableTask, docs: Iterable[Doc], split: str) -> str
 
 
 def odd_choices(task: ConfigurableTask, docs: Iterable[Doc], split: str) -> str | None:
-    """Rows whose choices are not texts, or of another number than row 0's."""
+    """Rows whose choices are not texts, or too few to choose from."""
     if task.OUTPUT_TYPE != "multiple_choice" or isinstance(task.config.doc_to_choice, list | dict):
         return None
-    first = None
     for row, doc in enumerate(docs):
         choices = task.doc_to_choice(doc)
         if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
             return f"row {row} of its {split} split has the choices {shown(choices)}; they must be a list of texts"
-        n = len(choices)
-        first = n if first is None else first
-        if n != first:
-            return f"row 0 has {first} choices and row {row} has {n}; rows of different numbers of choices are not supported"
+        if len(choices) < 2:
+            return f"row {row} of its {split} split has {len(choices)} choices, so there is nothing to choose from"
     return None
 
 

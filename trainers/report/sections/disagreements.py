@@ -97,7 +97,8 @@ def _disagreements(collected: Collected) -> list[Disagreement]:
         rows = np.flatnonzero((mine.predicted != theirs.predicted) & ((mine.predicted == mine.gold) == right))
         for row in sorted(rows.tolist(), key=lambda r: -certainty[r])[:SHOWN]:
             chosen = (int(x[row]) for x in (mine.gold, theirs.predicted, mine.predicted))
-            gold, weak, student = (collected.choices[c].strip() if c >= 0 else "(unparsed)" for c in chosen)
+            names = collected.run.layout.task.choices_of(documents[row])
+            gold, weak, student = (names[c].strip() if c >= 0 else "(unparsed)" for c in chosen)
             entries.append(
                 Disagreement(
                     right=right,

@@ -143,7 +143,7 @@ def _weak_labels(run: Run) -> list[WeakLabels]:
     for seed, step in run.layout.weak_labels.items():
         labels = LabelSet.load(run.folder_of(step) / LABELS)
         gold = Gold.load(run.folder_of(step.split) / GOLD)
-        accuracy, choices = gold.accuracy(labels), labels.soft.shape[1]
+        accuracy, choices = gold.accuracy(labels), len(run.layout.task.classes)
         entries.append(
             WeakLabels(
                 seed=seed,
@@ -158,6 +158,9 @@ def _weak_labels(run: Run) -> list[WeakLabels]:
 
 
 def _shares(values: Iterable[int], choices: int) -> list[float]:
+    """Of each class; empty where there are none."""
+    if not choices:
+        return []
     counts = np.bincount(np.asarray(list(values), dtype=int), minlength=choices)
     return [float(x) for x in counts / counts.sum()]
 

@@ -1,0 +1,47 @@
+"""Training rows with their labels, and scores as a table, where rows may have different numbers of choices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from trainers.labels.label_set import LabelSet
+from trainers.training.losses import ABSENT
+
+Row = dict[str, Any]
+"""What a trainer needs of a row, with ``targets``, ``gold`` and, where rows differ in it, the number of its ``choices``."""
+
+
+def label_columns(labels: LabelSet, gold: Sequence[int]) -> list[Row]:
+    """The part of training rows that every trainer has: see `Row`.
+
+    Args:
+        labels: what is learnt.
+        gold: the right choice of each row, for the curve alone.
+    """
+    rows: list[Row] = [{"targets": t, "gold": g} for t, g in zip(labels.soft.tolist(), gold, strict=True)]
+    if labels.sizes is None:
+        return rows
+    return [{**row, "choices": size} for row, size in zip(rows, labels.sizes.tolist(), strict=True)]
+
+
+def by_row(scores: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], fill: float) -> torch.Tensor:
+    """Scores of all choices, one row's after the other's, as a table.
+
+    Args:
+        scores: shape [sum of sizes].
+        targets: label distributions, shape [rows, choices]; the table gets their shape.
+        sizes: choices of each row.
+        fill: what stands behind a row's last choice.
+    """
+    present = torch.arange(targets.shape[1]) < torch.tensor(sizes)[:, None]
+    table = torch.full(targets.shape, fill, dtype=scores.dtype, device=scores.device)
+    return table.masked_scatter(present.to(scores.device), scores)
+
+
+def normalised(scores: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int]) -> torch.Tensor:
+    """Log-probabilities over each row's own choices, of scores as in `by_row`; shape [rows, choices]."""
+    logprobs = by_row(scores, targets, sizes, -torch.inf).log_softmax(dim=-1)
+    return logprobs.masked_fill(logprobs == -torch.inf, ABSENT)

@@ -1,0 +1,185 @@
+"""A multiple-choice task in another form, as a task of its own: `NAME@verify`, `NAME@pair`, `NAME@shuffle`.
+
+Each is a class that lm_eval takes from a YAML too; three lines make a form of any task, under the stock lm_eval as well:
+
+    include: PATH/OF/THE/TASK.yaml
+    task: sciq_verify
+    class: !function w2s_tasks.plugin.forms.Verify
+
+What is drawn (a coin, a distractor, a side, an order) hangs on the row's text and on ``metadata: {form_seed: N}`` alone.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import datasets
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+
+from w2s_tasks import TASK_PATH
+from w2s_tasks.errors import UserError
+from w2s_tasks.rows import forms
+from w2s_tasks.rows.problems import label_remedy
+from w2s_tasks.rows.readable import place_of
+from w2s_tasks.user_text import shown
+
+MARK = "@"
+"""Between a task's name and that of its form."""
+OWN = ("source", "candidates", "score")
+"""Metadata of a task that say something of its rows and scores, not of its form's."""
+
+Doc = dict[str, Any]
+
+
+class Form(ConfigurableTask):
+    """A task whose rows are another's, in a form of its own; that one's settings are the configuration's."""
+
+    name: ClassVar[str]
+    shared: ClassVar[str] = "_clustered_binary_yaml"
+    """The file of the settings that it shares with other tasks of its kind."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Build the task, load its rows, and turn them.
+
+        Raises:
+            UserError: the task is no multiple choice with one right answer a row.
+        """
+        whole = {key: value for key, value in config.items() if key != "class"}
+        self.base = ConfigurableTask(config=dict(whole))
+        if self.base.OUTPUT_TYPE != "multiple_choice" or self.base.multiple_input or self.base.multiple_target:
+            raise UserError(
+                f"the task '{self.base.task_name}' has no form {self.name}: that needs multiple choice with one context and "
+                "one right answer a row."
+            )
+        metadata = dict(whole.get("metadata") or {})
+        self.seed = int(metadata.get("form_seed", 0))
+        own = {key: value for key, value in metadata.items() if key not in OWN}
+        asked = self.settings()
+        own |= {"form": self.name, "source": {**(metadata.get("source") or {}), "column": "source"}}
+        split = "train" if self.base.has_training_docs() else None
+        super().__init__(
+            config={
+                **load_yaml(TASK_PATH / self.shared, resolve_func=True),
+                "task": whole["task"],
+                "training_split": split,
+                "validation_split": "validation",
+                "fewshot_split": split,
+                **asked,
+                "metadata": own | asked.get("metadata", {}),
+            }
+        )
+
+    @abstractmethod
+    def settings(self) -> dict[str, Any]:
+        """Prompt, choices, label and scores of the form, as a YAML has them."""
+
+    @abstractmethod
+    def row(self, question: str, choices: list[str], gold: int) -> Doc:
+        """A document in this form.
+
+        Args:
+            question: the document's prompt in the task's own.
+            choices: its choices.
+            gold: index of the right one.
+        """
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Turn the base task's training and evaluation rows."""
+        splits = {"validation": self.base.eval_docs}
+        if self.base.has_training_docs():
+            splits["train"] = self.base.training_docs()
+        self.dataset = datasets.DatasetDict(
+            {split: datasets.Dataset.from_list([self._turned(doc, split) for doc in docs]) for split, docs in splits.items()}
+        )
+
+    def _turned(self, doc: Doc, split: str) -> Doc:
+        choices, target = self.base.doc_to_choice(doc), self.base.doc_to_target(doc)
+        gold = place_of(target, lambda: choices)
+        if gold is None or not 0 <= gold < len(choices):
+            raise UserError(
+                f"the task '{self.base.task_name}': a row of its {split} split has the gold label {shown(target)}, which is "
+                f"none of its choices {shown(choices)}.{label_remedy(self.base, doc, choices)}"
+            )
+        source = ((self.base.config.metadata or {}).get("source") or {}).get("column")
+        question = str(self.base.doc_to_text(doc))
+        text = str(doc[source]) if source else question
+        group = int(doc["w2s_group"]) if "w2s_group" in doc else forms.cluster(text)
+        return {**self.row(question, choices, gold), "w2s_group": group, "source": text}
+
+    def written(self, choice: str) -> str:
+        """A choice as it stands behind the task's prompt."""
+        return f"{self.base.config.target_delimiter}{choice}"
+
+
+class Verify(Form):
+    """Is this answer right? A coin decides between the right choice and another one: see `rows.forms.verified`."""
+
+    name = "verify"
+
+    def settings(self) -> dict[str, Any]:
+        """The question with one answer."""
+        return {
+            "doc_to_text": "{{question}}{{answer}}\n\nIs this answer correct?",
+            "doc_to_choice": ["no", "yes"],
+        }
+
+    def row(self, question: str, choices: list[str], gold: int) -> Doc:
+        """The question and an answer, and whether it is right."""
+        answer, label = forms.verified(question, choices, gold, self.seed)
+        return {"question": question, "answer": self.written(answer), "label": label}
+
+
+class Pair(Form):
+    """Which of two answers is better? The right choice and another one, on sides that a coin decides."""
+
+    name = "pair"
+
+    def settings(self) -> dict[str, Any]:
+        """The question with two answers, which a cross-encoder or a reward model reads one by one."""
+        return {
+            "doc_to_text": "{{question}}\n\nA:{{a}}\nB:{{b}}\n\nBetter answer:",
+            "doc_to_choice": ["A", "B"],
+            "metadata": {"candidates": {"question": "question", "answers": ["a", "b"]}},
+        }
+
+    def row(self, question: str, choices: list[str], gold: int) -> Doc:
+        """The question, both answers, and the side of the right one."""
+        wrong = [choice for i, choice in enumerate(choices) if i != gold]
+        worse = forms.draws(self.seed, "distractor", question, *choices).choice(wrong)
+        (a, b), label = forms.paired(question, choices[gold], worse, self.seed)
+        return {"question": question, "a": self.written(a), "b": self.written(b), "label": label}
+
+
+class Shuffle(Form):
+    """The same question with its choices in another order, for tasks whose right one always stands at the same place."""
+
+    name = "shuffle"
+    shared = "_free_text_yaml"
+
+    def settings(self) -> dict[str, Any]:
+        """The task's own prompt and choices, and its score."""
+        if isinstance(self.base.config.doc_to_choice, list | dict):
+            raise UserError(f"the task '{self.base.task_name}' has no form shuffle: all its rows have the same choices.")
+        score = (self.base.config.metadata or {}).get("score")
+        return {
+            "doc_to_text": "{{question}}",
+            "target_delimiter": self.base.config.target_delimiter,
+            "metadata": {"score": score} if score else {},
+        }
+
+    def row(self, question: str, choices: list[str], gold: int) -> Doc:
+        """The question, and the choices as they are shown."""
+        order = forms.shuffled(question, choices, self.seed)
+        return {"question": question, "choices": [choices[i] for i in order], "label": order.index(gold)}
+
+
+FORMS: dict[str, type[Form]] = {form.name: form for form in (Verify, Pair, Shuffle)}
+
+
+def parted(name: str) -> tuple[str, type[Form] | None]:
+    """A task's name and the form in which it is asked; no form where the name has none."""
+    task, _, form = name.rpartition(MARK)
+    return (task, FORMS[form]) if task and form in FORMS else (name, None)
