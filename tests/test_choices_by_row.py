@@ -168,7 +168,7 @@ def test_a_loss_of_a_row_is_the_same_beside_rows_with_more_choices(name: str):
         logprobs = normalised(torch.cat([scores, others]), table, [3, width] if width > 3 else [3])
         loss = LOSSES[name](logprobs, table, State(0.5, table.mean(0), None, classes=False))[0]
         loss.backward()
-            return loss.item(), scores.grad
+        return loss.item(), scores.grad
 
     value, gradient = run(3)
     wider, other = run(7)
@@ -271,9 +271,8 @@ def test_arms_that_ask_the_untuned_model_are_refused_for_a_random_head(
 ):
     file = experiment(tmp_path, encoder_folder, causal_model("llama"))
     for arm in ("zero_shot", "few_shot(4)", "self_labels", "unsupervised"):
-        one_clear_error(
-            lambda arm=arm: load(str(file), [f"arms=[student, {arm}]", "strong.trainer=reward"]), "random before"
-        )
+        changes = [f"arms=[student, {arm}]", "strong.trainer=reward"]
+        one_clear_error(lambda changes=changes: load(str(file), changes), "random before")
     assert isinstance(load(str(file), ["arms=[student]", "strong.trainer=reward"])[0].strong, Reward)
 
 
