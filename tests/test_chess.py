@@ -19,6 +19,7 @@ from test_public_sets import lm_eval
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import MissingDataError, UserError
 from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.results.diagnostics import confusion
 from w2s_tasks.results.read import read_evaluation
 from w2s_tasks.rows import chess_puzzles
 from w2s_tasks.rows.readable import unreadable
@@ -346,6 +347,8 @@ def test_the_replies_scores_are_lm_evals_own(data: Callable, tmp_path: Path, sho
     scores = read_evaluation(tmp_path / "out")["w2s_chess_gen"]
     assert scores.correct.mean() == pytest.approx(results["acc,none"])
     assert scores.unparsed == pytest.approx(results["unparsed,none"])
+    table = confusion(scores)  # right and wrong, not classes
+    assert table is None or table.sum() == scores.n
     assert 0 < results["illegal,none"] < 1 - results["unparsed,none"]
     assert 0 < results["unparsed,none"] < results["unparsed_strict,none"]
 
