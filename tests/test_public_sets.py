@@ -19,14 +19,14 @@ from w2s_tasks.scoring import free_text as ft
 NAMES = ("w2s_stereoset", "w2s_stereoset_sense", "w2s_bbq", "w2s_social_iqa")
 
 
-def lm_eval(harness_names: list[str], out: Path, **settings: object) -> dict:
-    """lm_eval's results of a model of random answers, and its files below `out`."""
+def lm_eval(harness_names: list[str], out: Path, model: object = "dummy", **settings: object) -> dict:
+    """lm_eval's results of a model (by default one of random answers), and its files below `out`."""
     import lm_eval as lm
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker(output_path=str(out))
     found = lm.simple_evaluate(
-        "dummy", tasks=harness_names, task_manager=W2STaskManager(), bootstrap_iters=0, log_samples=True, **settings
+        model, tasks=harness_names, task_manager=W2STaskManager(), bootstrap_iters=0, log_samples=True, **settings
     )
     samples = found.pop("samples")
     tracker.save_results_aggregated(results=found, samples=samples)

@@ -19,6 +19,7 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
 
+import chess_support
 import lm_eval
 import pytest
 import yaml
@@ -27,17 +28,28 @@ from lm_eval.tasks import TaskManager
 
 from w2s_tasks import TASK_PATH
 from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.rows.chess_puzzles import HUB, LOCAL
 
 SUBTASKS = ["justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long"]
 CONFIGS = SUBTASKS[:5]
-CHOICES = ["sst2_review", "boolq_passage", *(f"ethics_paper_{s}{h}" for s, h in itertools.product(SUBTASKS, ("", "_hard")))]
+CHOICES = [
+    *("sst2_review", "boolq_passage", "chess_puzzles"),
+    *(f"ethics_paper_{s}{h}" for s, h in itertools.product(SUBTASKS, ("", "_hard"))),
+]
 NAMES = [f"{name}{twin}" for name, twin in itertools.product(CHOICES, ("", "_gen"))]
 TAGS = ["ethics_paper", "ethics_paper_gen", "ethics_paper_hard", "ethics_paper_hard_gen"]
-FOLDERS = {"sst2_review": "w2s_sst2", "boolq_passage": "w2s_boolq", "ethics_paper": "w2s_ethics"}
+FOLDERS = {
+    "sst2_review": "w2s_sst2",
+    "boolq_passage": "w2s_boolq",
+    "chess_puzzles": "w2s_chess",
+    "ethics_paper": "w2s_ethics",
+}
 """Each with how its tasks begin here."""
 STEREOSET = {"stereoset_preference": "w2s_stereoset", "stereoset_sense": "w2s_stereoset_sense"}
 """Whose rows are others here than there, and come from another place: see the end of this file."""
 ALL_FOLDERS = (*FOLDERS, "stereoset")
+NEEDS = {"chess_puzzles": {"chess"}}
+"""Packages beside lm_eval's own."""
 OURS_ALONE = ("auroc", "d_prime", "criterion")
 """Scores that the pull requests leave out: reviewers get what the benchmarks report."""
 OUT = Path(__file__).parents[1] / "scripts" / "upstream"
@@ -96,7 +108,7 @@ def _probe_rows(subtask: str, split: str) -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small sets in the layout of the hub's: ETHICS from the probe, SST-2 and BoolQ made up."""
+    """Small sets in the layout of the hub's: ETHICS from the probe, SST-2, BoolQ and chess puzzles made up."""
     root = tmp_path_factory.mktemp("data")
     ethics, splits = root / "hendrycks" / "ethics", ("train", "validation", "test")
     for subtask, split in itertools.product(CONFIGS, splits):
@@ -109,15 +121,24 @@ def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
         _write(root / "stanfordnlp" / "sst2" / f"{split}.jsonl", reviews)
         asked = [{"question": f"is {i} {split}", "answer": i * 3 % 4 > 1, "passage": f"Passage {i // 2}."} for i in range(n)]
         _write(root / "google" / "boolq" / f"{split}.jsonl", asked)
-    return root
+    return chess_support.write(root, chess_support.puzzles(60))
+
+
+def as_on_the_hub(root: Path, folder: Path) -> Path:
+    """A working directory in which a hub's id is the set's folder below `root`."""
+    for organisation in ("stanfordnlp", "google", "hendrycks"):
+        (folder / organisation).symlink_to(root / organisation)
+    (folder / "Lichess").mkdir()
+    (folder / HUB).symlink_to(root / LOCAL)
+    return folder
 
 
 @pytest.fixture(params=["stand_in", pytest.param("real_data", marks=pytest.mark.slow)])
-def data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Path:
+def data(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder that our tasks take by W2S_DATA and the exported ones by the working directory."""
     root: Path = request.getfixturevalue(request.param)
     monkeypatch.setenv("W2S_DATA", str(root))
-    monkeypatch.chdir(root)
+    monkeypatch.chdir(as_on_the_hub(root, tmp_path_factory.mktemp("hub")))
     return root
 
 
@@ -137,7 +158,7 @@ def test_nothing_of_this_package_is_left_in_a_folder():
         tree = ast.parse((OUT / name / "utils.py").read_text(encoding="utf-8"))
         roots = {a.name.split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
         roots |= {str(n.module).split(".")[0] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)}
-        assert roots <= set(sys.stdlib_module_names) | {"datasets", "numpy"}
+        assert roots <= set(sys.stdlib_module_names) | {"datasets", "numpy"} | NEEDS.get(name, set())
 
 
 def test_all_tasks_are_there_and_have_a_version(exported: TaskManager):
@@ -164,7 +185,7 @@ def test_each_readme_follows_upstreams_template_and_names_its_tasks():
         for name in (n for n in [*NAMES, *STEREOSET] if n.startswith(folder) and not n.endswith("_gen")):
             assert f"`{name}`" in readme
     rows = (OUT / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
-    assert [row.count("|") for row in rows] == [4, 4, 4, 4]
+    assert [row.count("|") for row in rows] == [4] * len(ALL_FOLDERS)
 
 
 def test_groups_come_afterwards_with_every_task_once():
@@ -198,6 +219,23 @@ def test_scores_of_a_models_answers_are_ours(exported: TaskManager, data: Path, 
         same = {key: value for key, value in ours[home_name(name)].items() if not key.startswith(OURS_ALONE)}
         assert repr(theirs[name]) == repr(same), name
     assert len({repr(row) for row in theirs.values()}) > 20
+
+
+MOVES = ("{}", "**{}!**", "The best move is {}.", "{} wins.", "{}\nFEN: 8", "not {}", "{}??", "Kxa9", "Nothing", "{} or Qd1")
+
+
+def test_replies_with_moves_are_scored_alike(exported: TaskManager, data: Path):
+    name = "chess_puzzles_gen"
+    theirs, ours = exported.load([name])["tasks"][name], W2STaskManager().load([home_name(name)])["tasks"][home_name(name)]
+    seen = set()
+    for row, own in itertools.islice(zip(theirs.eval_docs, ours.eval_docs, strict=True), 20):
+        best, other = own["choices"][own["label"]], own["choices"][own["label"] - 1]
+        for move, words in itertools.product((best, other, "Qa9", "Kb8"), MOVES):
+            items = [(t, t.process_results(doc, [words.format(move)])) for t, doc in ((theirs, row), (ours, own))]
+            told = [{m: t.aggregation()[m]([item[m]]) for m in item if not m.endswith("_stderr")} for t, item in items]
+            assert told[0] == told[1], (move, words)
+            seen.add(tuple(told[0].values()))
+    assert len(seen) >= 5
 
 
 # ---- lm_eval's own hendrycks_ethics -----------------------------------------------------------------------------------
@@ -316,9 +354,7 @@ def checkout(tmp_path: Path, real_data: Path) -> Path:
     subprocess.run(["git", "clone", "--quiet", "--shared", upstream, str(clone)], check=True)
     for name in FOLDERS:
         shutil.copytree(OUT / name, clone / "lm_eval" / "tasks" / name)
-    for organisation in ("stanfordnlp", "google", "hendrycks"):
-        (clone / organisation).symlink_to(real_data / organisation)
-    return clone
+    return as_on_the_hub(real_data, clone)
 
 
 def run_upstreams_test(checkout: Path, changed: list[str]) -> list[ET.Element]:

@@ -34,6 +34,11 @@ def per_character(logliks: Array, choices: Sequence[str]) -> Array:
     return logliks / np.array([float(len(choice)) for choice in choices])
 
 
+def reciprocal_rank(scores: Array, right: int) -> float:
+    """One over the rank of the right choice, which among equal ones is the mean of theirs."""
+    return 1 / (1 + float((scores > scores[right]).sum()) + (float((scores == scores[right]).sum()) - 1) / 2)
+
+
 def _scores(doc: dict[str, Any], results: Results) -> tuple[float, float, float]:
     """Whether the likeliest choice is right, the likeliest by the character, and one over the right one's rank there."""
     plain, right = np.array([loglik for loglik, _ in results]), int(doc["label"])
@@ -42,9 +47,8 @@ def _scores(doc: dict[str, Any], results: Results) -> tuple[float, float, float]
     normed = per_character(plain, doc["choices"])
     if is_none(plain):
         return 0.0, 0.0, 1 / len(plain)
-    # Of equal choices the first counts as chosen, as in lm_eval; the rank of the right one is the mean of theirs.
-    rank = 1 + float((normed > normed[right]).sum()) + (float((normed == normed[right]).sum()) - 1) / 2
-    return float(plain.argmax() == right), float(normed.argmax() == right), 1 / rank
+    # Of equal choices the first counts as chosen, as in lm_eval.
+    return float(plain.argmax() == right), float(normed.argmax() == right), reciprocal_rank(normed, right)
 
 
 def choice(doc: dict[str, Any], results: Results) -> dict[str, Any]:
