@@ -37,7 +37,7 @@ FOLDERS = {"sst2_review": "w2s_sst2", "boolq_passage": "w2s_boolq", "ethics_pape
 """Each with how its tasks begin here."""
 STEREOSET = {"stereoset_preference": "w2s_stereoset", "stereoset_sense": "w2s_stereoset_sense"}
 """Whose rows are others here than there, and come from another place: see the end of this file."""
-ALL_FOLDERS = (*FOLDERS, "stereoset")
+ALL_FOLDERS = (*FOLDERS, "stereoset", "solution_check")
 OURS_ALONE = ("auroc", "d_prime", "criterion")
 """Scores that the pull requests leave out: reviewers get what the benchmarks report."""
 OUT = Path(__file__).parents[1] / "scripts" / "upstream"
@@ -164,7 +164,7 @@ def test_each_readme_follows_upstreams_template_and_names_its_tasks():
         for name in (n for n in [*NAMES, *STEREOSET] if n.startswith(folder) and not n.endswith("_gen")):
             assert f"`{name}`" in readme
     rows = (OUT / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
-    assert [row.count("|") for row in rows] == [4, 4, 4, 4]
+    assert [row.count("|") for row in rows] == [4] * len(ALL_FOLDERS)
 
 
 def test_groups_come_afterwards_with_every_task_once():
@@ -301,6 +301,52 @@ def test_stereoset_asks_and_scores_the_same_there(stereoset: TaskManager):
                 for task, part in zip((ours, theirs), items, strict=True)
             ]
             assert values[0] == pytest.approx(values[1]), metric
+
+
+# ---- GSM8K's solutions, checked ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["made_up", pytest.param("real_data", marks=pytest.mark.slow)])
+def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
+    """The exported task over problems made up here, or the real ones, which our task reads as well."""
+    from w2s_tasks.rows.solutions import _gsm8k_check
+
+    root = tmp_path if request.param == "made_up" else request.getfixturevalue("real_data")
+    if root == tmp_path:
+        folder = root / "openai" / "gsm8k"
+        for split, numbers in (("train", range(11, 41)), ("test", range(41, 56))):
+            rows = [
+                {
+                    "question": f"Ann has {n} nuts and finds {2 * n + 3} more. She eats 13. How many are left?",
+                    "answer": f"Ann has {n} + {2 * n + 3} = <<{n}+{2 * n + 3}={3 * n + 3}>>{3 * n + 3} nuts.\n"
+                    f"{3 * n + 3} - 13 = <<{3 * n + 3}-13={3 * n - 10}>>{3 * n - 10} are left.\n#### {3 * n - 10}",
+                }
+                for n in numbers
+            ]
+            _write(folder / "main" / f"{split}.jsonl", rows)
+        files = [{"split": split, "path": f"main/{split}.jsonl"} for split in ("train", "test")]
+        card = yaml.safe_dump({"configs": [{"config_name": "main", "data_files": files}]})
+        (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    monkeypatch.setenv("W2S_DATA", str(root))
+    monkeypatch.chdir(root)
+    _gsm8k_check.cache_clear()
+    request.addfinalizer(_gsm8k_check.cache_clear)
+    return TaskManager(include_path=[str(OUT / "solution_check")], include_defaults=False)
+
+
+def test_solutions_are_checked_alike_there(gsm8k: TaskManager):
+    theirs = gsm8k.load(["solution_check"])["tasks"]["solution_check"]
+    ours = W2STaskManager().load(["w2s_gsm8k_check"])["tasks"]["w2s_gsm8k_check"]
+    for there, here in ((theirs.eval_docs, ours.eval_docs), (theirs.training_docs(), ours.training_docs())):
+        assert list(there) == list(here.remove_columns("w2s_group"))
+    for task in (theirs, ours):
+        task.set_fewshot_seed(1234)
+    doc, own = theirs.eval_docs[0], ours.eval_docs[0]
+    for shots in (0, 1, 4, 8):
+        assert theirs.fewshot_context(doc, num_fewshot=shots) == ours.fewshot_context(own, num_fewshot=shots)
+    assert (theirs.doc_to_choice(doc), theirs.doc_to_target(doc)) == (ours.doc_to_choice(own), ours.doc_to_target(own))
+    there, here = scores(gsm8k, ["solution_check"], limit=40), scores(W2STaskManager(), ["w2s_gsm8k_check"], limit=40)
+    assert there["solution_check"]["acc,none"] == here["w2s_gsm8k_check"]["acc,none"]
 
 
 # ---- upstream's own test ----------------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ CONFUSED = PLUS_MINUS | TIMES_OVER
 ENDS = (4, 9, 17, 8, 14, 17, 14, 4, 12, 4)
 """How often in a hundred each digit is the last one but zeros of a result: counted in the training split of GSM8K."""
 LARGEST_POWER = 20
+LONGEST = 40
 
 
 class NotComputedError(Exception):
@@ -86,8 +87,9 @@ def _whole(value: Exact) -> Exact:
 
 
 def numbers(text: str) -> list[Number]:
-    """The numbers of a text in their order."""
-    return [Number(m.start(), m.end(), m[0], exact(m[0])) for m in NUMBER.finditer(text)]
+    """The numbers of a text in their order; a chain of hundreds of digits is none."""
+    found = (m for m in NUMBER.finditer(text) if len(m[0]) <= LONGEST)
+    return [Number(m.start(), m.end(), m[0], exact(m[0])) for m in found]
 
 
 def _decimals(value: Exact) -> int:

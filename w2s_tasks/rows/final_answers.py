@@ -27,7 +27,7 @@ NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?
 UNPRINTED = re.compile(r"\\left\b|\\right\b|\\[,!;: ]|\\displaystyle\b|\{,\}|\^\{?\\circ\}?|\\%|%|\\?\$|\\text\s*\{\s*\}|~")
 UNIT = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{[^{}]*\}(?:\^\d)?|(?<=\s)[a-zA-Z][a-zA-Z.²³/ ]*$")
 VALUE = re.compile(r"([+-]?)(?:(\d[\d,]*\.?\d*|\.\d+)(?:/(\d+))?|\\[dt]?frac\{?(\d+)\}?\{?(\d+)\}?)\.?")
-TOWER = re.compile(r"\^\s*\{?[^{}^]*\^|\^\s*\{?\s*-?\d{4,}|\d{4,}\s*!|!\s*!")
+TOWER = re.compile(r"\^\s*\{[^{}]*\^|\^\s*\w+\s*\^|\^\s*\{?\s*-?\d{4,}|\d{4,}\s*!|!\s*!")
 """Powers and factorials that take for ever to work out."""
 
 
@@ -69,7 +69,7 @@ def final_answer(text: str) -> str | None:
     if box is not None and hashes is not None:
         return hashes if text.rindex("####") > max(text.rfind("\\boxed"), text.rfind("\\fbox")) else box
     if box is not None or hashes is not None:
-        return box or hashes or None
+        return hashes if box is None else box or None
     cued = [said for m in CUE.finditer(text) if (said := SENTENCE_END.split(m[1].strip(" *"))[0].strip(" *$:"))]
     if cued:
         return cued[-1]
@@ -87,6 +87,8 @@ def last_number(text: str) -> str | None:
 
 def value(answer: str) -> Fraction | None:
     r"""The exact value of an answer that is a number: ``-1,000``, ``\$5.50``, ``\frac{1}{2}``, ``3 apples``; else None."""
+    if len(answer) > LONGEST:
+        return None
     text = answer.replace("−", "-").replace("–", "-").replace("²", "^2")
     text = re.sub(r"^\s*[a-zA-Z]\s*=\s*", "", UNPRINTED.sub("", text))
     text = re.sub(r"\s", "", UNIT.sub("", text.strip().rstrip(".")))
@@ -94,7 +96,7 @@ def value(answer: str) -> Fraction | None:
     if found is None or (found[2] and "," in found[2] and not re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", found[2])):
         return None
     top, bottom = (found[4], found[5]) if found[4] else (found[2].replace(",", ""), found[3] or "1")
-    if len(top) > LONGEST or not int(bottom):
+    if not int(bottom):
         return None
     return (-1 if found[1] == "-" else 1) * Fraction(top) / int(bottom)
 

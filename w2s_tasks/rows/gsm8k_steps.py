@@ -41,7 +41,7 @@ def _step(annotation: str, text: list[Number], place: int) -> Step | None:
     try:
         value = evaluate(form, operands)
         same = value == exact(result) == text[place].value
-    except (NotComputedError, ValueError):
+    except (NotComputedError, ValueError, ZeroDivisionError):
         return None
     before = range(place - len(operands), place)
     told = before.start >= 0 and tuple(text[i].value for i in before) == operands

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,23 @@ def _math() -> Splits:
     loaded = load("hendrycks/competition_math")
     # Some copies are sorted by type: order by hash.
     return {
-        split: datasets.Dataset.from_list(sorted(map(_math_row, loaded[own]), key=lambda row: digest(row["question"])))
+        split: datasets.Dataset.from_list(sorted(_math_rows(loaded[own]), key=lambda row: digest(row["question"])))
         for split, own in SPLITS.items()
     }
 
 
-def _math_row(row: Mapping[str, str]) -> Doc:
-    kind = {name: row[name] for name in ("level", "type")}
-    return {"question": row["problem"].strip(), "solution": row["solution"], "final": boxed(row["solution"]), **kind}
+def _math_rows(data: Iterable[Mapping[str, str]]) -> Iterator[Doc]:
+    """Without the two rows of the published set whose box is empty."""
+    for row in data:
+        if final := boxed(row["solution"]):
+            question = row["problem"].strip()
+            yield {
+                "question": question,
+                "solution": row["solution"],
+                "final": final,
+                "level": row["level"],
+                "type": row["type"],
+            }
 
 
 def gsm8k(**_: Any) -> Splits:
@@ -78,7 +87,7 @@ def gsm8k(**_: Any) -> Splits:
 
 
 def math(**_: Any) -> Splits:
-    """MATH (Hendrycks et al. 2021): question, solution, final, level, type; train 7,500, validation 5,000.
+    """MATH (Hendrycks et al. 2021): question, solution, final, level, type; train 7,499, validation 4,999.
 
     Raises:
         UserError: math-verify, which compares the answers, is not installed.
