@@ -13,11 +13,16 @@ from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
 from trainers.fit.trainer import TRAINERS, Role
 from trainers.labels.arms import ARMS
-from trainers.labels.operations import NEEDS_CONFIDENCE
+from trainers.labels.kinds import takes
+from trainers.labels.label_set import LabelSet
+from trainers.labels.operations import METHOD_OPS, NEEDS_CONFIDENCE
+from trainers.labels.solutions import Generate
 from trainers.labels.splits import SplitSettings
+from trainers.labels.text_labels import TextLabels
 from trainers.labels.unsupervised import Unsupervised
 from trainers.section import Section
-from trainers.training.settings import ModelSettings
+from trainers.steps.teachers import MODEL_OPS
+from trainers.training.settings import LocalSettings, ModelSettings
 from w2s_tasks.errors import nearest
 from w2s_tasks.models.service import checked_url
 from w2s_tasks.paths import LONGEST_NAME, size
@@ -61,6 +66,16 @@ if TYPE_CHECKING:
     Strong = ModelSettings
 else:
     Weak, Strong = _section("weak", "classifier"), _section("strong", "lora")
+
+
+def _check_writes(where: str, settings: ModelSettings) -> None:
+    """Refuse a model that can't learn to write solutions."""
+    if not TRAINERS[settings.trainer].texts or settings.learns != "language_model":
+        raise ValueError(
+            f"{where}: labels: generate needs a model that writes solutions: trainer: lora with objective: language_model"
+        )
+    if isinstance(settings, LocalSettings) and settings.checkpoint == "holdout_agreement":
+        raise ValueError(f"{where}.checkpoint: solutions don't agree or differ as a whole; use holdout_loss or last")
 
 
 class Evaluate(Section):
@@ -135,7 +150,8 @@ class Experiment(Section):
     """One experiment = one YAML file."""
 
     task: str
-    """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path."""
+    """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path; with labels: generate a generate_until
+    task that says how it reads the answer of a reply."""
     form: Literal["verify", "pair", "shuffle"] | None = None
     """Ask the task's rows in another form, in training and evaluation alike: is this answer right (verify), which of two is
     better (pair), the choices in another order (shuffle); null as they are. The task is called NAME@FORM then."""
@@ -147,8 +163,11 @@ class Experiment(Section):
     """The weak supervisor; its `trainer` says which keys it has."""
     strong: Strong
     """The strong model, and how every arm that trains it is trained; its `trainer` says which keys it has."""
-    labels: Literal["soft", "hard"] = "soft"
-    """Whether students learn the supervisor's probabilities or its decisions."""
+    labels: Literal["soft", "hard", "generate"] = "soft"
+    """Whether students learn the supervisor's probabilities, its decisions, or, where answers are generated, its solutions
+    (generate): the likeliest of those that come to the answer of most of its samples."""
+    generate: Generate = Generate()
+    """How solutions are written, for labels: generate."""
     methods: list[str] = Field(default=["xent"], min_length=1)
     """How the student is trained: a loss, an operation on the labels, or several joined by +, e.g. filter+logconf."""
     method_args: MethodArgs = MethodArgs()
@@ -260,7 +279,27 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _variants_fit(self) -> Experiment:
         self.method_args.section("ensemble").supervisors(self.weak)
-        self.method_args.section("bootstrap").links(self.strong)
+        links = self.method_args.section("bootstrap").links(self.strong)
+        if self.labels == "generate" and any("bootstrap" in method.split("+") for method in self.methods):
+            for link in links:
+                _check_writes("method_args.bootstrap.chain", link)
+        return self
+
+    @model_validator(mode="after")
+    def _of_one_kind(self) -> Experiment:
+        """Refuse parts that take labels of the other kind."""
+        kind, what = (TextLabels, "solutions") if self.labels == "generate" else (LabelSet, "distributions over choices")
+        for op in (op for method in self.methods for op in parse_method(method).ops):
+            if not (kind in MODEL_OPS[op].kinds if op in MODEL_OPS else takes(METHOD_OPS[op], kind)):
+                raise ValueError(f"methods: {op} can't be used with labels: {self.labels}, which are {what}")
+        if self.labels != "generate":
+            return self
+        for name in ("weak", "strong"):
+            _check_writes(name, getattr(self, name))
+        for arm in self.arms:
+            entry = ARMS[arm.partition("(")[0]]
+            if entry.calibrated or entry.teacher == "search" or (entry.labels and not takes(entry.labels, kind)):
+                raise ValueError(f"arms: {arm} is over choices; with labels: generate there are none")
         return self
 
     @property

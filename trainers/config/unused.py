@@ -21,6 +21,8 @@ def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
         yield f"method_args.{part}", f"the arm student with a method {part}"
     if "unsupervised" in config.model_fields_set and "unsupervised" not in config.arms:
         yield "unsupervised", "the arm unsupervised"
+    if "generate" in config.model_fields_set and config.labels != "generate":
+        yield "generate", "labels: generate"
     evaluate, safety = config.evaluate, config.safety
     if "few_shot_k" in evaluate.model_fields_set and "few_shot" not in config.arms:
         yield "evaluate.few_shot_k", "the arm few_shot"

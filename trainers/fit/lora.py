@@ -18,8 +18,8 @@ from pydantic import Field, model_validator
 
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
-from trainers.harness.tasks import HarnessTask, PromptStyle, rendering
-from trainers.labels.label_set import LabelSet
+from trainers.harness.tasks import HarnessTask, PromptStyle
+from trainers.labels.kinds import AnyLabels
 from trainers.training.losses import ABSENT
 from trainers.training.rows import Row, by_row, label_columns, normalised
 from trainers.training.settings import LocalSettings
@@ -168,13 +168,10 @@ def _end_of_text(lm: Any) -> list[int]:
 
 
 def _rows(
-    task: HarnessTask, docs: Sequence[dict[str, Any]], labels: LabelSet, lm: Any, style: PromptStyle, ending: list[int]
+    task: HarnessTask, docs: Sequence[dict[str, Any]], labels: AnyLabels, lm: Any, style: PromptStyle, ending: list[int]
 ) -> list[Row]:
     """Every document's requests with its label; prompts are encoded all at once."""
-    pairs = [task.pairs(doc, style, lm) for doc in rendering(docs)]
-    for row, (own, label) in enumerate(zip(pairs, labels.lists, strict=True)):
-        if len(own) != len(label):
-            raise UserError(f"the task '{task.name}': row {row} has {len(own)} choices, its label {len(label)}.")
+    pairs = labels.pairs(task, docs, style, lm)
     flat = [pair for own in pairs for pair in own]
     place = [f"training row {row}, choice {choice}" for row, own in enumerate(pairs) for choice in range(len(own))]
     requests = lm.encode(flat, lambda i: f"{task.name}, {place[i]}")
@@ -182,7 +179,7 @@ def _rows(
         prompts = lm.tokenize([context for context, _ in flat])
         requests = [_reply(prompt, request, ending) for prompt, request in zip(prompts, requests, strict=True)]
     rest = iter(requests)
-    columns = label_columns(labels, [task.gold(doc) for doc in docs])
+    columns = label_columns(labels, None if task.generates else [task.gold(doc) for doc in docs])
     return [{"requests": list(itertools.islice(rest, len(own))), **row} for own, row in zip(pairs, columns, strict=True)]
 
 
@@ -259,12 +256,13 @@ def _check_runs(model: torch.nn.Module, name: str, requests: Sequence[packing.Re
     model="w2s-hf",
     roles=("strong", "weak"),
     keeps=True,
+    texts=True,
     in_pool=True,
 )
 def fit(
     task: HarnessTask,
     docs: Sequence[dict[str, Any]],
-    labels: LabelSet,
+    labels: AnyLabels,
     settings: Lora,
     out: Path,
     *,
@@ -280,7 +278,7 @@ def fit(
     Args:
         task: renders prompts and choices.
         docs: the documents of the label set, in its order.
-        labels: what to learn, soft or hard.
+        labels: what to learn: choices, soft or hard, or solutions, which need ``objective: language_model``.
         settings: model and hyperparameters.
         out: the folder to fill: ``adapter/`` (standard PEFT layout, safetensors), ``curves.json``,
             ``training.json``, ``at/SHARE/adapter/``.

@@ -46,6 +46,8 @@ class Trainer:
     """Refuses settings whose model it can't train, before others are trained."""
     answers_untuned: bool = True
     """Whether its model can answer before it is trained: one with a random head can't."""
+    texts: bool = False
+    """Whether it can learn texts (`trainers.labels.text_labels`), where its settings' `learns` is language_model."""
     in_pool: bool = False
     """Whether it trains on the loaded untuned model, which scores any answer in any context."""
 

@@ -31,6 +31,11 @@ from w2s_tasks.paths import ROOM, check_place
 def _task(name: str, include_path: Sequence[str]) -> hn.HarnessTask:
     task = hn.Harness(include_path).task(name)
     task.check_trainable()
+    if task.generates:
+        raise UserError(
+            f"the answers of '{name}' are generated, so that its labels are solutions: train on it in an experiment, with "
+            "labels: generate (w2s run). This command knows choices alone."
+        )
     return task
 
 

@@ -22,8 +22,10 @@ from trainers.fit.trainer import TRAINERS, training_style
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
 from trainers.labels.arms import ARMS, operation
+from trainers.labels.ask import OverChoices
 from trainers.labels.label_set import LabelSet
 from trainers.labels.operations import METHOD_OPS
+from trainers.labels.solutions import Solutions
 from trainers.steps.answers import Answers, Search
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, SafetyEvaluation
@@ -75,12 +77,19 @@ class Tasks:
 
 
 def _check_choices(config: Experiment, task: HarnessTask) -> None:
-    """Refuse arms and methods that need classes where rows have choices of their own, by calling them on two such rows.
+    """Refuse labels of another kind than the task's, and arms and methods that need classes where rows have choices of
+    their own, by calling them on two such rows.
 
     Raises:
         UserError: names it.
     """
-    if task.classes:
+    if task.generates != (config.labels == "generate"):
+        raise UserError(
+            f"labels: generate is for tasks whose answers are generated; '{task.name}' is multiple_choice. Use soft or hard."
+            if config.labels == "generate"
+            else f"labels: the output_type of '{task.name}' is generate_until, its labels are solutions: write labels: generate."
+        )
+    if task.classes or task.generates:
         return
     if "unsupervised" in config.arms:
         raise UserError(f"arms: unsupervised needs classes, but the rows of '{task.name}' have choices of their own.")
@@ -142,16 +151,17 @@ class Layout:
 
     def _repeat(self, seed: int) -> None:
         """One seed: a split, a weak supervisor and its labels, then every arm that is trained."""
-        config, task, hard = self.config, self.task, self.config.labels == "hard"
+        config, task = self.config, self.task
+        how = Solutions(config.generate) if config.labels == "generate" else OverChoices(hard=config.labels == "hard")
         split = self._add(Split(task=task, settings=config.split, seed=seed))
         supervisor = Arm("weak", "xent", seed)
         weak = self._fit(supervisor, Source(split=split, sides=("weak",)))
-        labels = self._add(Answers(task=task, whose="weak", split=split, settings=config.weak, fit=weak, hard=hard))
+        labels = self._add(Answers(task=task, whose="weak", split=split, settings=config.weak, fit=weak, how=how))
         self.weak_labels[seed] = labels
         self._evaluate(supervisor, weak)
         if "weak_untrained" in config.arms:
             self._evaluate(Arm("weak_untrained", None, seed), None)
-        repetition = Repetition(split, weak, labels, config.strong, hard, self._add)
+        repetition = Repetition(split, weak, labels, config.strong, how, self._add)
         for arm in self._trained_arms(seed):
             fit = self._fit(arm, self._source(arm, repetition))
             for at in (None, *config.evaluate.checkpoints):
@@ -175,8 +185,8 @@ class Layout:
                 if arm.kind.labels is None:
                     return Source(split=split, made=answers_of(repetition, arm.name, strong, None))
                 # An operation needs the probabilities; decisions are made after it.
-                made = Source(split=split, made=answers_of(replace(repetition, hard=False), arm.name, strong, None))
-                return made.then(arm.name).then("harden") if repetition.hard else made.then(arm.name)
+                made = Source(split=split, made=answers_of(replace(repetition, how=OverChoices()), arm.name, strong, None))
+                return made.then(arm.name).then("harden") if repetition.how.hard else made.then(arm.name)
             case "search":
                 search = Search(task=self.task, split=split, settings=strong, search=self.config.unsupervised)
                 return Source(split=split, made=self._add(search))

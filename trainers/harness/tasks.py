@@ -18,6 +18,7 @@ import lm_eval
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
+from lm_eval.api.utils import maybe_delimit
 from tqdm import tqdm
 
 from trainers.store import processes
@@ -25,6 +26,7 @@ from w2s_tasks.errors import MissingDataError, UserError, causes
 from w2s_tasks.plugin.task_settings import ROWS, settings
 from w2s_tasks.rows.problems import label_remedy, row_problem, targets
 from w2s_tasks.rows.readable import place_of, unreadable
+from w2s_tasks.scoring.replies import Answers, answers_of
 from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,7 @@ log = logging.getLogger(__name__)
 ALWAYS = 16
 """Training rows from which on one place of all right answers is no accident."""
 SEED = 1234  # lm_eval's default for numpy, torch and the shots
+READS = "mark its process_results with `@reads(...)` of w2s_tasks.scoring.replies (docs/own_tasks.md)"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,20 @@ def row_ids(docs: Iterable[Mapping[str, Any]]) -> list[str]:
         ids.append(f"{digest}-{seen[digest]}")
         seen[digest] += 1
     return ids
+
+
+class GivenShots:
+    """Stands for lm_eval's sampler: the first of some documents."""
+
+    def __init__(self, docs: Sequence[Mapping[str, Any]]) -> None:
+        self.docs = list(docs)
+
+    def set_rnd(self, rnd: int | None) -> None:
+        """Nothing is drawn."""
+
+    def sample(self, n: int, **_: Any) -> list[Mapping[str, Any]]:
+        """The first n."""
+        return self.docs[:n]
 
 
 class HarnessTask:
@@ -122,6 +139,54 @@ class HarnessTask:
             return first
         docs = itertools.chain(self.train_docs if self.task.has_training_docs() else (), self.task.eval_docs)
         return first if all(self.choices_of(doc) == first for doc in docs) else []
+
+    @property
+    def generates(self) -> bool:
+        """Whether its answers are generated, so that what is learnt of it are texts, not choices."""
+        return str(self.task.OUTPUT_TYPE) == "generate_until"
+
+    @property
+    def answers(self) -> Answers:
+        """How it reads the answer of a reply.
+
+        Raises:
+            UserError: it does not say.
+        """
+        found = answers_of(self.task.config.process_results)
+        if found is None:
+            raise UserError(f"the task '{self.name}' does not say how the answer of a reply is read: {READS}.")
+        return found
+
+    def solution(self, doc: Mapping[str, Any]) -> str:
+        """The gold solution of a document: the text that lm_eval shows as its answer in few-shot examples.
+
+        Raises:
+            UserError: its doc_to_target is no text.
+        """
+        target = self.task.doc_to_target(doc)
+        if not isinstance(target, str) or not target.strip():
+            raise UserError(
+                f"the task '{self.name}': its target is what is learnt, so doc_to_target must give a text, found "
+                f"{shown(target)} in {shown(doc)}."
+            )
+        return target
+
+    def reply_pair(self, doc: Mapping[str, Any], reply: str, style: PromptStyle, lm: LM | None = None) -> tuple[str, str]:
+        """The prompt of a document and a reply behind it, set apart as in lm_eval's few-shot examples."""
+        prefix = self.task.doc_to_prefix(doc)
+        if prefix:
+            continuation = maybe_delimit(prefix, reply)[len(prefix) :]
+        else:
+            continuation = reply if style.chat_template else f"{self.task.config.target_delimiter}{reply}"
+        return str(self.pairs(doc, style, lm)[0][0]), continuation
+
+    def with_shots(self, docs: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> HarnessTask:
+        """The same task with these documents as its few-shot examples, and these texts as their answers: gold is in none."""
+        task = self.as_loaded()
+        told = {id(doc): reply for doc, reply in zip(docs, replies, strict=True)}
+        task.sampler = GivenShots(docs)
+        task.doc_to_target = lambda doc, doc_to_target=None: told.get(id(doc), "")
+        return HarnessTask(task)
 
     @property
     def has_classes(self) -> bool:
@@ -185,8 +250,10 @@ class HarnessTask:
             return
         metadata = self.task.config.metadata or {}
         reason = None
-        if self.task.OUTPUT_TYPE != "multiple_choice":
-            reason = f"its output_type is {self.task.OUTPUT_TYPE}, not multiple_choice"
+        if self.generates and answers_of(self.task.config.process_results) is None:
+            reason = f"its output_type is generate_until, and it does not say how the answer of a reply is read: {READS}"
+        elif not self.generates and self.task.OUTPUT_TYPE != "multiple_choice":
+            reason = f"its output_type is {self.task.OUTPUT_TYPE}, neither multiple_choice nor generate_until"
         elif metadata.get("trainable") is False:
             reason = "it is scored as a ranking: its documents have no right choice"
         elif self.task.multiple_input or self.task.multiple_target:
@@ -196,12 +263,28 @@ class HarnessTask:
         elif not len(self.train_docs):
             reason = "its training split is empty"
         else:
-            reason = unreadable(self.task) or self._row_problem(self.train_docs, "training")
+            reason = unreadable(self.task) or (None if self.generates else self._row_problem(self.train_docs, "training"))
         if reason:
             raise UserError(f"the task '{self.name}' can't be trained on: {reason}.")
         self._render(self.train_docs[0], "training")
-        self._refuse_one_place(self._check_labels(self.train_docs, "training"))
+        if self.generates:
+            self._check_solutions()
+        else:
+            self._refuse_one_place(self._check_labels(self.train_docs, "training"))
         self._trainable = True
+
+    def _check_solutions(self) -> None:
+        """Refuse gold solutions that are no texts, or whose answers the task itself can't read; with the row, from 0."""
+        for row, doc in enumerate(self.train_docs):
+            with self._telling(f"row {row}", "training", doc):
+                solution = self.solution(doc)
+                said = self.answers.of(solution)
+                ok = said is not None and self.answers.same(said, said)
+            if not ok:
+                raise UserError(
+                    f"the task '{self.name}': row {row} of its training split has the gold solution {shown(solution)}, in "
+                    "which its own reader finds no answer, so nobody could be right there. Leave the row out, or mend the reader."
+                )
 
     @contextlib.contextmanager
     def _telling(self, rows: str, split: str, doc: Mapping[str, Any]) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Literal
 
 import numpy as np
 
+from trainers.labels.kinds import AnyLabels
 from trainers.labels.label_set import Array, LabelSet
 from trainers.labels.operations import METHOD_OPS, LabelOp
 from trainers.registry import Registry
@@ -84,7 +85,7 @@ def operation(name: str) -> LabelOp:
     "labels of the weak supervisor ({weak}), {percent} % right on these {n} rows; no gold label was seen",
     "method",
 )
-def student(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+def student(labels: AnyLabels, rng: np.random.Generator) -> AnyLabels:
     """The labels as they are."""
     return labels
 
@@ -100,13 +101,13 @@ def self_labels_calibrated(labels: LabelSet, rng: np.random.Generator) -> LabelS
 
 
 @arm("#009e73", "gold labels of the {n} rows that the student learns from", "gold")
-def ceiling(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+def ceiling(labels: AnyLabels, rng: np.random.Generator) -> AnyLabels:
     """The gold labels of the same rows."""
     return labels
 
 
 @arm("#006d50", "gold labels of all rows", "all gold")
-def ceiling_full(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+def ceiling_full(labels: AnyLabels, rng: np.random.Generator) -> AnyLabels:
     """The gold labels of all rows, the weak supervisor's too."""
     return labels
 
@@ -120,14 +121,12 @@ def random_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
 
 
 @arm("#e69f00", "the weak labels dealt out to other rows: a control, not a useful model")
-def permuted_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+def permuted_labels(labels: AnyLabels, rng: np.random.Generator) -> AnyLabels:
     """The weak labels dealt out to other rows: their marginal distribution without their information.
 
     Where rows have different numbers of choices, each row's probabilities are dealt out among its own choices.
     """
-    if labels.sizes is None:
-        return labels.with_soft(labels.soft[rng.permutation(len(labels))])
-    return LabelSet.of(labels.row_id, [rng.permutation(row).tolist() for row in labels.lists])
+    return labels.permuted(rng)
 
 
 @arm(

@@ -12,7 +12,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
+from lm_eval.api.model import LM
 
+from trainers.harness.tasks import HarnessTask, PromptStyle, rendering
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
 
@@ -39,9 +41,7 @@ class LabelSet:
         n = len(self.row_id)
         if self.soft.ndim != 2 or len(self.soft) != n:
             raise UserError(f"label set: {n} row ids, soft labels {self.soft.shape}.")
-        if len(set(self.row_id)) != n:
-            twice = next(i for i, count in Counter(self.row_id).items() if count > 1)
-            raise UserError(f"label set: a row id occurs twice: {shown(twice)}.")
+        refuse_twice(self.row_id)
         if n and (not np.isfinite(self.soft).all() or (self.soft < 0).any() or abs(self.soft.sum(1) - 1).max() > 1e-4):
             bad = int(
                 np.argmax(~np.isfinite(self.soft).all(1) | (abs(self.soft.sum(1) - 1) > 1e-4) | (self.soft < 0).any(1))
@@ -81,6 +81,20 @@ class LabelSet:
         """The most probable choice of each row, shape [n]."""
         return self.soft.argmax(axis=1)
 
+    @property
+    def confidence(self) -> Array:
+        """The largest probability of each row, shape [n, 1]."""
+        return np.asarray(self.soft.max(axis=1, keepdims=True))
+
+    def groups(self, by_class: bool) -> list[Array]:
+        """The numbers of the rows of each labelled class; of all together where these are not asked for, or not there."""
+        classes = np.unique(self.hard).tolist() if by_class and self.sizes is None else []
+        return [np.flatnonzero(self.hard == c) for c in classes] or [np.arange(len(self))]
+
+    def class_share(self, classes: int) -> list[float]:
+        """Of each class; empty where there are none."""
+        return class_share(self.hard, classes)
+
     def hardened(self) -> LabelSet:
         """The same with all weight on the most probable choice."""
         return self.with_soft(np.eye(self.soft.shape[1])[self.hard])
@@ -98,6 +112,26 @@ class LabelSet:
         sizes = None if self.sizes is None else self.sizes[rows]
         return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows], sizes)
 
+    def join(self, other: LabelSet) -> LabelSet:
+        """These rows, then another set's."""
+        return LabelSet.of((*self.row_id, *other.row_id), [*self.lists, *other.lists])
+
+    def permuted(self, rng: np.random.Generator) -> LabelSet:
+        """The labels dealt out to other rows; where rows have choices of their own, each row's among these."""
+        if self.sizes is None:
+            return self.with_soft(self.soft[rng.permutation(len(self))])
+        return LabelSet.of(self.row_id, [rng.permutation(row).tolist() for row in self.lists])
+
+    def pairs(
+        self, task: HarnessTask, docs: Sequence[Mapping[str, Any]], style: PromptStyle, lm: LM | None
+    ) -> list[list[tuple[str, str]]]:
+        """For each row the prompt and each choice, as the task renders them."""
+        found = [task.pairs(doc, style, lm) for doc in rendering(docs)]
+        for row, (own, label) in enumerate(zip(found, self.lists, strict=True)):
+            if len(own) != len(label):
+                raise UserError(f"the task '{task.name}': row {row} has {len(own)} choices, its label {len(label)}.")
+        return found
+
     def save(self, path: Path) -> None:
         """Write parquet with the columns row_id, soft (a list a row, as long as it has choices), hard."""
         soft = pa.array(self.lists, type=pa.list_(pa.float64()))
@@ -111,8 +145,8 @@ class LabelSet:
         Raises:
             UserError: the file is missing, no parquet, lacks a column or a value, or holds labels that are no distributions.
         """
-        columns = _columns(path)
-        _check_columns(path, columns)
+        columns = read_columns(path, COLUMNS)
+        check_values(path, columns, {"row_id": (str, "text"), "hard": (int, "a whole number")})
         _check_soft(path, columns["soft"])
         try:
             labels = cls.of(columns["row_id"], columns["soft"])
@@ -129,8 +163,25 @@ def _present(sizes: Array, widest: int) -> Array:
     return np.arange(widest) < sizes[:, None]
 
 
-def _columns(path: Path) -> dict[str, list[Any]]:
-    """The columns of a label file as lists of Python values."""
+def class_share(values: Array, classes: int) -> list[float]:
+    """The share of each class among class numbers, shape [n]; empty where there are no classes."""
+    counts = np.bincount(values, minlength=classes) if classes else np.zeros(0)
+    return [float(x) for x in counts / max(1, counts.sum())]
+
+
+def refuse_twice(ids: Sequence[str]) -> None:
+    """Refuse a row id that occurs twice."""
+    if len(set(ids)) != len(ids):
+        twice = next(i for i, count in Counter(ids).items() if count > 1)
+        raise UserError(f"label set: a row id occurs twice: {shown(twice)}.")
+
+
+def read_columns(path: Path, wanted: Sequence[str]) -> dict[str, list[Any]]:
+    """The columns of a label file as lists of Python values.
+
+    Raises:
+        UserError: the file is missing or no parquet, or a column is not there once.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such label set. `w2s label --out FILE` writes one.")
     try:
@@ -138,26 +189,34 @@ def _columns(path: Path) -> dict[str, list[Any]]:
         with pq.ParquetFile(path) as file:
             table = file.read()
         names = table.column_names
-        found = {c: table[c].to_pylist() for c in COLUMNS if names.count(c) == 1}
+        found = {c: table[c].to_pylist() for c in wanted if names.count(c) == 1}
     except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable label set ({one_line(error)}); write it again with w2s label.") from error
-    missing = [c for c in COLUMNS if c not in names]
+    missing = [c for c in wanted if c not in names]
     if missing:
-        raise UserError(f"{path}: a label set has the columns {', '.join(COLUMNS)}; missing: {', '.join(missing)}.")
-    twice = [c for c in COLUMNS if names.count(c) > 1]
+        raise UserError(f"{path}: a label set has the columns {', '.join(wanted)}; missing: {', '.join(missing)}.")
+    twice = [c for c in wanted if names.count(c) > 1]
     if twice:
         raise UserError(f"{path}: the column {twice[0]} is there more than once; keep one.")
     return found
 
 
-def _check_columns(path: Path, columns: Mapping[str, list[Any]]) -> None:
-    """Refuse a label file without rows, with a missing value, or with values of another type."""
+def check_values(
+    path: Path, columns: Mapping[str, list[Any]], kinds: Mapping[str, tuple[type | tuple[type, ...], str]]
+) -> None:
+    """Refuse a label file without rows, with a missing value, or with values of another type.
+
+    Args:
+        path: the file.
+        columns: all of them.
+        kinds: what the values of some have to be, as a type and in words.
+    """
     if not columns["row_id"]:
         raise UserError(f"{path}: the label set is empty.")
-    for name, kind, meaning in (("row_id", str, "text"), ("hard", int, "a whole number")):
+    for name, (kind, meaning) in kinds.items():
         for row, value in enumerate(columns[name]):
             if value is None:
-                raise UserError(f"{path}, row {row}: no {name}; every row of a label set has all of {', '.join(COLUMNS)}.")
+                raise UserError(f"{path}, row {row}: no {name}; every row of a label set has all of {', '.join(columns)}.")
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise UserError(f"{path}, row {row}: {name} must be {meaning}, found {shown(value)}.")
 

@@ -1,23 +1,26 @@
-"""What a method of the student does to labels before a trainer sees them: LabelSet -> LabelSet, seeded, without a model.
+"""What a method of the student does to labels before a trainer sees them: labels -> labels, seeded, without a model.
 
 A new operation is a new function with `METHOD_OPS.entry` above it; its keyword arguments are its settings in an experiment
-file (`method_args`). Operations that need a model are in `trainers.labels.relabel` and `trainers.labels.unsupervised`.
+file (`method_args`), and the type of its labels says which kinds it takes: `LabelSet`, `TextLabels`, or `AnyLabels`.
+Operations that need a model are in `trainers.labels.relabel` and `trainers.labels.unsupervised`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import Field
 
+from trainers.labels.kinds import AnyLabels
 from trainers.labels.label_set import Array, LabelSet
 from trainers.registry import Registry
 from w2s_tasks.errors import UserError
 from w2s_tasks.scoring.calibration import batch_calibrated
 
-LabelOp = Callable[..., LabelSet]
+LabelOp = Callable[..., Any]
+"""Labels of a kind to labels of that kind."""
 METHOD_OPS: Registry[LabelOp] = Registry()
 NEEDS_CONFIDENCE: Registry[object] = Registry()
 """Operations that rank rows by the supervisor's probability, so that hard labels are of no use to them."""
@@ -29,21 +32,19 @@ def harden(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     return labels.hardened()
 
 
-def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
+def most_confident(labels: AnyLabels, keep: float, by_class: bool) -> Array:
     """Which rows a confidence filter keeps: a mask, shape [rows].
 
     Args:
-        labels: with soft labels; the confidence of a row is its largest probability. Ties go to the earlier row.
+        labels: with soft labels, whose confidence is a row's largest probability; or solutions, whose confidence is
+            self-consistency, then log-probability. Ties go to the earlier row.
         keep: share of the rows, rounded up.
         by_class: take that share within each predicted class, so that the class shares stay; of all rows together where
-            they have different numbers of choices, which are no classes.
+            they have different numbers of choices, or texts, which are no classes.
     """
-    confidence, hard = labels.soft.max(axis=1), labels.hard
-    classes = by_class and labels.sizes is None
-    groups = [np.flatnonzero(hard == c) for c in np.unique(hard)] if classes else [np.arange(len(labels))]
     mask = np.zeros(len(labels), dtype=bool)
-    for rows in groups:
-        order = rows[np.argsort(-confidence[rows], kind="stable")]
+    for rows in labels.groups(by_class):
+        order = rows[np.lexsort(-labels.confidence[rows].T[::-1])]
         mask[order[: int(np.ceil(keep * len(rows) - 1e-9))]] = True
     return mask
 
@@ -51,12 +52,12 @@ def most_confident(labels: LabelSet, keep: float, by_class: bool) -> Array:
 @NEEDS_CONFIDENCE.named("filter")
 @METHOD_OPS.named("filter")
 def confidence_filter(
-    labels: LabelSet, rng: np.random.Generator, *, keep: Annotated[float, Field(gt=0, le=1)] = 0.5, by_class: bool = True
-) -> LabelSet:
+    labels: AnyLabels, rng: np.random.Generator, *, keep: Annotated[float, Field(gt=0, le=1)] = 0.5, by_class: bool = True
+) -> AnyLabels:
     """Only the rows of which the supervisor is surest.
 
     Args:
-        labels: with soft labels.
+        labels: with soft labels, or solutions.
         rng: not used.
         keep: share of the rows that is kept, the most confident first.
         by_class: keep that share of each labelled class, so that the class shares stay; false: of all rows together.

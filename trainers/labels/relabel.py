@@ -9,13 +9,18 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
+from lm_eval.api.model import LM
 
+from trainers.harness.tasks import HarnessTask, PromptStyle, rendering
+from trainers.labels.kinds import AnyLabels
 from trainers.labels.label_set import LabelSet
 from trainers.labels.operations import most_confident
+from trainers.labels.text_labels import TextLabels
 from w2s_tasks.errors import UserError
+from w2s_tasks.scoring.replies import Answers
 
 LARGEST_LOG_ODDS = 5.0
 """A supervisor that was right on every held-back row is not given an infinite weight."""
@@ -84,17 +89,20 @@ def average(members: Sequence[LabelSet], weights: Sequence[float]) -> LabelSet:
     return first.with_soft(np.tensordot(np.asarray(weights), stacked, axes=1))
 
 
-def discarded(labels: LabelSet, keep: float, by_class: bool) -> LabelSet:
+def discarded(labels: AnyLabels, keep: float, by_class: bool) -> AnyLabels:
     """What `label_ops.confidence_filter` leaves out."""
     return labels.subset(~most_confident(labels, keep, by_class))
 
 
-def two_stage(labels: LabelSet, student: LabelSet, *, keep: float, add: float, by_class: bool) -> LabelSet:
+Surest = TypeVar("Surest", LabelSet, TextLabels)
+
+
+def two_stage(labels: Surest, student: Surest, *, keep: float, add: float, by_class: bool) -> Surest:
     """The training set of the second stage of Shi et al. 2025 (2503.04249): kept weak labels and the student's new ones.
 
     The supervisor's surest rows keep its labels (set A, on which the first student was trained). The others were labelled
-    anew by that student, and those of which it is surest come back with its labels (set B). The paper measures certainty by
-    self-consistency of sampled answers; over fixed choices it is the probability.
+    anew by that student, and those of which it is surest come back with its labels (set B). Certainty is self-consistency of
+    sampled answers, as in the paper, where labels are solutions; over fixed choices it is the probability.
 
     Args:
         labels: the supervisor's labels of all rows.
@@ -109,5 +117,60 @@ def two_stage(labels: LabelSet, student: LabelSet, *, keep: float, add: float, b
     kept = labels.subset(most_confident(labels, keep, by_class))
     if not set(student.row_id) <= set(discarded(labels, keep, by_class).row_id):
         raise UserError("relabel: the first student did not label the rows that the filter left out.")
-    back = student.subset(most_confident(student, add, by_class))
-    return LabelSet.of((*kept.row_id, *back.row_id), [*kept.lists, *back.lists])
+    return kept.join(student.subset(most_confident(student, add, by_class)))
+
+
+def prompted(task: HarnessTask, weak: TextLabels, shots: int, style: PromptStyle, lm: LM) -> list[Any]:
+    """Each row's prompt with its settings of generation, behind solutions of other rows: those that are surest.
+
+    A row that is among them itself is shown the next one in its place.
+
+    Args:
+        task: renders rows and solutions.
+        weak: the solutions.
+        shots: how many of them a prompt holds; fewer where there are no more rows.
+        style: how to prompt, with that number of shots.
+        lm: whose chat template.
+    """
+    surest = np.lexsort(-weak.confidence.T[::-1])[: shots + 1].tolist()
+    docs = task.docs_of(weak.row_id)
+
+    def behind(rows: list[int]) -> HarnessTask:
+        return task.with_shots([docs[i] for i in rows], [weak.solution[i] for i in rows])
+
+    common = behind(surest[:shots])
+    own = {row: behind([i for i in surest if i != row]) for row in surest[:shots]}
+    found = []
+    for row, doc in enumerate(rendering(docs)):
+        (request,) = own.get(row, common).requests([doc], style, lm)
+        found.append(request.args)
+    return found
+
+
+def agreeing(weak: TextLabels, strong: TextLabels, answers: Answers, take: Literal["weak", "strong"]) -> TextLabels:
+    """The rows on which the supervisor and the strong model, prompted with its solutions, come to the same answer.
+
+    Stage I of Yang et al. 2024 (2407.13647): of the weak data and the strong model's in-context data (weak ICL) those rows
+    are kept whose final answers are the same. The paper trains on the supervisor's solutions of these, on the strong
+    model's, or on both.
+
+    Args:
+        weak: the supervisor's solutions.
+        strong: the strong model's; rows without one are left out.
+        answers: how two answers are compared.
+        take: whose solutions are learnt.
+
+    Raises:
+        UserError: they agree on no row.
+    """
+    place = {i: row for row, i in enumerate(strong.row_id)}
+    same = [
+        i in place and answers.same(said, strong.answer[place[i]]) for i, said in zip(weak.row_id, weak.answer, strict=True)
+    ]
+    kept = weak.subset(np.array(same, dtype=bool))
+    if not len(kept):
+        raise UserError(
+            f"agree: on none of {len(weak)} rows does the strong model, prompted with the supervisor's solutions, come to its "
+            "answer; there is nothing to learn. Use more shots (method_args.agree.shots), or another method."
+        )
+    return kept if take == "weak" else strong.take([place[i] for i in kept.row_id])

@@ -18,8 +18,9 @@ import numpy.typing as npt
 from markupsafe import Markup
 
 from trainers.harness.tasks import PromptStyle
-from trainers.labels.gold import GOLD, Gold
-from trainers.labels.label_set import LABELS, LabelSet
+from trainers.labels.gold import GOLD
+from trainers.labels.kinds import kind_for
+from trainers.labels.label_set import LABELS
 from trainers.report.collected import Collected, Evaluations
 from trainers.report.page import QUESTIONS, STAGES, stages_of
 from trainers.report.report import head_of
@@ -187,16 +188,16 @@ def _training_rows(collected: Collected, task: Json) -> Json:
     texts = [row["text"] for row in task["rows"]]
     found: Json = {}
     for seed, step in collected.run.layout.weak_labels.items():
-        labels = LabelSet.load(collected.run.folder_of(step) / LABELS)
-        gold = Gold.load(collected.run.folder_of(step.split) / GOLD)
-        docs = collected.run.layout.task.docs_of(list(labels.row_id))
-        _, _, own = _framed(collected.run.layout.task.prompts(docs, PromptStyle(0)))
+        asked = collected.run.layout.task
+        labels: Any = kind_for(asked).labels.load(collected.run.folder_of(step) / LABELS)
+        gold = kind_for(asked).gold.load(collected.run.folder_of(step.split) / GOLD, asked)
+        _, _, own = _framed(asked.prompts(asked.docs_of(labels.row_id), PromptStyle(0)))
         near = neighbours(texts, own)
         used = sorted({i for line in near for i, _ in line})
         number = {row: place for place, row in enumerate(used)}
-        right = gold.of(labels.row_id)
+        told = gold.told_beside(labels)
         found[str(seed)] = {
-            "rows": [[own[i], int(labels.hard[i]), round(float(labels.soft[i].max()), DIGITS), int(right[i])] for i in used],
+            "rows": [[own[i], said, round(sure, DIGITS), right] for i in used for said, sure, right in [told[i]]],
             "near": [[[number[i], round(alike, 2)] for i, alike in line] for line in near],
         }
     return found

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainers.fit.trainer import training_style
+from trainers.fit.trainer import Code, training_style
 from trainers.harness.tasks import PromptStyle
-from trainers.labels import splits, unsupervised
-from trainers.labels.ask import label
-from trainers.labels.label_set import LABELS, LabelSet
+from trainers.labels import ask, splits, unsupervised
+from trainers.labels.kinds import AnyLabels
+from trainers.labels.label_set import LABELS
 from trainers.steps.fit import Asking, Fit, model_of
 from trainers.steps.source import Labels, Split
 from trainers.steps.step import Ground
@@ -18,30 +18,36 @@ from trainers.store import processes
 from trainers.training.settings import ModelSettings
 
 
-def ask_model(fit: Fit | None, settings: ModelSettings, split: Split, ids: list[str], ground: Ground) -> LabelSet:
+def ask_model(
+    how: ask.Asking, fit: Fit | None, settings: ModelSettings, split: Split, ids: list[str], ground: Ground, out: Path
+) -> AnyLabels:
     """Let a model label rows: the one that a step trained, or the untuned one of `settings`."""
     task = split.task
     lm = ground.pool.load(model_of(fit, settings, task, ground))
-    return label(lm, task, task.docs_of(ids), ids, training_style(settings))
+    return how.ask(lm, task, task.docs_of(ids), ids, training_style(settings), split.seed, out)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Answers(Labels, Asking):
     """A model's own labels of the transfer rows: a trained one's, or an untuned one's."""
 
-    hard: bool = False
-    """All weight on the most probable choice."""
+    how: ask.Asking
+    """What it is asked for."""
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers, and what asks it."""
+        return *super().code, type(self.how).ask
 
     def recipe(self) -> dict[str, Any]:
         """The prompts, and of an untuned model its arguments."""
-        prompts = {"hard": self.hard, "renderer": self.task.renderer_hash(training_style(self.settings))}
+        prompts = {**self.how.recipe(self.split.seed), "renderer": self.task.renderer_hash(training_style(self.settings))}
         return prompts if self.fit else prompts | {"args": self.settings.model_args}
 
     def build(self, ground: Ground, out: Path) -> None:
         """Ask the model."""
         ids = splits.read(ground.folder_of(self.split), "transfer")
-        labels = ask_model(self.fit, self.settings, self.split, ids, ground)
-        (labels.hardened() if self.hard else labels).save(out / LABELS)
+        ask_model(self.how, self.fit, self.settings, self.split, ids, ground, out).save(out / LABELS)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

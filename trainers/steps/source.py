@@ -14,8 +14,9 @@ from trainers.fit.trainer import Code
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels import splits
 from trainers.labels.arms import ARMS, operation
-from trainers.labels.gold import GOLD, Gold, gold_labels
-from trainers.labels.label_set import LABELS, LabelSet
+from trainers.labels.gold import GOLD, Gold
+from trainers.labels.kinds import AnyLabels, kind_for
+from trainers.labels.label_set import LABELS
 from trainers.steps.step import Ground, Step
 from w2s_tasks.errors import MissingDataError
 
@@ -45,7 +46,7 @@ class Split(Step):
     @property
     def code(self) -> tuple[Code, ...]:
         """What the task says of its rows."""
-        return HarnessTask.source_texts, HarnessTask.gold
+        return HarnessTask.source_texts, kind_for(self.task).gold.told
 
     def recipe(self) -> dict[str, Any]:
         """The settings and the rows; where sources decide, the prompts too."""
@@ -85,7 +86,8 @@ class Split(Step):
     def build(self, ground: Ground, out: Path) -> None:
         """Write the row ids of both halves, and gold labels; a label outside the choices stops the run here."""
         weak, transfer = ([self.task.train_ids[i] for i in self.side(side)] for side in ("weak", "transfer"))
-        Gold.told(self.task, [*weak, *transfer], self.task.docs_of([*weak, *transfer])).save(out / GOLD)
+        rows = [*weak, *transfer]
+        kind_for(self.task).gold.told(self.task, rows, self.task.docs_of(rows)).save(out / GOLD)
         splits.write(out, weak, transfer, self.halves.dropped)
 
 
@@ -152,23 +154,25 @@ class Source:
         return round(self.share * sum(self.split.size(side) for side in self.sides))
 
 
-def read_labels(source: Source, ground: Ground, seed: int) -> LabelSet:
+def read_labels(source: Source, ground: Ground, seed: int) -> AnyLabels:
     """The labels that a source stands for, once its steps are built.
 
     Raises:
         UserError: an operation left no row.
     """
-    split = ground.folder_of(source.split)
+    split, task = ground.folder_of(source.split), source.split.task
+    kind = kind_for(task)
+    labels: Any
     if source.made:
-        labels = LabelSet.load(ground.folder_of(source.made) / LABELS)
+        labels = kind.labels.load(ground.folder_of(source.made) / LABELS)
     else:
         ids = [i for side in source.sides for i in splits.read(split, side)]
-        task = source.split.task
-        labels = gold_labels(ids, Gold.load(split / GOLD).of(ids).tolist(), task.sizes(task.docs_of(ids)))
+        labels = kind.gold.load(split / GOLD, task).labels(ids, task)
     for name, settings in source.ops:
         # A seed of its own for each operation, so that adding an arm changes no other.
         number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
         control = name in ARMS and ARMS[name].sees_gold
-        gold = (Gold.load(split / GOLD).of(labels.row_id),) if control else ()
+        gold = (Gold.load(split / GOLD).of(labels.row_id),) if control else ()  # of choices: texts have no such control
         labels = operation(name)(labels, np.random.default_rng([number, seed]), *gold, **settings)
-    return labels
+    found: AnyLabels = labels
+    return found

@@ -13,10 +13,14 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from trainers.fit.trainer import Code, answering_code, variant
+from trainers.fit.trainer import Code, answering_code, training_style, untuned, variant
 from trainers.labels import relabel
+from trainers.labels.ask import Asking
+from trainers.labels.kinds import AnyLabels
 from trainers.labels.label_set import LABELS, LabelSet
 from trainers.labels.operations import NEEDS_CONFIDENCE
+from trainers.labels.solutions import GREEDY, Solutions
+from trainers.labels.text_labels import TextLabels
 from trainers.registry import Registry
 from trainers.section import Section
 from trainers.steps.answers import Answers, ask_model
@@ -45,8 +49,8 @@ class Repetition:
     labels: Answers
     """The weak supervisor's, of the transfer rows."""
     strong: ModelSettings
-    hard: bool
-    """Whether labels are decisions."""
+    how: Asking
+    """What models are asked for."""
     add: Add
 
 
@@ -57,6 +61,8 @@ class ModelOp:
     steps: Callable[[Repetition, Source, str, Any], Source]
     """Repetition, labels so far, what the method did up to here, settings: the labels afterwards."""
     settings: type[Section]
+    kinds: tuple[type[AnyLabels], ...] = (LabelSet,)
+    """The kinds of labels that it takes."""
     first: bool = False
     """Whether it takes no labels, so that it can only stand first."""
 
@@ -65,11 +71,11 @@ MODEL_OPS: Registry[ModelOp] = Registry()
 """By name."""
 
 
-def model_op(name: str, settings: type[Section], *, first: bool = False) -> Callable[[Any], Any]:
+def model_op(name: str, settings: type[Section], **more: Any) -> Callable[[Any], Any]:
     """Register an operation by the function that lays out its steps; see `ModelOp`."""
 
     def register(steps: Callable[[Repetition, Source, str, Any], Source]) -> Any:
-        MODEL_OPS[name] = ModelOp(steps, settings, first)
+        MODEL_OPS[name] = ModelOp(steps, settings, **more)
         return steps
 
     return register
@@ -94,9 +100,9 @@ def labels_for(ops: Sequence[str], settings: Callable[[str], Section | None], re
 
 
 def answers_of(repetition: Repetition, whose: str, settings: ModelSettings, fit: Fit | None) -> Answers:
-    """A model's labels of the transfer rows, soft or hard as the experiment says."""
+    """A model's labels of the transfer rows, as the experiment asks for them."""
     split = repetition.split
-    answers = Answers(task=split.task, whose=whose, split=split, settings=settings, fit=fit, hard=repetition.hard)
+    answers = Answers(task=split.task, whose=whose, split=split, settings=settings, fit=fit, how=repetition.how)
     return repetition.add(answers)
 
 
@@ -183,7 +189,7 @@ def _ensemble(repetition: Repetition, source: Source, done: str, args: Ensemble)
         fits=tuple(fits),
         answers=tuple(answers),
         weights=args.weights,
-        hard=repetition.hard,
+        hard=repetition.how.hard,
     )
     return Source(split=split, made=repetition.add(average))
 
@@ -203,7 +209,7 @@ class Bootstrap(Section):
         return [variant(strong, link, "method_args.bootstrap.chain") for link in self.chain]
 
 
-@model_op("bootstrap", Bootstrap)
+@model_op("bootstrap", Bootstrap, kinds=(LabelSet, TextLabels))
 def _bootstrap(repetition: Repetition, source: Source, done: str, args: Bootstrap) -> Source:
     """Each model of the chain learns the labels of the one before and labels all rows: 2312.09390, section 4.3.1."""
     chain = args.links(repetition.strong)
@@ -232,6 +238,7 @@ class Relabelled(Labels):
     source: Source
     first: Fit
     shares: Relabel
+    how: Asking
 
     @property
     def title(self) -> str:
@@ -245,27 +252,89 @@ class Relabelled(Labels):
 
     @property
     def code(self) -> tuple[Code, ...]:
-        """What answers, and the operations before."""
-        return *answering_code(self.first.settings), *self.source.code
+        """What answers, what asks it, and the operations before."""
+        return *answering_code(self.first.settings), type(self.how).ask, *self.source.code
 
     def recipe(self) -> dict[str, Any]:
-        """The shares, and the operations before."""
-        return {"relabel": self.shares.model_dump(), "label_ops": self.source.ops, "seed": self.split.seed}
+        """The shares, how the first student is asked, and the operations before."""
+        asked = self.how.recipe(self.split.seed)
+        return {"relabel": self.shares.model_dump(), "label_ops": self.source.ops, "seed": self.split.seed, **asked}
 
     def build(self, ground: Ground, out: Path) -> None:
         """Ask the first student for the rows that were left out."""
-        labels = read_labels(self.source, ground, self.split.seed)
+        labels: Any = read_labels(self.source, ground, self.split.seed)
         left = relabel.discarded(labels, self.shares.keep, self.shares.by_class)
-        again = ask_model(self.first, self.first.settings, self.split, list(left.row_id), ground)
+        settings, ids = self.first.settings, list(left.row_id)
+        again: Any = ask_model(self.how, self.first, settings, self.split, ids, ground, out)
         relabel.two_stage(labels, again, **self.shares.model_dump()).save(out / LABELS)
 
 
 @NEEDS_CONFIDENCE.named("relabel")
-@model_op("relabel", Relabel)
+@model_op("relabel", Relabel, kinds=(LabelSet, TextLabels))
 def _relabel(repetition: Repetition, source: Source, done: str, args: Relabel) -> Source:
     """Filter, train a first student, let it label the rows left out: 2503.04249; see `relabel.two_stage`."""
     split = repetition.split
     surest = source.then("filter", {"keep": args.keep, "by_class": args.by_class})
     first = _between(repetition, f"{done}, first stage", repetition.strong, surest)
-    made = Relabelled(task=split.task, whose=done, split=split, source=source, first=first, shares=args)
+    made = Relabelled(task=split.task, whose=done, split=split, source=source, first=first, shares=args, how=repetition.how)
     return Source(split=split, made=repetition.add(made), share=args.keep + (1 - args.keep) * args.add)
+
+
+class Agree(Section):
+    """Keeps the solutions whose answers the strong model gives too, prompted with some of them."""
+
+    shots: int = Field(default=4, ge=1)
+    """The supervisor's solutions in each prompt: those of which it is surest."""
+    take: Literal["weak", "strong"] = "weak"
+    """Whose solutions of the rows that are kept are learnt."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Agreeing(Labels):
+    """The solutions whose answers the untuned strong model gives too, with the supervisor's solutions in its prompt."""
+
+    source: Source
+    settings: ModelSettings
+    agree: Agree
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """What it chooses from."""
+        return self.source.inputs
+
+    @property
+    def base(self) -> ModelSettings | None:
+        """The untuned strong model."""
+        return self.settings
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers, and the operations before."""
+        return *answering_code(self.settings), *self.source.code
+
+    def recipe(self) -> dict[str, Any]:
+        """The shots and prompts, and the operations before."""
+        return {
+            "agree": self.agree.model_dump(),
+            "label_ops": self.source.ops,
+            "seed": self.split.seed,
+            "args": self.settings.model_args,
+            "renderer": self.task.renderer_hash(training_style(self.settings)),
+        }
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Prompt the strong model, which answers once, greedily; then compare."""
+        weak: Any = read_labels(self.source, ground, self.split.seed)
+        lm = ground.pool.load(untuned(self.settings, self.task))
+        style = training_style(self.settings, self.agree.shots)
+        requests = relabel.prompted(self.task, weak, self.agree.shots, style, lm)
+        own = Solutions(GREEDY).vote(lm, self.task, requests, list(weak.row_id), self.split.seed, out)
+        relabel.agreeing(weak, own, self.task.answers, self.agree.take).save(out / LABELS)
+
+
+@model_op("agree", Agree, kinds=(TextLabels,))
+def _agree(repetition: Repetition, source: Source, done: str, args: Agree) -> Source:
+    """Keep the rows on which the weak majority and the strong model's in-context answer are one: 2407.13647, stage I."""
+    split = repetition.split
+    made = Agreeing(task=split.task, whose=done, split=split, source=source, settings=repetition.strong, agree=args)
+    return Source(split=split, made=repetition.add(made), share=source.share)

@@ -144,12 +144,13 @@ class ChoiceTrainer(Trainer):
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
         """On the rows that were held back: cross-entropy to and agreement with the labels, and accuracy against gold.
 
-        The first two know the labels trained on only, so that a checkpoint may be chosen by them.
+        The first two know the labels trained on only, so that a checkpoint may be chosen by them. Texts have the first
+        alone.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
         self.model.eval()
         losses: list[torch.Tensor] = []
-        right, agreed = 0, 0
+        right, agreed, chooses = 0, 0, "gold" in rows[0]
         size = self.args.per_device_eval_batch_size
         with torch.no_grad():
             for start in range(0, len(rows), size):
@@ -157,12 +158,13 @@ class ChoiceTrainer(Trainer):
                 batch = self._prepare_inputs(self.data_collator(chunk))
                 logprobs = self._score(self.model, batch)
                 losses.append(-(batch["targets"].to(logprobs) * logprobs).sum(-1))
+                if not chooses:
+                    continue
                 right += int((logprobs.argmax(-1).cpu() == torch.tensor([r["gold"] for r in chunk])).sum())
                 agreed += int((logprobs.argmax(-1) == batch["targets"].to(logprobs).argmax(-1)).sum())
         metrics: dict[str, float] = {
             "eval_loss": float(torch.cat(losses).mean()),
-            "eval_accuracy": right / len(rows),
-            "eval_agreement": agreed / len(rows),
+            **({"eval_accuracy": right / len(rows), "eval_agreement": agreed / len(rows)} if chooses else {}),
             "eval_rows": len(rows),
         }
         self.log(metrics)

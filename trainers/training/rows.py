@@ -7,21 +7,24 @@ from typing import Any
 
 import torch
 
-from trainers.labels.label_set import LabelSet
+from trainers.labels.kinds import AnyLabels
 from trainers.training.losses import ABSENT
 
 Row = dict[str, Any]
-"""What a trainer needs of a row, with ``targets``, ``gold`` and, where rows differ in it, the number of its ``choices``."""
+"""What a trainer needs of a row, with ``targets``, ``gold`` where it has choices, and, where rows differ in it, the number of
+its ``choices``."""
 
 
-def label_columns(labels: LabelSet, gold: Sequence[int]) -> list[Row]:
+def label_columns(labels: AnyLabels, gold: Sequence[int] | None) -> list[Row]:
     """The part of training rows that every trainer has: see `Row`.
 
     Args:
         labels: what is learnt.
-        gold: the right choice of each row, for the curve alone.
+        gold: the right choice of each row, for the curve alone; None for texts, of which there is no other to choose.
     """
-    rows: list[Row] = [{"targets": t, "gold": g} for t, g in zip(labels.soft.tolist(), gold, strict=True)]
+    rows: list[Row] = [{"targets": target} for target in labels.soft.tolist()]
+    for row, right in zip(rows, gold or (), strict=gold is not None):
+        row["gold"] = right
     if labels.sizes is None:
         return rows
     return [{**row, "choices": size} for row, size in zip(rows, labels.sizes.tolist(), strict=True)]

@@ -1,10 +1,10 @@
-"""Greedy ``generate_until`` through packed decoding, with the replies that lm_eval's ``hf`` gives."""
+"""``generate_until`` through packed decoding: greedy with the replies that lm_eval's ``hf`` gives, and sampled."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,28 +58,46 @@ def greedy_settings(lm: Any, settings: dict[str, Any]) -> Greedy | None:
     return Greedy(handle_stop_sequences(wanted["until"], eos=eos), wanted["max_gen_toks"])
 
 
-class _Penalty:
-    """Chooses the most likely token after the repetition penalty that a model's generation config asks for."""
+Pick = Callable[[torch.Tensor, list[tuple[int, list[int]]]], torch.Tensor]
+"""Logits [prompts, vocabulary], and each prompt's index with what it has generated, to the next tokens, shape [prompts]."""
 
-    def __init__(self, penalty: float, prompts: Sequence[Sequence[int]]) -> None:
-        from transformers import RepetitionPenaltyLogitsProcessor
 
-        self.processor = RepetitionPenaltyLogitsProcessor(penalty)
-        self.prompts = prompts
+def _most_likely(logits: torch.Tensor, _: list[tuple[int, list[int]]]) -> torch.Tensor:
+    return logits.argmax(dim=-1)
 
-    def __call__(self, logits: torch.Tensor, prompts: list[tuple[int, list[int]]]) -> torch.Tensor:
+
+def _penalised(penalty: float, prompts: Sequence[Sequence[int]], pick: Pick) -> Pick:
+    """Picks after the repetition penalty that a model's generation config asks for."""
+    from transformers import RepetitionPenaltyLogitsProcessor
+
+    processor = RepetitionPenaltyLogitsProcessor(penalty)
+
+    def chosen(logits: torch.Tensor, at: list[tuple[int, list[int]]]) -> torch.Tensor:
         rows = [
-            self.processor(torch.tensor([[*self.prompts[i], *text]], device=logits.device), row[None].float())
-            for (i, text), row in zip(prompts, logits, strict=True)
+            processor(torch.tensor([[*prompts[i], *text]], device=logits.device), row[None].float())
+            for (i, text), row in zip(at, logits, strict=True)
         ]
-        return torch.cat(rows).argmax(dim=-1)
+        return pick(torch.cat(rows), at)
+
+    return chosen
 
 
-def _generate(lm: Any, contexts: list[str], wanted: Greedy, bar: Any) -> list[str] | None:
+def decoded(
+    lm: Any, contexts: Sequence[str], wanted: Greedy, done: Callable[[list[int]], object], pick: Pick = _most_likely
+) -> list[str] | None:
+    """Replies to contexts by packed decoding; None where it can't follow the model.
+
+    Args:
+        lm: the ``w2s-hf`` model.
+        contexts: prompts; equal ones are run once, under the first one's index.
+        wanted: where a reply ends.
+        done: called with the indices of equal contexts when their reply is there.
+        pick: the next tokens.
+    """
     room = lm.max_length - wanted.limit
     if room <= 0:
         return None  # lm_eval's own path says what is wrong
-    prompts = [tokens[-room:] for tokens in lm.tokenize(contexts)]
+    prompts = [tokens[-room:] for tokens in lm.tokenize(list(contexts))]
     if not all(prompts):
         return None
     config = lm._model.generation_config
@@ -94,15 +112,14 @@ def _generate(lm: Any, contexts: list[str], wanted: Greedy, bar: Any) -> list[st
         decoded = lm.tok_decode(text)
         return any(term in decoded for term in stops)
 
-    choose: dict[str, Any] = {"choose": _Penalty(penalty, prompts)} if penalty != 1.0 else {}
     texts = packing.generate(
         lm._model,
         prompts,
         limit=wanted.limit,
         finished=finished,
         budget=lm.token_budget,
-        done=lambda same, _: bar.update(len(same)),
-        **choose,
+        done=lambda same, _: done(same),
+        choose=pick if penalty == 1.0 else _penalised(penalty, prompts, pick),
     )
     return [postprocess_generated_text(lm.tok_decode(text), wanted.until, None) for text in texts]
 
@@ -126,7 +143,8 @@ def generate_until(lm: Any, requests: list[Instance], fallback: Any, *, disable_
         for indices in groups.values():
             part = [requests[i] for i in indices]
             wanted = greedy_settings(lm, part[0].args[1])
-            found = _generate(lm, [r.args[0] for r in part], wanted, bar) if wanted else None
+            contexts = [request.args[0] for request in part]
+            found = decoded(lm, contexts, wanted, lambda same: bar.update(len(same))) if wanted else None
             if found is None:
                 log.info("generation of %d replies goes lm_eval's own way", len(part))
                 found = fallback(part)

@@ -33,7 +33,8 @@ class TaskScores:
     ``units`` are what is counted: documents, or pairs in a ranking task. ``predicted`` is -1 for a reply that did not parse
     and for a document that was not answered, ``unparsed`` the share of those units, and ``parsed`` tells for each unit (None
     where choices were scored and all were answered). ``correct`` is 0/1 a unit;
-    ``predicted``, ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents; ``cluster`` numbers grouped
+    ``predicted``, ``gold`` and ``logliks`` (shape [n, choices]) exist where units are documents, the first two not for
+    solutions, of which right or wrong is all that is known; ``cluster`` numbers grouped
     units.
     """
 
@@ -200,6 +201,7 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         right = generated.ranked(items)
         return TaskScores(task, len(units), values, errors, units, right, generated=True, unparsed=share, parsed=parsed)
     predicted = np.array([item[generated.LENIENT] for item in items])
+    classes = "share_0" in values  # else only right and wrong are known: two wrong answers may be different ones
     return TaskScores(
         task,
         len(rows),
@@ -208,11 +210,12 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         _document_units(rows),
         generated.correct(items),
         generated.groups(items) if any(item[3] != generated.NO_GROUP for item in items) else None,
-        predicted,
-        np.array([item[0] for item in items]),
+        predicted if classes else None,
+        np.array([item[0] for item in items]) if classes else None,
         generated=True,
         unparsed=share,
         parsed=predicted != generated.UNPARSED,
+        classes=classes,
     )
 
 

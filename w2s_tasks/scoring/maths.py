@@ -11,6 +11,7 @@ from typing import Any
 
 from w2s_tasks.rows.final_answers import after_hashes, boxed, final_answer, last_number, same, value
 from w2s_tasks.scoring.generated import NO_GROUP, UNPARSED, Answered, NoReply
+from w2s_tasks.scoring.replies import reads
 
 RIGHT = 1
 METRICS = ("acc", "acc_strict", "unparsed", "unparsed_strict")  # each with its _stderr
@@ -39,13 +40,22 @@ def _number(reader: Reader) -> Reader:
     return read
 
 
+said_number = _number(final_answer)
+"""The number that a solution comes to, however it says so."""
+
+
+def equal_numbers(one: str, other: str) -> bool:
+    """Whether two answers are one number."""
+    return value(one) is not None and value(one) == value(other)
+
+
+@reads(said_number, equal_numbers)
 def gsm8k(doc: Doc, results: Sequence[str]) -> Doc:
     """``process_results`` of GSM8K: numbers alone; strictly, behind ``####``."""
-    return _scored(
-        doc, results, (_number(final_answer), _number(after_hashes)), lambda one, other: value(one) == value(other)
-    )
+    return _scored(doc, results, (said_number, _number(after_hashes)), equal_numbers)
 
 
+@reads(final_answer, same)
 def math(doc: Doc, results: Sequence[str]) -> Doc:
     r"""``process_results`` of MATH: numbers, then math-verify; strictly, in a ``\boxed{}``."""
     return _scored(doc, results, (final_answer, boxed), same)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 from safetensors import safe_open
 
 from trainers.flow.run import Run
-from trainers.labels.gold import GOLD, Gold
-from trainers.labels.label_set import LABELS, LabelSet
+from trainers.labels.gold import GOLD
+from trainers.labels.kinds import kind_for
+from trainers.labels.label_set import LABELS
 from trainers.report.blocks import Aside, Block, Code, Note, Table
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry, Interval
@@ -34,6 +34,8 @@ class WeakLabels(Entry):
     n: int
     acc: float
     ci95: Interval
+    unlabelled: int
+    """Rows without a label: the supervisor gave no answer that could be read."""
     class_share: list[float]
     gold_share: list[float]
 
@@ -106,7 +108,8 @@ class Setup(Section):
             yield (
                 "weak labels" + (f", seed {labels.seed}" if len(self.weak_labels) > 1 else ""),
                 f"{percent(labels.acc)} % right on the {labels.n} rows that students learn from "
-                f"(95 % interval {percent(labels.ci95[0])} to {percent(labels.ci95[1])})",
+                f"(95 % interval {percent(labels.ci95[0])} to {percent(labels.ci95[1])})"
+                + (f"; {labels.unlabelled} more have no label" if labels.unlabelled else ""),
             )
         for prompt in self.system_prompts:
             yield f"system prompt, {prompt.task}", f"{prompt.place or 'left out'}: {', '.join(prompt.models)}"
@@ -141,28 +144,22 @@ def _weak_labels(run: Run) -> list[WeakLabels]:
     """How good the weak labels are on the rows that the students learn from."""
     entries = []
     for seed, step in run.layout.weak_labels.items():
-        labels = LabelSet.load(run.folder_of(step) / LABELS)
-        gold = Gold.load(run.folder_of(step.split) / GOLD)
-        accuracy, choices = gold.accuracy(labels), len(run.layout.task.classes)
+        task = run.layout.task
+        labels: Any = kind_for(task).labels.load(run.folder_of(step) / LABELS)
+        gold = kind_for(task).gold.load(run.folder_of(step.split) / GOLD, task)
+        accuracy, choices = gold.accuracy(labels), len(task.classes)
         entries.append(
             WeakLabels(
                 seed=seed,
                 n=len(labels),
                 acc=accuracy,
                 ci95=share_interval(accuracy * len(labels), len(labels)),
-                class_share=_shares(labels.hard, choices),
-                gold_share=_shares(gold.of(labels.row_id), choices),
+                unlabelled=step.rows() - len(labels),
+                class_share=labels.class_share(choices),
+                gold_share=gold.class_share(labels.row_id, choices),
             )
         )
     return entries
-
-
-def _shares(values: Iterable[int], choices: int) -> list[float]:
-    """Of each class; empty where there are none."""
-    if not choices:
-        return []
-    counts = np.bincount(np.asarray(list(values), dtype=int), minlength=choices)
-    return [float(x) for x in counts / counts.sum()]
 
 
 def _software(run: Run) -> Software:
