@@ -170,7 +170,7 @@ def agreeing(weak: TextLabels, strong: TextLabels, answers: Answers, take: Liter
     kept = weak.subset(np.array(same, dtype=bool))
     if not len(kept):
         raise UserError(
-            f"agree: on none of {len(weak)} rows does the strong model, prompted with the supervisor's solutions, come to its "
-            "answer; there is nothing to learn. Use more shots (method_args.agree.shots), or another method."
+            f"agree: on none of {len(weak)} rows does the strong model, prompted with the supervisor's solutions, come to "
+            "its answer; there is nothing to learn. Use more shots (method_args.agree.shots), or another method."
         )
     return kept if take == "weak" else strong.take([place[i] for i in kept.row_id])

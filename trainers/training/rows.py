@@ -11,8 +11,8 @@ from trainers.labels.kinds import AnyLabels
 from trainers.training.losses import ABSENT
 
 Row = dict[str, Any]
-"""What a trainer needs of a row, with ``targets``, ``gold`` where it has choices, and, where rows differ in it, the number of
-its ``choices``."""
+"""What a trainer needs of a row, with ``targets``, ``gold`` where it has choices, and, where rows differ in it, the number
+of its ``choices``."""
 
 
 def label_columns(labels: AnyLabels, gold: Sequence[int] | None) -> list[Row]:

@@ -70,7 +70,7 @@ def sample(
     if wanted is None or lm.backend != "causal" or lm.mixed_precision_dtype is not None:
         raise UserError(
             f"{lm.pretrained}: its replies can't be sampled: that needs a causal language model without autocast whose "
-            " generation config asks for nothing but temperature, top_p, top_k and a repetition penalty."
+            "generation config asks for nothing but temperature, top_p, top_k and a repetition penalty."
         )
     draw = _Draw(rngs, temperature, wanted.limit)
     first: dict[int, int] = {}
