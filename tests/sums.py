@@ -77,6 +77,12 @@ def write_sums(folder: Path) -> Path:
     return folder
 
 
+def _guess(rng: random.Random) -> str:
+    a, b = rng.randrange(10), rng.randrange(10)
+    c = rng.choice([a + b, a, b])
+    return f"Sum: {a} + {b}\nSolution: {a} + {b} = {c}\n#### {c}"
+
+
 def guesser(folder: Path) -> Path:
     """Write a tiny llama, a token a sign, that writes solutions of the right form with results that are often wrong."""
     import torch
@@ -101,10 +107,9 @@ def guesser(folder: Path) -> Path:
     optimizer, rng = torch.optim.AdamW(model.parameters(), lr=5e-3), random.Random(1)
     for _ in range(120):
         rows = []
-        for _ in range(16):
-            a, b = rng.randrange(10), rng.randrange(10)
-            c = rng.choice([a + b, a, b])
-            rows.append(tokenizer.encode(f"Sum: {a} + {b}\nSolution: {a} + {b} = {c}\n#### {c}") + [2])
+        for _ in range(8):
+            shots = [_guess(rng) for _ in range(rng.choice([1, 1, 2, 3, 5]))]
+            rows.append(tokenizer.encode("\n\n".join(shots)) + [2])
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         loss = model(input_ids=ids, labels=ids.masked_fill(ids == 0, -100)).loss

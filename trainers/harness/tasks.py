@@ -26,7 +26,7 @@ from w2s_tasks.errors import MissingDataError, UserError, causes
 from w2s_tasks.plugin.task_settings import ROWS, settings
 from w2s_tasks.rows.problems import label_remedy, row_problem, targets
 from w2s_tasks.rows.readable import place_of, unreadable
-from w2s_tasks.scoring.replies import Answers, answers_of
+from w2s_tasks.scoring.replies import AnswerReader, reader_of
 from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
@@ -146,13 +146,13 @@ class HarnessTask:
         return str(self.task.OUTPUT_TYPE) == "generate_until"
 
     @property
-    def answers(self) -> Answers:
+    def reader(self) -> AnswerReader:
         """How it reads the answer of a reply.
 
         Raises:
             UserError: it does not say.
         """
-        found = answers_of(self.task.config.process_results)
+        found = reader_of(self.task.config.process_results)
         if found is None:
             raise UserError(f"the task '{self.name}' does not say how the answer of a reply is read: {READS}.")
         return found
@@ -250,7 +250,7 @@ class HarnessTask:
             return
         metadata = self.task.config.metadata or {}
         reason = None
-        if self.generates and answers_of(self.task.config.process_results) is None:
+        if self.generates and reader_of(self.task.config.process_results) is None:
             reason = f"its output_type is generate_until, and it does not say how the answer of a reply is read: {READS}"
         elif not self.generates and self.task.OUTPUT_TYPE != "multiple_choice":
             reason = f"its output_type is {self.task.OUTPUT_TYPE}, neither multiple_choice nor generate_until"
@@ -278,8 +278,8 @@ class HarnessTask:
         for row, doc in enumerate(self.train_docs):
             with self._telling(f"row {row}", "training", doc):
                 solution = self.solution(doc)
-                said = self.answers.of(solution)
-                ok = said is not None and self.answers.same(said, said)
+                said = self.reader.of(solution)
+                ok = said is not None and self.reader.same(said, said)
             if not ok:
                 raise UserError(
                     f"the task '{self.name}': row {row} of its training split has the gold solution {shown(solution)}, in "

@@ -18,7 +18,7 @@ from trainers.harness.tasks import HarnessTask
 from trainers.labels.label_set import Array, LabelSet, class_share
 from trainers.labels.text_labels import TextLabels
 from w2s_tasks.errors import UserError
-from w2s_tasks.scoring.replies import Answers
+from w2s_tasks.scoring.replies import AnswerReader
 
 GOLD = "gold.parquet"
 """The file of a split's gold labels."""
@@ -75,16 +75,16 @@ class GoldTexts:
     """The gold solution of some rows, by row id, and how the task reads answers."""
 
     right: Mapping[str, str]
-    answers: Answers
+    reader: AnswerReader
 
     @classmethod
     def told(cls, task: HarnessTask, ids: Sequence[str], docs: Sequence[Mapping[str, Any]]) -> GoldTexts:
         """What a task says of rows."""
-        return cls({i: task.solution(doc) for i, doc in zip(ids, docs, strict=True)}, task.answers)
+        return cls({i: task.solution(doc) for i, doc in zip(ids, docs, strict=True)}, task.reader)
 
     def answer(self, row_id: str) -> str:
         """What the gold solution of a row comes to."""
-        found = self.answers.of(self.right[row_id])
+        found = self.reader.of(self.right[row_id])
         assert found is not None  # noqa: S101 - `HarnessTask.check_trainable` refuses such rows
         return found
 
@@ -95,7 +95,7 @@ class GoldTexts:
     def correct(self, labels: TextLabels) -> Array:
         """Which rows' solutions come to the same answer as the gold one, shape [n]."""
         pairs = zip(labels.row_id, labels.answer, strict=True)
-        return np.array([self.answers.same(self.answer(i), said) for i, said in pairs], dtype=bool)
+        return np.array([self.reader.same(self.answer(i), said) for i, said in pairs], dtype=bool)
 
     def accuracy(self, labels: TextLabels) -> float:
         """Share of a label set's rows whose answer is right."""
@@ -120,7 +120,7 @@ class GoldTexts:
     @classmethod
     def load(cls, path: Path, task: HarnessTask) -> GoldTexts:
         """Read what `save` wrote."""
-        return cls(_read(path, "gold"), task.answers)
+        return cls(_read(path, "gold"), task.reader)
 
 
 def _share(correct: Array) -> float:

@@ -20,7 +20,7 @@ from trainers.labels.label_set import LabelSet
 from trainers.labels.operations import most_confident
 from trainers.labels.text_labels import TextLabels
 from w2s_tasks.errors import UserError
-from w2s_tasks.scoring.replies import Answers
+from w2s_tasks.scoring.replies import AnswerReader
 
 LARGEST_LOG_ODDS = 5.0
 """A supervisor that was right on every held-back row is not given an infinite weight."""
@@ -147,7 +147,7 @@ def prompted(task: HarnessTask, weak: TextLabels, shots: int, style: PromptStyle
     return found
 
 
-def agreeing(weak: TextLabels, strong: TextLabels, answers: Answers, take: Literal["weak", "strong"]) -> TextLabels:
+def agreeing(weak: TextLabels, strong: TextLabels, reader: AnswerReader, take: Literal["weak", "strong"]) -> TextLabels:
     """The rows on which the supervisor and the strong model, prompted with its solutions, come to the same answer.
 
     Stage I of Yang et al. 2024 (2407.13647): of the weak data and the strong model's in-context data (weak ICL) those rows
@@ -157,7 +157,7 @@ def agreeing(weak: TextLabels, strong: TextLabels, answers: Answers, take: Liter
     Args:
         weak: the supervisor's solutions.
         strong: the strong model's; rows without one are left out.
-        answers: how two answers are compared.
+        reader: how two answers are compared.
         take: whose solutions are learnt.
 
     Raises:
@@ -165,7 +165,7 @@ def agreeing(weak: TextLabels, strong: TextLabels, answers: Answers, take: Liter
     """
     place = {i: row for row, i in enumerate(strong.row_id)}
     same = [
-        i in place and answers.same(said, strong.answer[place[i]]) for i, said in zip(weak.row_id, weak.answer, strict=True)
+        i in place and reader.same(said, strong.answer[place[i]]) for i, said in zip(weak.row_id, weak.answer, strict=True)
     ]
     kept = weak.subset(np.array(same, dtype=bool))
     if not len(kept):

@@ -26,7 +26,7 @@ from trainers.store.stages import CHECKPOINTS, write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.sampling import Sample, sample
 from w2s_tasks.rows.forms import draws
-from w2s_tasks.scoring.replies import Answers
+from w2s_tasks.scoring.replies import AnswerReader
 
 SAMPLES = "samples.jsonl"
 """All solutions that a model wrote, a row a line."""
@@ -52,24 +52,24 @@ class Generate(Section):
 GREEDY = Generate(samples=1, temperature=0)
 
 
-def majority(samples: Sequence[Sample], answers: Answers) -> tuple[str, str, float, float] | None:
+def majority(samples: Sequence[Sample], reader: AnswerReader) -> tuple[str, str, float, float] | None:
     """The label of a row: solution, answer, its log-probability, and the share of samples with that answer.
 
     Of answers that as many samples come to, that whose samples have the highest mean log-probability wins.
 
     Args:
         samples: of the row.
-        answers: how they are read and compared.
+        reader: how they are read and compared.
 
     Returns:
         None where no sample has an answer.
     """
     groups: list[list[tuple[Sample, str]]] = []
     for one in samples:
-        said = answers.of(one.text)
+        said = reader.of(one.text)
         if said is None:
             continue
-        same = next((group for group in groups if answers.same(group[0][1], said)), None)
+        same = next((group for group in groups if reader.same(group[0][1], said)), None)
         if same is None:
             groups.append(same := [])
         same.append((one, said))
@@ -116,7 +116,7 @@ class Solutions:
         by_id = dict(processes.gather(list(own.items())))
         lines = [json.dumps({"row_id": i, "samples": [[s.text, s.logprob] for s in by_id[i]]}) for i in ids]
         write_atomic(out / SAMPLES, "".join(f"{line}\n" for line in lines))
-        voted = {i: majority(by_id[i], task.answers) for i in ids}
+        voted = {i: majority(by_id[i], task.reader) for i in ids}
         found = {i: row for i, row in voted.items() if row is not None}
         tell_unanswered(f"{task.name}: no answer can be read in any sample of", found, ids)
         return TextLabels.of(found)

@@ -329,7 +329,7 @@ class Agreeing(Labels):
         style = training_style(self.settings, self.agree.shots)
         requests = relabel.prompted(self.task, weak, self.agree.shots, style, lm)
         own = Solutions(GREEDY).vote(lm, self.task, requests, list(weak.row_id), self.split.seed, out)
-        relabel.agreeing(weak, own, self.task.answers, self.agree.take).save(out / LABELS)
+        relabel.agreeing(weak, own, self.task.reader, self.agree.take).save(out / LABELS)
 
 
 @model_op("agree", Agree, kinds=(TextLabels,))

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 Score = TypeVar("Score", bound=Callable[..., Any])
-MARK = "w2s_answers"
+MARK = "w2s_reader"
 
 
 @dataclass(frozen=True)
-class Answers:
+class AnswerReader:
     """How answers are found and compared."""
 
     read: Callable[[str], str | None]
@@ -36,18 +36,18 @@ class Answers:
 
 
 def reads(read: Callable[[str], str | None], same: Callable[[str, str], bool] = operator.eq) -> Callable[[Score], Score]:
-    """Mark a ``process_results`` with how the replies that it scores are read; see `Answers`."""
+    """Mark a ``process_results`` with how the replies that it scores are read; see `AnswerReader`."""
 
     def mark(score: Score) -> Score:
-        setattr(score, MARK, Answers(read, same))
+        setattr(score, MARK, AnswerReader(read, same))
         return score
 
     return mark
 
 
-def answers_of(score: Any) -> Answers | None:
+def reader_of(score: Any) -> AnswerReader | None:
     """How the replies that a ``process_results`` scores are read; None where it does not say."""
     while isinstance(score, functools.partial):
         score = score.func
     found = getattr(score, MARK, None)
-    return found if isinstance(found, Answers) else None
+    return found if isinstance(found, AnswerReader) else None
