@@ -212,6 +212,25 @@ def test_a_question_that_lacks_a_part_is_no_row(asked: Asked):
     assert _rows(asked) == []
 
 
+LABELS = ("label", "answer", "answerKey", "correct_answer_id", "correct_answer")
+
+
+@pytest.mark.parametrize("name", sorted(set(HUB) - {"ethics_utilitarianism"}))
+def test_a_row_without_its_label_is_no_row(name: str):
+    """As in the test splits of the hub, where it is -1, empty or missing."""
+    made = MADE[name](1)
+    column = next(c for c in LABELS if c in made and not (name in ("mc_taco", "multirc") and c == "answer"))
+    by_text = name in ("dream", "sciq", "openbookqa", "quartz")
+    for nothing in (None, "") if by_text else (None, "", -1, -2, "-1", "x", 0.5):
+        assert nlp_suite._rows(name, [{**made, column: nothing}]) == [], (column, nothing)
+
+
+def test_labels_are_read_whatever_their_type():
+    for one in (True, 1, 1.0, "1", " 1 "):
+        assert nlp_suite._rows("cola", [{"sentence": "s", "label": one}])[0]["label"] == 1
+    assert nlp_suite._rows("cola", [{"sentence": "s", "label": float("nan")}]) == []
+
+
 def test_a_choice_that_says_the_same_as_the_right_one_is_never_a_wrong_one():
     asked = [Asked(f"q {i}", 1, "s", choices=("OXYGEN", "oxygen ", "argon", "", None)) for i in range(200)]
     told = Counter((row["answer"].strip().casefold(), row["label"]) for row in _rows(*asked))

@@ -59,9 +59,10 @@ def _place(text: str, choices: Iterable[str]) -> int:
 
 
 def _label(value: Any) -> int:
-    """A label's whole number, be it a number, a truth value or text; UNLABELLED where it is none of them."""
-    text = str(int(value) if isinstance(value, bool) else value).strip()
-    return int(text) if text.isdecimal() else UNLABELLED
+    """A label as a whole number, be it a number, a truth value or digits; UNLABELLED where it is missing, or below 0."""
+    if isinstance(value, str):
+        return int(value) if value.strip().isdecimal() else UNLABELLED
+    return int(value) if value is not None and value >= 0 and value == int(value) else UNLABELLED
 
 
 # ---- the table of Burns et al. -----------------------------------------------------------------------------------------
@@ -175,7 +176,8 @@ def _sciq(row: Doc) -> Asked:
 
 def _social_i_qa(row: Doc) -> Asked:
     choices = tuple(row[f"answer{letter}"] for letter in "ABC")
-    return Asked(row["question"], _label(row["label"]) - 1, row["context"], row["context"], choices)
+    right = _label(row["label"])  # counted from 1
+    return Asked(row["question"], right - 1 if right > 0 else UNLABELLED, row["context"], row["context"], choices)
 
 
 def _multirc(row: Doc) -> Asked:
