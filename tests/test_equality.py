@@ -47,6 +47,13 @@ def everything() -> dict[str, list[Any]]:
     return found
 
 
+def part_of(requests: list[Any], architecture: str) -> list[Any]:
+    """Every task's for the first architecture, every fifth's for the others: they differ in masks, not in prompts."""
+    names = sorted({request.task_name for request in requests})
+    chosen = set(names if architecture == ARCHITECTURES[0] else names[::5])
+    return [request for request in requests if request.task_name in chosen]
+
+
 def assert_equal(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
     assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
     assert [a[1] for a in ours] == [a[1] for a in theirs]
@@ -59,9 +66,9 @@ def test_every_task_is_answered_as_by_lm_evals_hf(
     """Prompts longer than the window of 256 tokens among them, which are truncated from the left."""
     folder = str(causal_model(architecture))
     ours, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=8)
-    asked = everything["multiple_choice"]
+    asked = part_of(everything["multiple_choice"], architecture)
     assert_equal(ours.loglikelihood(asked, disable_tqdm=True), theirs.loglikelihood(asked, disable_tqdm=True))
-    asked = everything["generate_until"]
+    asked = part_of(everything["generate_until"], architecture)
     assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
 
 

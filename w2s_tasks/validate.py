@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import MissingDataError, UserError
 from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.rows.problems import row_problem
 from w2s_tasks.rows.readable import unreadable
@@ -136,8 +136,15 @@ def _tokenizer(model: str) -> Any:
 
 
 def _load(manager: W2STaskManager, name: str) -> dict[str, Any] | str:
+    """The tasks of a name, or what is wrong with it.
+
+    Raises:
+        MissingDataError: its data is not here.
+    """
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except MissingDataError:
+        raise
     except Exception as error:  # noqa: BLE001 - a task's YAML, functions and data can raise anything; it is reported
         return f"{type(error).__name__}: {error}"
     return tasks
@@ -165,6 +172,8 @@ def validate(
 ) -> bool:
     """Check tasks by name (all of ours by default) and print what was found; return whether all are in order.
 
+    Of all of ours those whose data is not here are listed and left out; a task that is named has to be there.
+
     Raises:
         UserError: in mode first_token, the tasks whose choices share their first token.
     """
@@ -172,9 +181,15 @@ def validate(
     tokenizer = _tokenizer(model) if model else None
     if mode == "first_token" and tokenizer is None:
         raise UserError("--mode first_token needs --model: which tokens come first depends on the tokenizer.")
-    good, refused, seen = True, [], set()
+    good, refused, seen, absent = True, [], set(), []
     for name in names or manager.all_subtasks:
-        loaded = _load(manager, name)
+        try:
+            loaded = _load(manager, name)
+        except MissingDataError as error:
+            loaded = str(error)
+            if not names:
+                absent.append(name)
+                continue
         if isinstance(loaded, str):
             console.print(f"[red]!![/red] {name}: {escape(loaded)}", soft_wrap=True)
             good = False
@@ -186,6 +201,8 @@ def validate(
                 _show(console, found, examples)
                 good = good and not found.problems
                 refused += [found.name] if found.shared_first_token else []
+    if absent:
+        console.print(f"-- not checked, for their data is not here: {', '.join(absent)}", soft_wrap=True)
     if mode == "first_token" and refused:
         raise UserError(f"can't be scored by one token with the tokenizer of {model}: {', '.join(refused)}.")
     return good
