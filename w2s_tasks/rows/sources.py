@@ -36,6 +36,11 @@ KNOWN_ROWS: dict[tuple[str, str | None], dict[str, int]] = {
 }
 
 
+def digest(text: str) -> str:
+    """Hex sha256 of a text: an order that depends on nothing else."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def local_folder(path: str) -> Path | None:
     """The set's folder below ``$W2S_DATA``, or None where the variable is unset or the set is not there."""
     root = os.environ.get("W2S_DATA")
@@ -54,9 +59,20 @@ def _load(path: str, name: str | None, local: Path | None) -> datasets.DatasetDi
     return loaded
 
 
+def _cache_of(folder: Path) -> str:
+    """Where datasets keeps what it made of a folder as it is now.
+
+    It tells folders with a README apart by their names and their files' names alone: of another folder of that name, or of a
+    file that was changed, it would give the old rows.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "w2s" / digest(f"{folder.resolve()} {states}")[:16])
+
+
 def _load_from(path: str, name: str | None, local: Path | None) -> datasets.DatasetDict:
     if local is not None:
-        return datasets.load_dataset(str(local), name)
+        return datasets.load_dataset(str(local), name, cache_dir=_cache_of(local))
     try:
         return datasets.load_dataset(path, name)
     except RuntimeError as error:
@@ -107,11 +123,6 @@ def boolq(**_: Any) -> Splits:
         split: loaded[split].add_column("label", [int(a) for a in loaded[split]["answer"]])
         for split in ("train", "validation")
     }
-
-
-def digest(text: str) -> str:
-    """Hex sha256 of a text: an order that depends on nothing else."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _split_of(text: str) -> str:
