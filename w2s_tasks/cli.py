@@ -1,4 +1,4 @@
-"""Commands that need no trainer: eval, tasks, rescore, validate, fetch, build, doctor. `trainers/cli.py` mounts them under `w2s`."""
+"""Commands that need no trainer: eval, tasks, rescore, fetch, build, doctor. `trainers/cli.py` mounts them under `w2s`."""
 
 from __future__ import annotations
 
@@ -183,8 +183,8 @@ def build(
     """
     if not confirm_run_unsafe_code:
         raise UserError(
-            f"w2s build {name} runs programs of a data set, and changed ones, on this machine. They run in a sandbox, without "
-            "network, files or processes; say that you want it: --confirm_run_unsafe_code."
+            f"w2s build {name} runs programs of a data set, and changed ones, on this machine, in a sandbox without network "
+            "and files to write. Say that you want it: --confirm_run_unsafe_code."
         )
     from w2s_tasks.rows import code_check, hub
 

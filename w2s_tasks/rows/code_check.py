@@ -1,8 +1,8 @@
 """Does this function pass its tests? Problems with a right program and wrong ones, which `w2s build` makes once.
 
 The wrong ones are mutants (`w2s_tasks.rows.mutants`) that ran, in the sandbox, until a test's assertion failed. What passes
-is dropped, and so is what ends otherwise: what runs out of time or memory depends on the machine, and an error that is raised
-is often to be seen without understanding. Nothing is run when the task is asked.
+is dropped, and so is what ends otherwise: what runs out of time or memory depends on the machine, and an error that is
+raised is often to be seen without understanding. Nothing is run when the task is asked.
 """
 
 from __future__ import annotations
@@ -181,8 +181,8 @@ def read(name: str) -> list[Built]:
         others = any(folder.parent.glob(f"{name}-*/{MANIFEST}"))
         why = "was built from other data or by another version" if others else "is not built here"
         raise MissingDataError(
-            f"the set {name} {why}; `w2s build {name} --confirm_run_unsafe_code` makes it, once: it runs the programs of its "
-            "problems, and changed ones, in a sandbox."
+            f"the set {name} {why}; `w2s build {name} --confirm_run_unsafe_code` makes it, once: that runs its problems' "
+            "programs, and changed ones, in a sandbox."
         )
     return [line["built"] for line in _lines(folder / FILE) if line["built"]]
 

@@ -23,8 +23,8 @@ COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
     ast.LtE: (ast.Lt, ast.GtE),
     ast.Gt: (ast.GtE, ast.Lt),
     ast.GtE: (ast.Gt, ast.LtE),
-    ast.Eq: (ast.NotEq,),
-    ast.NotEq: (ast.Eq,),
+    ast.Eq: (ast.NotEq, ast.LtE, ast.GtE),
+    ast.NotEq: (ast.Eq, ast.Lt, ast.Gt),
     ast.In: (ast.NotIn,),
     ast.NotIn: (ast.In,),
     ast.Is: (ast.IsNot,),
@@ -37,7 +37,7 @@ ARITHMETIC: dict[type[ast.operator], tuple[type[ast.operator], ...]] = {
     ast.Pow: (ast.Mult,),
     ast.Div: (ast.FloorDiv, ast.Mult),
     ast.FloorDiv: (ast.Div, ast.Mod),
-    ast.Mod: (ast.FloorDiv,),
+    ast.Mod: (ast.FloorDiv, ast.Mult),
     ast.BitAnd: (ast.BitOr,),
     ast.BitOr: (ast.BitAnd,),
     ast.BitXor: (ast.BitOr,),
@@ -99,7 +99,8 @@ def mutants(program: str, function: str) -> list[Mutant]:
                 twin = copy.deepcopy(tree)
                 change(list(_nodes(twin.body[place]))[number])
                 text = ast.unparse(ast.fix_missing_locations(twin))
-                found.setdefault(text, Mutant(name, text))
+                if not any(map(_nobody_writes, ast.walk(twin))):
+                    found.setdefault(text, Mutant(name, text))
     found.pop(program, None)
     return list(found.values())
 
@@ -110,6 +111,17 @@ def _nodes(function: ast.stmt) -> Iterator[ast.AST]:
     yield function
     for statement in function.body:
         yield from ast.walk(statement)
+
+
+def _nobody_writes(node: ast.AST) -> bool:
+    """Whether an operator has a zero beside it that does nothing (``-0``, ``x + 0``): a change that gives itself away."""
+    if isinstance(node, ast.UnaryOp):
+        return _is_number(node.operand, 0)
+    return isinstance(node, ast.BinOp) and any(_is_number(side, 0) for side in (node.left, node.right))
+
+
+def _is_number(node: ast.AST, value: int) -> bool:
+    return isinstance(node, ast.Constant) and type(node.value) is int and node.value == value
 
 
 def _set(field: str, value: Any, node: Any) -> None:
@@ -179,24 +191,21 @@ def _shifted(value: ast.expr | None) -> Iterator[ast.expr]:
     """A bound one more and one less; what ``x + 1`` and ``x - 1`` are made of loses its one."""
     if value is None or isinstance(value, ast.Constant | ast.UnaryOp):  # `constant` changes those
         return
-    one = isinstance(value, ast.BinOp) and isinstance(value.right, ast.Constant) and value.right.value == 1
-    if one and isinstance(value.op, ast.Add | ast.Sub):  # type: ignore[attr-defined]
-        yield value.left  # type: ignore[attr-defined]
-    else:
-        for op in (ast.Add(), ast.Sub()):
-            yield ast.BinOp(value, op, ast.Constant(1))
+    if not isinstance(value, ast.BinOp) or not isinstance(value.right, ast.Constant):
+        yield from (ast.BinOp(value, op, ast.Constant(1)) for op in (ast.Add(), ast.Sub()))
+    elif isinstance(value.op, ast.Add | ast.Sub) and _is_number(value.right, 1):
+        yield value.left
 
 
 def removal(node: ast.AST) -> Iterator[Change]:
-    """A statement, or an else-branch, left out."""
+    """A statement of a line, or an ``if`` around one, left out; an else-branch left out. No function loses its return."""
     for field in ("body", "orelse"):
-        body = getattr(node, field, None)
-        if not isinstance(body, list):
-            continue
-        for place, statement in enumerate(body):
-            if not isinstance(statement, ast.Pass | ast.Import | ast.ImportFrom | ast.FunctionDef):
-                yield partial(_set, field, body[:place] + body[place + 1 :] or ([ast.Pass()] if field == "body" else []))
-    if isinstance(node, ast.If) and len(node.orelse) > 1:
+        body: Any = getattr(node, field, None)
+        for place, statement in enumerate(body if isinstance(body, list) and len(body) > 1 else ()):
+            lines = ast.unparse(statement).count("\n") + 1 - isinstance(statement, ast.If)
+            if lines == 1 and not isinstance(statement, ast.Import | ast.ImportFrom | ast.Return):
+                yield partial(_set, field, body[:place] + body[place + 1 :])
+    if isinstance(node, ast.If) and node.orelse:
         yield partial(_set, "orelse", [])
 
 
@@ -229,8 +238,8 @@ def name(node: ast.AST) -> Iterator[Change]:
 def jump(node: ast.AST) -> Iterator[Change]:
     """``break`` for ``continue``."""
     for field in ("body", "orelse"):
-        body = getattr(node, field, None)
-        for place, statement in enumerate(body if isinstance(body, list) else []):
+        body: Any = getattr(node, field, None)
+        for place, statement in enumerate(body if isinstance(body, list) else ()):
             if isinstance(statement, ast.Break | ast.Continue):
                 yield partial(_put, field, place, ast.Continue() if isinstance(statement, ast.Break) else ast.Break())
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import datasets
@@ -16,6 +18,8 @@ from w2s_tasks.rows.sources import Splits, digest, load
 
 Doc = dict[str, Any]
 
+SIDES = {"train": "train", "prompt": "train", "validation": "validation", "test": "validation"}
+"""Where MBPP's splits go."""
 SHOTS = (2, 3, 4)
 """MBPP's task ids of the shots in its paper's prompt (Austin et al. 2021, section 3)."""
 
@@ -42,16 +46,30 @@ def mbpp_tests(row: Doc) -> str:
     return "\n".join([row["test_setup_code"], *row["test_list"], *row["challenge_test_list"], ""])
 
 
+HUMANEVAL, HUMANEVAL_COLUMNS = "openai/openai_humaneval", {"task_id", "prompt", "canonical_solution", "test", "entry_point"}
+MBPP, MBPP_COLUMNS = "google-research-datasets/mbpp", {"task_id", "text", "code", "test_list", "test_setup_code"}
+
+
+def _loaded(path: str, config: str | None, splits: Iterable[str], columns: set[str]) -> datasets.DatasetDict:
+    """A data set that has these splits and columns.
+
+    Raises:
+        UserError: it has not; `MissingDataError` where there is none.
+    """
+    loaded = load(path, config)
+    for split in splits:
+        lacking = {split} - set(loaded) or columns - set(loaded[split].column_names)
+        if lacking:
+            raise UserError(f"{path}: this copy has no {', '.join(sorted(lacking))} (of its split {split}).")
+    return loaded
+
+
 def _humaneval() -> datasets.Dataset:
-    return load("openai/openai_humaneval")["test"]
+    return _loaded(HUMANEVAL, None, ["test"], HUMANEVAL_COLUMNS)["test"]
 
 
 def _mbpp() -> datasets.DatasetDict:
-    loaded = load("google-research-datasets/mbpp", "full")
-    lacking = {"train", "validation", "test", "prompt"} - set(loaded)
-    if lacking:
-        raise UserError(f"google-research-datasets/mbpp: this copy has no split {', '.join(sorted(lacking))}.")
-    return loaded
+    return _loaded(MBPP, "full", SIDES, MBPP_COLUMNS | {"challenge_test_list"})
 
 
 def _fair(data: datasets.Dataset, column: str) -> datasets.Dataset:
@@ -87,34 +105,33 @@ def mbpp(**_: Any) -> Splits:
 
 def humaneval_problems() -> list[Problem]:
     """HumanEval's, of whose statements the hash says which half they are in."""
-    return [
-        Problem(
-            row["task_id"],
-            row["prompt"].strip(),
-            normal(row["prompt"] + row["canonical_solution"]),
-            row["entry_point"],
-            humaneval_tests(row),
-            "train" if int(digest(row["prompt"]), 16) % 2 else "validation",
-        )
-        for row in _humaneval()
-    ]
+    return list(_parsed(_humaneval(), _of_humaneval))
+
+
+def _of_humaneval(row: Doc) -> Problem:
+    side = "train" if int(digest(row["prompt"]), 16) % 2 else "validation"
+    program = normal(row["prompt"] + row["canonical_solution"])
+    return Problem(row["task_id"], row["prompt"].strip(), program, row["entry_point"], humaneval_tests(row), side)
 
 
 def mbpp_problems() -> list[Problem]:
     """MBPP's: its train and prompt splits are ``train``, its validation and test splits ``validation``."""
-    sides = {"train": "train", "prompt": "train", "validation": "validation", "test": "validation"}
-    return [
-        Problem(
-            f"MBPP/{row['task_id']}",
-            "\n".join(f"# {line}" for line in [*row["text"].strip().splitlines(), f"Example: {row['test_list'][0]}"]),
-            normal(row["code"]),
-            _tested(row["code"], row["test_list"]),
-            mbpp_tests(row),
-            side,
-        )
-        for split, side in sides.items()
-        for row in _mbpp()[split]
-    ]
+    loaded = _mbpp()
+    return [p for split, side in SIDES.items() for p in _parsed(loaded[split], partial(_of_mbpp, side))]
+
+
+def _of_mbpp(side: str, row: Doc) -> Problem:
+    said = [*row["text"].strip().splitlines(), f"Example: {row['test_list'][0]}"]
+    statement = "\n".join(f"# {line}" for line in said)
+    function = _tested(row["code"], row["test_list"])
+    return Problem(f"MBPP/{row['task_id']}", statement, normal(row["code"]), function, mbpp_tests(row), side)
+
+
+def _parsed(rows: Iterable[Doc], made: Callable[[Doc], Problem]) -> Iterator[Problem]:
+    """The rows' problems, without those whose program or tests are none."""
+    for row in rows:
+        with contextlib.suppress(SyntaxError):
+            yield made(row)
 
 
 def _tested(code: str, tests: Iterable[str]) -> str:

@@ -55,15 +55,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: ``passed``, the name of what it or a test raised, ``time``, or how its process ended."""
+    """How a program ended."""
 
+    passed: bool
+    """Whether all tests were run, and passed."""
     ended: str
+    """``passed``, the name of what was raised, ``time``, or how the process ended: for a reader; a program has a say in it."""
     output: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether all tests were run, and passed."""
-        return self.ended == PASSED
 
 
 def run(program: str, tests: str, limits: Limits = Limits()) -> Outcome:
@@ -107,7 +105,9 @@ def _run(program: str, tests: str, limits: Limits) -> Outcome:
                 process.kill()  # it has no children: it can't have any
             assert process.stdout is not None  # noqa: S101 - a pipe, as asked for
             output = (output + process.stdout.read())[: limits.output]
-    return Outcome(_ended(said, token, process.returncode, in_time), output.decode(errors="replace"))
+    passed = said == token.encode()
+    ended = PASSED if passed else _ended(said, process.returncode, in_time)
+    return Outcome(passed, ended, output.decode(errors="replace"))
 
 
 def _give(process: subprocess.Popen[bytes], job: bytes) -> None:
@@ -139,9 +139,7 @@ def _listen(process: subprocess.Popen[bytes], told: IO[bytes], limits: Limits) -
     return said, output, False
 
 
-def _ended(said: bytes, token: str, code: int, in_time: bool) -> str:
-    if said == token.encode():
-        return PASSED
+def _ended(said: bytes, code: int, in_time: bool) -> str:
     if not in_time or code == -signal.SIGXCPU:
         return TIME
     if said:
