@@ -60,7 +60,7 @@ class Outcome:
     passed: bool
     """Whether all tests were run, and passed."""
     ended: str
-    """``passed``, the name of what was raised, ``time``, or how the process ended: for a reader; programs have a say in it."""
+    """``passed``, the name of what was raised, ``time``, or how the process ended: for a reader. Programs choose names."""
     output: str = ""
 
 
