@@ -1,4 +1,4 @@
-"""Commands that need no trainer: eval, tasks, rescore, doctor, fetch. `trainers/cli.py` mounts them under `w2s`."""
+"""Commands that need no trainer: eval, tasks, rescore, fetch, build, doctor. `trainers/cli.py` mounts them under `w2s`."""
 
 from __future__ import annotations
 
@@ -170,6 +170,30 @@ def fetch(
         typer.echo(f"{name}: {state}, {path}")
 
 
+def build(
+    name: Annotated[str, typer.Argument(help="code_check (HumanEval) or code_check_mbpp (MBPP).")],
+    confirm_run_unsafe_code: Annotated[
+        bool, typer.Option("--confirm_run_unsafe_code", help="Run the data set's programs and changed ones, in a sandbox.")
+    ] = False,
+) -> None:
+    """Build the rows of w2s_code_check: run programs and small changes of them, and keep what fails its tests.
+
+    \b
+    w2s build code_check --confirm_run_unsafe_code
+    """
+    if not confirm_run_unsafe_code:
+        raise UserError(
+            f"w2s build {name} runs programs of a data set, and changed ones, on this machine, in a sandbox without network "
+            "and files to write. Say that you want it: --confirm_run_unsafe_code."
+        )
+    from w2s_tasks.rows import code_check, hub
+
+    hub.settle()
+    path, before = code_check.build(name)
+    kept, problems = code_check.counts(path)
+    typer.echo(f"{name}: {'there already' if before else 'built'}, {kept} of {problems} problems, {path}")
+
+
 def doctor() -> None:
     """Tell what works on this machine, and what to do about the rest."""
     from w2s_tasks.doctor import examine
@@ -185,6 +209,7 @@ def mount(app: typer.Typer) -> None:
     app.command("rescore")(rescore)
     app.command("validate")(validate)
     app.command("fetch")(fetch)
+    app.command("build")(build)
     app.command("doctor")(doctor)
 
 
