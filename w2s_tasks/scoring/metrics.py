@@ -215,18 +215,17 @@ def _leanings(doc: dict[str, Any], results: Results, *group: int) -> dict[str, A
     return dict.fromkeys(("auroc", "auroc_stderr"), (gold, float(leaning), *group))
 
 
-def grouped_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """As `binary`, with ETHICS' exact match over ``w2s_group``, and errors that know the groups."""
+def clustered_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
+    """As `binary`, with errors that know which rows share a source: column ``w2s_group``, a number."""
     pair, group = _gold_pred(doc, results), int(doc["w2s_group"])
     item = (group, _right(pair))
-    return {
-        "acc": item,
-        "acc_stderr": item,
-        "em": item,
-        "em_stderr": item,
-        **_tables((*pair, group)),
-        **_leanings(doc, results, group),
-    }
+    return {"acc": item, "acc_stderr": item, **_tables((*pair, group)), **_leanings(doc, results, group)}
+
+
+def grouped_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
+    """As `clustered_binary`, with ETHICS' exact match over ``w2s_group``."""
+    scores = clustered_binary(doc, results)
+    return {**scores, "em": scores["acc"], "em_stderr": scores["acc"]}
 
 
 def grouped_acc(items: Sequence[tuple[int, float]]) -> float:
