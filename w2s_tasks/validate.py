@@ -15,6 +15,7 @@ from rich.markup import escape
 
 from w2s_tasks.errors import MissingDataError, UserError
 from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.rows.overlap import overlap
 from w2s_tasks.rows.problems import row_problem
 from w2s_tasks.rows.readable import unreadable
 
@@ -91,8 +92,8 @@ def _row_problem(task: Any) -> str | None:
     return next((p for kind, docs in kinds.items() if docs is not None and (p := row_problem(task, docs, kind))), None)
 
 
-def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
-    """Check one loaded task on its first `documents` evaluation documents."""
+def check_task(task: Any, documents: int, tokenizer: Any = None, *, with_overlap: bool = False) -> Checked:
+    """Check one loaded task on its first `documents` evaluation documents; all of them for the overlap with train."""
     found = Checked(str(task.config.task), _sizes(task))
     task.set_fewshot_seed(seed=1234)
     docs = task.eval_docs.select(range(min(documents, len(task.eval_docs))))
@@ -115,6 +116,8 @@ def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
     found.example = str(task.fewshot_context(docs[0], 0))
     if _verbatim(task) and not found.problems:
         found.notes.append("verbatim: a publication's own prompts, white space at their ends included")
+    if with_overlap and task.has_training_docs():
+        found.notes.append(f"overlap: {overlap(task, list(task.eval_docs), list(task.training_docs()))}")
     if (
         tokenizer is not None
         and task.OUTPUT_TYPE == "multiple_choice"
@@ -169,6 +172,7 @@ def validate(
     examples: bool,
     include_path: Sequence[str],
     console: Console,
+    with_overlap: bool = False,
 ) -> bool:
     """Check tasks by name (all of ours by default) and print what was found; return whether all are in order.
 
@@ -197,7 +201,7 @@ def validate(
         for task_name, task in loaded.items():
             if task_name not in seen:
                 seen.add(task_name)
-                found = check_task(task, documents, tokenizer)
+                found = check_task(task, documents, tokenizer, with_overlap=with_overlap)
                 _show(console, found, examples)
                 good = good and not found.problems
                 refused += [found.name] if found.shared_first_token else []

@@ -19,6 +19,7 @@ import datasets
 
 from w2s_tasks.errors import MissingDataError
 from w2s_tasks.rows import assets
+from w2s_tasks.rows.families import families, numbered
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +118,15 @@ def sst2(**_: Any) -> Splits:
 
 
 def boolq(**_: Any) -> Splits:
-    """BoolQ (Clark et al. 2019): question, passage, label (1 = yes); train 9,427, validation 3,270."""
+    """BoolQ (Clark et al. 2019): question, passage, label (1 = yes); train 9,427, validation 3,270.
+
+    ``w2s_group`` numbers the passages of the validation rows.
+    """
     loaded = load("google/boolq")
-    return {
-        split: loaded[split].add_column("label", [int(a) for a in loaded[split]["answer"]])
-        for split in ("train", "validation")
-    }
+    train, validation = (
+        loaded[split].add_column("label", [int(a) for a in loaded[split]["answer"][:]]) for split in ("train", "validation")
+    )
+    return {"train": train, "validation": validation.add_column("w2s_group", numbered(validation["passage"][:]))}
 
 
 def _split_of(text: str) -> str:
@@ -176,12 +180,19 @@ def _grouped(data: datasets.Dataset, size: int) -> datasets.Dataset:
     return data.add_column("w2s_group", [i // size for i in range(len(data))])
 
 
+def _contrasted(data: datasets.Dataset) -> datasets.Dataset:
+    """Number the contrast pairs: most short scenarios stand beside one that differs in a few words and in what it is."""
+    return data.add_column("w2s_group", numbered(families(data["input"][:])))
+
+
 def _ethics_splits(loaded: datasets.DatasetDict, subtask: str, group_size: int) -> Splits:
     if subtask.startswith("commonsense"):
         loaded = _commonsense(loaded, long=subtask == "commonsense_long")
     splits = {split: loaded[split] for split in ("train", "validation", "test")}
     if subtask == "utilitarianism":
         return {split: _pleasantness_rows(data) for split, data in splits.items()}
+    if subtask == "commonsense":
+        return {split: data if split == "train" else _contrasted(data) for split, data in splits.items()}
     if group_size > 1:
         return {split: data if split == "train" else _grouped(data, group_size) for split, data in splits.items()}
     return splits
