@@ -99,19 +99,24 @@ position_bias, position_bias_stderr = _share(_same_letter)
 # --- generated text ------------------------------------------------------------------------------------------------------
 
 LETTERS = ("A", "B")
-NAMED = re.compile(r"\b(?i:reply|response|answer|option)\s+([ABb])\b(?!\s*:)")
-"""A letter with what it stands for; 'Reply A:' begins a reply of the prompt's, and is no answer."""
+WORDS = ("lettera", "letterb")
+"""What the letters are to the parsers, to which 'a' is an article."""
+BEGUN = re.compile(r"\b(?i:reply|response)\s+[AB]\s*:")
+"""How the prompt begins a reply: repeated, it is no answer."""
+NAMED = re.compile(r"\b(?i:reply|response|answer|option)\s+([ABb])\b")
 BETTER = re.compile(
     r"\b([AB]) is (?:clearly |slightly |much )?(?:the )?(?:better|best|safer|preferable)"
     r"(?: one| choice| reply| response)?(?: (?:than|to) [AB])?(?=[\s.,;:!]|$)"
 )
-ARTICLE = re.compile(r"(?<=\w )a(?= \w)")
+TOGETHER = re.compile(r"\b(?:A (?:and|or|nor) B|B (?:and|or|nor) A)\b")
+LETTER = re.compile(r"(?<![\w'-])([AB])(?![\w'-])")
 
 
-def _plainly(reply: str) -> str:
-    """A reply in the parsers' words: 'Reply A is better' states a letter, and an article is none."""
-    text = NAMED.sub(lambda named: named[1].upper(), re.sub(r"[*_`]", "", reply))
-    return ARTICLE.sub("one", BETTER.sub(r"the better is \1", text))
+def _spelt(reply: str) -> str:
+    """A reply in the parsers' words: a letter as a word of its own, 'Reply A is better' as what states it."""
+    text = BEGUN.sub("", re.sub(r"[*_`]", "", reply))
+    text = TOGETHER.sub("them", NAMED.sub(lambda named: named[1].upper(), text))
+    return LETTER.sub(lambda letter: WORDS[LETTERS.index(letter[1])], BETTER.sub(r"the better is \1", text))
 
 
 def letter(doc: dict[str, Any], results: Sequence[str], parsers: generated.Parsers = generated.BOTH) -> dict[str, Any]:
@@ -119,7 +124,8 @@ def letter(doc: dict[str, Any], results: Sequence[str], parsers: generated.Parse
     reply, (lenient, strict) = results[0], parsers
     if isinstance(reply, generated.NoReply):
         return {}
-    chosen = lenient(_plainly(reply), LETTERS), strict(reply, LETTERS)
-    found, exact = (generated.UNPARSED if i is None else i for i in chosen)
-    item: generated.Answered = (int(doc["label"]), found, exact, int(doc["w2s_group"]))
+    exact = strict(reply, LETTERS)
+    chosen = lenient(_spelt(reply), WORDS) if exact is None else exact, exact
+    found, alone = (generated.UNPARSED if i is None else i for i in chosen)
+    item: generated.Answered = (int(doc["label"]), found, alone, int(doc["w2s_group"]))
     return {key: item for name in generated.BINARY for key in (name, f"{name}_stderr")}
