@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from w2s_tasks.scoring import generated
-from w2s_tasks.scoring.metrics import BROKEN, NO_ANSWER, Aggregation, Results, clustered_stderr, grouped_binary
+from w2s_tasks.scoring.metrics import BROKEN, NO_ANSWER, Aggregation, Results, clustered_binary, clustered_stderr
 
 Array = npt.NDArray[Any]
 Chosen = tuple[int, int]
@@ -27,13 +27,10 @@ Asked = tuple[int, int, int, int]
 Units = tuple[Array, Array]
 """Value and cluster of each unit."""
 
-EXACT = ("em", "em_stderr")
-"""Exact match over groups means nothing here: a prompt has as many pairs as were written for it."""
-
 
 def candidates(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """``process_results``: `metrics.grouped_binary` but for exact match, `first`, with w2s_pair what both orders tell."""
-    scores = {key: item for key, item in grouped_binary(doc, results).items() if key not in EXACT}
+    """``process_results``: `metrics.clustered_binary`, `first`, and with w2s_pair what both orders tell."""
+    scores = clustered_binary(doc, results)
     gold, chosen, group = scores["precision"]
     first: Chosen = group, chosen
     scores |= dict.fromkeys(("first", "first_stderr"), first)
