@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -307,7 +308,7 @@ def test_stereoset_asks_and_scores_the_same_there(stereoset: TaskManager):
 
 
 @pytest.fixture(params=["made_up", pytest.param("real_data", marks=pytest.mark.slow)])
-def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
+def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskManager]:
     """The exported task over problems made up here, or the real ones, which our task reads as well."""
     from w2s_tasks.rows.solutions import _gsm8k_check
 
@@ -330,8 +331,8 @@ def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("W2S_DATA", str(root))
     monkeypatch.chdir(root)
     _gsm8k_check.cache_clear()
-    request.addfinalizer(_gsm8k_check.cache_clear)
-    return TaskManager(include_path=[str(OUT / "solution_check")], include_defaults=False)
+    yield TaskManager(include_path=[str(OUT / "solution_check")], include_defaults=False)
+    _gsm8k_check.cache_clear()
 
 
 def test_solutions_are_checked_alike_there(gsm8k: TaskManager):
