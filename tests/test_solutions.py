@@ -397,6 +397,15 @@ def test_candidates_reach_the_task_as_metadata(own_data: None, tmp_path: Path):
     assert task.fewshot_context(task.eval_docs[0], 0) == "Question: What is 47 and 47?\nAnswer: #### 94\nLabel:"
 
 
+def test_a_task_of_ones_own_names_the_file_in_its_yaml(own_data: None, tmp_path: Path):
+    file = write(tmp_path / "c.jsonl", [said(n, f"#### {2 * n}") for n in (21, 47)])
+    own: dict[str, Any] = {"include": str(TASK_PATH / "gsm8k" / "w2s_gsm8k_check.yaml"), "task": "own_check"}
+    own["metadata"] = {"version": 1.0, "candidates": file}
+    (tmp_path / "own_check.yaml").write_text(json.dumps(own), encoding="utf-8")
+    task = W2STaskManager(include_path=tmp_path).load(["own_check"])["tasks"]["own_check"]
+    assert [doc["answer"] for docs in (task.training_docs(), task.eval_docs) for doc in docs] == ["#### 42", "#### 94"]
+
+
 # ---- the tasks ---------------------------------------------------------------------------------------------------------
 
 
