@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ STEREOSET = {"stereoset_preference": "w2s_stereoset", "stereoset_sense": "w2s_st
 """Whose rows are others here than there, and come from another place: see the end of this file."""
 PREFERENCES = {f"preference_pairs_{part}": f"w2s_preference_{part}" for part in ("harmless", "harmless_both")}
 """Whose rows stand in another order there, that of the hub's file."""
-ALL_FOLDERS = (*FOLDERS, "stereoset", "preference_pairs")
+ALL_FOLDERS = (*FOLDERS, "stereoset", "preference_pairs", "solution_check")
 NEEDS = {"chess_puzzles": {"chess"}}
 """Packages beside lm_eval's own."""
 OURS_ALONE = ("auroc", "d_prime", "criterion")
@@ -394,6 +395,52 @@ def test_preference_pairs_ask_and_score_the_same_there(preferences: TaskManager)
                 for task, part in zip((ours, theirs), items, strict=True)
             )
             assert mine == pytest.approx(yours), metric
+
+
+# ---- GSM8K's solutions, checked ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["made_up", pytest.param("real_data", marks=pytest.mark.slow)])
+def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskManager]:
+    """The exported task over problems made up here, or the real ones, which our task reads as well."""
+    from w2s_tasks.rows.solutions import _gsm8k_check
+
+    root = tmp_path if request.param == "made_up" else request.getfixturevalue("real_data")
+    if root == tmp_path:
+        folder = root / "openai" / "gsm8k"
+        for split, numbers in (("train", range(11, 41)), ("test", range(41, 56))):
+            rows = [
+                {
+                    "question": f"Ann has {n} nuts and finds {2 * n + 3} more. She eats 13. How many are left?",
+                    "answer": f"Ann has {n} + {2 * n + 3} = <<{n}+{2 * n + 3}={3 * n + 3}>>{3 * n + 3} nuts.\n"
+                    f"{3 * n + 3} - 13 = <<{3 * n + 3}-13={3 * n - 10}>>{3 * n - 10} are left.\n#### {3 * n - 10}",
+                }
+                for n in numbers
+            ]
+            _write(folder / "main" / f"{split}.jsonl", rows)
+        files = [{"split": split, "path": f"main/{split}.jsonl"} for split in ("train", "test")]
+        card = yaml.safe_dump({"configs": [{"config_name": "main", "data_files": files}]})
+        (folder / "README.md").write_text(f"---\n{card}---\n", encoding="utf-8")
+    monkeypatch.setenv("W2S_DATA", str(root))
+    monkeypatch.chdir(root)
+    _gsm8k_check.cache_clear()
+    yield TaskManager(include_path=[str(OUT / "solution_check")], include_defaults=False)
+    _gsm8k_check.cache_clear()
+
+
+def test_solutions_are_checked_alike_there(gsm8k: TaskManager):
+    theirs = gsm8k.load(["solution_check"])["tasks"]["solution_check"]
+    ours = W2STaskManager().load(["w2s_gsm8k_check"])["tasks"]["w2s_gsm8k_check"]
+    for there, here in ((theirs.eval_docs, ours.eval_docs), (theirs.training_docs(), ours.training_docs())):
+        assert list(there) == list(here.remove_columns("w2s_group"))
+    for task in (theirs, ours):
+        task.set_fewshot_seed(1234)
+    doc, own = theirs.eval_docs[0], ours.eval_docs[0]
+    for shots in (0, 1, 4, 8):
+        assert theirs.fewshot_context(doc, num_fewshot=shots) == ours.fewshot_context(own, num_fewshot=shots)
+    assert (theirs.doc_to_choice(doc), theirs.doc_to_target(doc)) == (ours.doc_to_choice(own), ours.doc_to_target(own))
+    there, here = scores(gsm8k, ["solution_check"], limit=40), scores(W2STaskManager(), ["w2s_gsm8k_check"], limit=40)
+    assert there["solution_check"]["acc,none"] == here["w2s_gsm8k_check"]["acc,none"]
 
 
 # ---- upstream's own test ----------------------------------------------------------------------------------------------

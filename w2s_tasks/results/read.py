@@ -213,6 +213,7 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
         generated=True,
         unparsed=share,
         parsed=predicted != generated.UNPARSED,
+        classes="share_0" in values,  # else a reply is right or wrong, and stands for no class
     )
 
 

@@ -29,6 +29,8 @@ Splits = dict[str, datasets.Dataset]
 KNOWN_ROWS: dict[tuple[str, str | None], dict[str, int]] = {
     ("stanfordnlp/sst2", None): {"train": 67_349, "validation": 872},
     ("google/boolq", None): {"train": 9_427, "validation": 3_270},
+    ("openai/gsm8k", "main"): {"train": 7_473, "test": 1_319},
+    ("hendrycks/competition_math", None): {"train": 7_500, "test": 5_000},
     ("hendrycks/ethics", "justice"): {"train": 21_791, "validation": 2_704, "test": 2_052},
     ("hendrycks/ethics", "deontology"): {"train": 18_164, "validation": 3_596, "test": 3_536},
     ("hendrycks/ethics", "virtue"): {"train": 28_245, "validation": 4_975, "test": 4_780},

@@ -103,6 +103,11 @@ def grouped_yes_no(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) ->
     return _grouped(doc, results, ("no", "yes"), parsers)
 
 
+def true_false(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
+    """Solutions of GSM8K and MATH that are to be checked."""
+    return _binary(doc, results, ("False", "True"), parsers)
+
+
 def wrong(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
     """Commonsense, rows one by one."""
     return _binary(doc, results, ("not wrong", "wrong"), parsers)
