@@ -19,7 +19,7 @@ def w2s(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.Comp
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd, env=os.environ | env)
 
 
-COMMANDS = ("run", "plan", "report", "label", "finetune", "eval", "tasks", "validate", "rescore", "fetch", "doctor")
+COMMANDS = ("run", "plan", "report", "label", "finetune", "eval", "tasks", "validate", "rescore", "fetch", "build", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from tasks_here import is_here
 
 from trainers.harness.evaluate import Harness, PromptStyle
 from w2s_tasks import TASK_PATH
@@ -25,7 +26,7 @@ def names() -> list[str]:
     """Every task of the pack whose data is here; movie reviews come from the package index, in tests marked for it."""
     everything: list[str] = TaskManager(include_path=str(TASK_PATH), include_defaults=False).all_subtasks
     here = everything if os.environ.get("W2S_DATA") else [name for name in everything if name.startswith(ON_FILE)]
-    return [name for name in here if not name.startswith("w2s_movie_reviews")]
+    return [name for name in here if not name.startswith("w2s_movie_reviews") and is_here(name)]
 
 
 def render(tasks: list[str], docs: int, shots: list[int]) -> dict[str, list[Any]]:
@@ -46,6 +47,13 @@ def everything() -> dict[str, list[Any]]:
     return found
 
 
+def part_of(requests: list[Any], architecture: str) -> list[Any]:
+    """Every task's for the first architecture, every fifth's for the others: they differ in masks, not in prompts."""
+    names = sorted({request.task_name for request in requests})
+    chosen = set(names if architecture == ARCHITECTURES[0] else names[::5])
+    return [request for request in requests if request.task_name in chosen]
+
+
 def assert_equal(ours: list[tuple[float, bool]], theirs: list[tuple[float, bool]]) -> None:
     assert [a[0] for a in ours] == pytest.approx([a[0] for a in theirs], abs=1e-4)
     assert [a[1] for a in ours] == [a[1] for a in theirs]
@@ -58,9 +66,9 @@ def test_every_task_is_answered_as_by_lm_evals_hf(
     """Prompts longer than the window of 256 tokens among them, which are truncated from the left."""
     folder = str(causal_model(architecture))
     ours, theirs = W2SHF(folder, device="cpu"), HFLM(folder, device="cpu", dtype="float32", batch_size=8)
-    asked = everything["multiple_choice"]
+    asked = part_of(everything["multiple_choice"], architecture)
     assert_equal(ours.loglikelihood(asked, disable_tqdm=True), theirs.loglikelihood(asked, disable_tqdm=True))
-    asked = everything["generate_until"]
+    asked = part_of(everything["generate_until"], architecture)
     assert ours.generate_until(asked, disable_tqdm=True) == theirs.generate_until(asked, disable_tqdm=True)
 
 

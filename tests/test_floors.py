@@ -15,7 +15,14 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     *("w2s_tasks", "w2s_tasks.errors", "w2s_tasks.user_text", "w2s_tasks.paths", "w2s_tasks.keys", "w2s_tasks.machine"),
-    *("w2s_tasks.code_scope", "w2s_tasks.rows", "w2s_tasks.scoring", "w2s_tasks.packing", "w2s_tasks.models"),
+    *(
+        "w2s_tasks.code_scope",
+        "w2s_tasks.sandbox",
+        "w2s_tasks.rows",
+        "w2s_tasks.scoring",
+        "w2s_tasks.packing",
+        "w2s_tasks.models",
+    ),
     *("w2s_tasks.plugin", "w2s_tasks.results", "w2s_tasks.study"),
     *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.cli"),
     *("trainers", "trainers.registry", "trainers.section", "trainers.store", "trainers.harness", "trainers.labels"),

@@ -100,6 +100,34 @@ def test_pair_shows_the_right_answer_and_another(folder: Path):
     assert task.task.config.metadata["candidates"] == {"question": "question", "answers": ["a", "b"]}
 
 
+def test_both_orders_mirror_each_other_in_evaluation_alone(folder: Path):
+    path = folder / "own_reviews.yaml"
+    settings = yaml.safe_load(path.read_text())
+    settings["metadata"]["both_orders"] = True
+    path.write_text(yaml.safe_dump(settings))
+    task = load(folder, "pair")
+    assert len(task.train_docs) == 240
+    docs = list(task.task.eval_docs)
+    assert len(docs) == 240
+    for first, second in zip(docs[::2], docs[1::2], strict=True):
+        assert (first["a"], first["b"], first["label"]) == (second["b"], second["a"], 1 - second["label"])
+        assert first["w2s_pair"] == second["w2s_pair"]
+    always_a = [(0.0, True), (-1.0, False)]
+    items = [task.task.config.process_results(doc, always_a) for doc in docs]
+    scores = {m["metric"]: m["aggregation"] for m in task.task.config.metric_list}
+    told = {name: scores[name]([item[name] for item in items]) for name in ("acc", "first", "consistent", "position_bias")}
+    assert told == {"acc": 0.5, "first": 1, "consistent": 0, "position_bias": 1}
+
+
+def test_a_choice_that_says_the_same_as_the_right_one_is_no_wrong_answer(tmp_path: Path):
+    rows = [{"text": f"t{i}", "choices": ["good", "bad", "good "], "label": 0} for i in range(12)]
+    folder = write(tmp_path / "own_tasks", rows, **OWN)
+    docs = load(folder, "verify").train_docs
+    assert {doc["answer"].strip() for doc in docs if not doc["label"]} == {"bad"}
+    pair = load(folder, "pair").train_docs
+    assert all({doc["a"].strip(), doc["b"].strip()} == {"good", "bad"} for doc in pair)
+
+
 def always_last(n: int, seed: int) -> list[dict[str, Any]]:
     """As in sciq: the right choice stands at the end."""
     found = []

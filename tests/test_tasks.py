@@ -14,6 +14,7 @@ import pytest
 from w2s_tasks import TASK_PATH
 from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.rows import sources
 
 PROBE = TASK_PATH.parent / "rows" / "ethics_probe"
 SUBTASKS = ("justice", "deontology", "virtue", "utilitarianism", "commonsense", "commonsense_long")
@@ -235,3 +236,22 @@ def test_cut_result_files_are_refused(tmp_path: Path):
     samples.write_text("\n".join([*lines[:-1], lines[-1][:50]]))
     with pytest.raises(UserError, match=r":24: not JSON"):
         read_evaluation(tmp_path)
+
+
+def test_a_changed_folder_and_another_of_the_same_name_give_their_own_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """datasets knows a folder with a README by its name alone, and gave the first one's rows for all."""
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: train.jsonl\n---\n"
+
+    def rows_of(root: str) -> list[str]:
+        monkeypatch.setenv("W2S_DATA", str(tmp_path / root))
+        sources._load.cache_clear()
+        return sources.load("org/name")["train"]["text"][:]
+
+    for root in ("one", "two"):
+        folder = tmp_path / root / "org" / "name"
+        folder.mkdir(parents=True)
+        (folder / "README.md").write_text(card)
+        (folder / "train.jsonl").write_text(json.dumps({"text": root}) + "\n")
+    assert (rows_of("one"), rows_of("two")) == (["one"], ["two"])
+    (tmp_path / "two" / "org" / "name" / "train.jsonl").write_text(json.dumps({"text": "changed"}) + "\n")
+    assert rows_of("two") == ["changed"]

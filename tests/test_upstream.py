@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ FOLDERS = {
 """Each with how its tasks begin here."""
 STEREOSET = {"stereoset_preference": "w2s_stereoset", "stereoset_sense": "w2s_stereoset_sense"}
 """Whose rows are others here than there, and come from another place: see the end of this file."""
-ALL_FOLDERS = (*FOLDERS, "stereoset", "solution_check")
+PREFERENCES = {f"preference_pairs_{part}": f"w2s_preference_{part}" for part in ("harmless", "harmless_both")}
+"""Whose rows stand in another order there, that of the hub's file."""
+ALL_FOLDERS = (*FOLDERS, "stereoset", "preference_pairs", "solution_check")
 NEEDS = {"chess_puzzles": {"chess"}}
 """Packages beside lm_eval's own."""
 OURS_ALONE = ("auroc", "d_prime", "criterion")
@@ -182,7 +185,7 @@ def test_each_readme_follows_upstreams_template_and_names_its_tasks():
         assert readme.count("* [x]") == 6
         assert "@" in readme
         assert "1.0: " in readme
-        for name in (n for n in [*NAMES, *STEREOSET] if n.startswith(folder) and not n.endswith("_gen")):
+        for name in (n for n in [*NAMES, *STEREOSET, *PREFERENCES] if n.startswith(folder) and not n.endswith("_gen")):
             assert f"`{name}`" in readme
     rows = (OUT / "tasks_README_lines.md").read_text(encoding="utf-8").splitlines()
     assert [row.count("|") for row in rows] == [4] * len(ALL_FOLDERS)
@@ -341,11 +344,64 @@ def test_stereoset_asks_and_scores_the_same_there(stereoset: TaskManager):
             assert values[0] == pytest.approx(values[1]), metric
 
 
+# ---- preference pairs -------------------------------------------------------------------------------------------------
+
+
+def _pairs(name: str) -> list[dict[str, str]]:
+    """Dialogues with two replies: several a prompt, some too long, some that are no pairs."""
+    rows = []
+    for i in range(60):
+        asked = (
+            f"\n\nHuman: {name} {i % 40}?\n\nAssistant: {'Which one? ' * (i % 7) * 40}\n\nHuman: Number {i}.\n\nAssistant:"
+        )
+        first, second = f"{asked} {i}", f"{asked} {'' if i == 8 else -i}"
+        rows.append({"chosen": first, "rejected": first if i == 9 else second.replace("test 3", "test x")})
+    return rows
+
+
+@pytest.fixture(params=["made", pytest.param("real_data", marks=pytest.mark.slow)])
+def preferences(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
+    """The exported tasks, and ours, over made pairs in the layout of the hub's set, or over the real ones."""
+    root = tmp_path
+    if request.param == "made":
+        for split in ("train", "test"):
+            _write(root / "Anthropic" / "hh-rlhf" / "harmless-base" / f"{split}.jsonl", _pairs(split))
+    else:
+        root = request.getfixturevalue("real_data")
+        if not (root / "Anthropic" / "hh-rlhf").is_dir():
+            pytest.skip("needs Anthropic/hh-rlhf (harmless-base) in W2S_DATA")
+    monkeypatch.setenv("W2S_DATA", str(root))
+    monkeypatch.chdir(root)
+    return TaskManager(include_path=[str(OUT / "preference_pairs")], include_defaults=False)
+
+
+def test_preference_pairs_ask_and_score_the_same_there(preferences: TaskManager):
+    manager, model = W2STaskManager(), HashModel()
+    for name, home in PREFERENCES.items():
+        theirs, ours = preferences.load([name])["tasks"][name], manager.load([home])["tasks"][home]
+        there = {theirs.fewshot_context(doc, 0): doc for doc in theirs.eval_docs}
+        assert len(ours.eval_docs) == len(theirs.eval_docs) == len(there)
+        items: tuple[list[Any], list[Any]] = ([], [])
+        for doc in ours.eval_docs:
+            prompt = ours.fewshot_context(doc, 0)
+            other = there[prompt]
+            assert (theirs.doc_to_target(other), theirs.doc_to_choice(other)) == (doc["label"], ["A", "B"])
+            answers = [(-model._number(prompt, letter) / 2**40, False) for letter in ("A", "B")]
+            items[0].append(ours.process_results(doc, answers))
+            items[1].append(theirs.process_results(other, answers))
+        for metric in items[1][0]:
+            mine, yours = (
+                task.aggregation()[metric]([row[metric] for row in part])
+                for task, part in zip((ours, theirs), items, strict=True)
+            )
+            assert mine == pytest.approx(yours), metric
+
+
 # ---- GSM8K's solutions, checked ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["made_up", pytest.param("real_data", marks=pytest.mark.slow)])
-def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
+def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TaskManager]:
     """The exported task over problems made up here, or the real ones, which our task reads as well."""
     from w2s_tasks.rows.solutions import _gsm8k_check
 
@@ -368,8 +424,8 @@ def gsm8k(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("W2S_DATA", str(root))
     monkeypatch.chdir(root)
     _gsm8k_check.cache_clear()
-    request.addfinalizer(_gsm8k_check.cache_clear)
-    return TaskManager(include_path=[str(OUT / "solution_check")], include_defaults=False)
+    yield TaskManager(include_path=[str(OUT / "solution_check")], include_defaults=False)
+    _gsm8k_check.cache_clear()
 
 
 def test_solutions_are_checked_alike_there(gsm8k: TaskManager):

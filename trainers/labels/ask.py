@@ -100,7 +100,7 @@ def tell_unanswered(what: str, answered: Collection[str], ids: Sequence[str]) ->
     """
     without = [i for i in ids if i not in answered]
     said = f"{what} {len(without)} of {len(ids)} rows ({100 * len(without) / max(1, len(ids)):.1f} %)"
-    if not answered:
+    if ids and not answered:
         raise UserError(f"{said}: there are no labels. Another model or prompt (shots, a system prompt) may answer.")
     if without:
         log.warning("%s: they get no label and are left out; the first: %s", said, ", ".join(without[:3]))

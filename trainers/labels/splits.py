@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import random
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self
 
@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 
 from trainers.section import Section
 from w2s_tasks.errors import UserError
+from w2s_tasks.rows.overlap import Rule
 
 
 class Limit(Section):
@@ -40,6 +41,9 @@ class SplitSettings(Section):
     """Row limits of both halves."""
     seed: int = 0
     """Seed of the split; an experiment's seed is added to it."""
+    drop_overlap: Rule | None = None
+    """Leave out training rows that stand in the task's evaluation split: exact (the same text), 13gram (thirteen words in a
+    row), source (any row of a source that is asked about); null for none. `w2s validate TASK --overlap` counts them."""
 
     @model_validator(mode="after")
     def _study_is_fixed(self) -> Self:
@@ -50,11 +54,19 @@ class SplitSettings(Section):
 
 @dataclass(frozen=True)
 class Halves:
-    """Row numbers of both halves, in random order, and how many rows were dropped because they belong to both."""
+    """Row numbers of both halves, in random order; how many rows were dropped because they belong to both, and how many
+    because they stand in the evaluation split."""
 
     weak: list[int]
     transfer: list[int]
     dropped: int
+    overlapping: int = 0
+
+    def without(self, rows: Container[int]) -> Halves:
+        """The same halves without some rows, so that a split with the overlap and one without it differ in nothing else."""
+        weak, transfer = ([row for row in side if row not in rows] for side in (self.weak, self.transfer))
+        left_out = len(self.weak) + len(self.transfer) - len(weak) - len(transfer)
+        return replace(self, weak=weak, transfer=transfer, overlapping=left_out)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -139,9 +151,10 @@ def limited(rows: list[int], limit: int | None, side: str) -> list[int]:
     return rows[:limit]
 
 
-def write(folder: Path, weak: Sequence[str], transfer: Sequence[str], dropped: int) -> None:
-    """Write the row ids of both halves, and how many rows belong to neither, as split.json."""
-    data = {"weak": list(weak), "transfer": list(transfer), "dropped": dropped}
+def write(folder: Path, weak: Sequence[str], transfer: Sequence[str], halves: Halves) -> None:
+    """Write the row ids of both halves, and how many rows belong to neither and why, as split.json."""
+    counts = {"dropped": halves.dropped, "overlapping": halves.overlapping}
+    data = {"weak": list(weak), "transfer": list(transfer), **counts}
     (folder / "split.json").write_text(json.dumps(data), encoding="utf-8")
 
 

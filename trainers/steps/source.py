@@ -18,11 +18,29 @@ from trainers.labels.gold import GOLD, Gold
 from trainers.labels.kinds import AnyLabels, kind_for
 from trainers.labels.label_set import LABELS
 from trainers.steps.step import Ground, Step
-from w2s_tasks.errors import MissingDataError
+from w2s_tasks.errors import MissingDataError, UserError
+from w2s_tasks.rows.overlap import Rule, common, overlapping, texts_of
 
 Side = Literal["weak", "transfer"]
 Op = tuple[str, dict[str, Any]]
 """A label operation and its settings."""
+
+
+@functools.cache
+def given_away(task: HarnessTask, rule: Rule) -> frozenset[int]:
+    """The numbers of the training rows that stand in the task's evaluation split.
+
+    Raises:
+        UserError: the rule is `source`, and single rows of the task don't tell theirs.
+    """
+    evaluation, training = texts_of(task.task, list(task.task.eval_docs), rule), texts_of(task.task, task.train_docs, rule)
+    if evaluation is None or training is None:
+        raise UserError(
+            f"split.drop_overlap: source: the metadata of the task '{task.name}' don't say which column holds the source "
+            "(`source: {column: NAME}`), for training and evaluation rows alike. Use 13gram or exact."
+        )
+    marks = overlapping(training, common(evaluation, training, rule), rule)
+    return frozenset(row for row, mark in enumerate(marks) if mark)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -46,13 +64,18 @@ class Split(Step):
     @property
     def code(self) -> tuple[Code, ...]:
         """What the task says of its rows."""
-        return HarnessTask.source_texts, kind_for(self.task).gold.told
+        told = kind_for(self.task).gold.told, HarnessTask.gold, HarnessTask.solution
+        return HarnessTask.source_texts, *told, *((given_away,) if self.settings.drop_overlap else ())
 
     def recipe(self) -> dict[str, Any]:
-        """The settings and the rows; where sources decide, the prompts too."""
-        texts = {"renderer": self.task.renderer_hash(PromptStyle())} if self.settings.by == "source" else {}
+        """The settings and the rows; where texts decide, the prompts too; where the evaluation split does, its rows."""
+        drop = self.settings.drop_overlap
+        settings = self.settings.model_dump(exclude=None if drop else {"drop_overlap"})
+        by_text = drop or self.settings.by == "source" or self.task.generates  # then gold is a text too
+        texts = {"renderer": self.task.renderer_hash(PromptStyle())} if by_text else {}
+        asked = {"evaluation": self.task.eval_hash(None)} if drop else {}
         number = {"seed": self.settings.seed + self.seed}
-        return self.settings.model_dump() | number | {"data": self.task.train_hash} | texts
+        return settings | number | {"data": self.task.train_hash} | texts | asked
 
     def rows(self) -> int:
         """All of the training split."""
@@ -61,6 +84,10 @@ class Split(Step):
     @functools.cached_property
     def halves(self) -> splits.Halves:
         """The row numbers of both halves, without limits."""
+        drop = self.settings.drop_overlap
+        return self._cut().without(given_away(self.task, drop)) if drop else self._cut()
+
+    def _cut(self) -> splits.Halves:
         number, rows = self.settings.seed + self.seed, len(self.task.train_docs)
         if self.settings.by == "study":
             return splits.split_as_study(rows)
@@ -88,7 +115,7 @@ class Split(Step):
         weak, transfer = ([self.task.train_ids[i] for i in self.side(side)] for side in ("weak", "transfer"))
         rows = [*weak, *transfer]
         kind_for(self.task).gold.told(self.task, rows, self.task.docs_of(rows)).save(out / GOLD)
-        splits.write(out, weak, transfer, self.halves.dropped)
+        splits.write(out, weak, transfer, self.halves)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

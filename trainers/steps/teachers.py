@@ -336,5 +336,6 @@ class Agreeing(Labels):
 def _agree(repetition: Repetition, source: Source, done: str, args: Agree) -> Source:
     """Keep the rows on which the weak majority and the strong model's in-context answer are one: 2407.13647, stage I."""
     split = repetition.split
+    split.task.check_shots(training_style(repetition.strong, args.shots))
     made = Agreeing(task=split.task, whose=done, split=split, source=source, settings=repetition.strong, agree=args)
     return Source(split=split, made=repetition.add(made), share=source.share)

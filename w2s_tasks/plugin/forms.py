@@ -24,6 +24,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.rows import forms
 from w2s_tasks.rows.problems import label_remedy
 from w2s_tasks.rows.readable import place_of
+from w2s_tasks.scoring import pairwise
 from w2s_tasks.user_text import shown
 
 MARK = "@"
@@ -92,10 +93,13 @@ class Form(ConfigurableTask):
         if self.base.has_training_docs():
             splits["train"] = self.base.training_docs()
         self.dataset = datasets.DatasetDict(
-            {split: datasets.Dataset.from_list([self._turned(doc, split) for doc in docs]) for split, docs in splits.items()}
+            {
+                split: datasets.Dataset.from_list([row for doc in docs for row in self._turned(doc, split)])
+                for split, docs in splits.items()
+            }
         )
 
-    def _turned(self, doc: Doc, split: str) -> Doc:
+    def _turned(self, doc: Doc, split: str) -> list[Doc]:
         choices, target = self.base.doc_to_choice(doc), self.base.doc_to_target(doc)
         gold = place_of(target, lambda: choices)
         if gold is None or not 0 <= gold < len(choices):
@@ -103,11 +107,25 @@ class Form(ConfigurableTask):
                 f"the task '{self.base.task_name}': a row of its {split} split has the gold label {shown(target)}, which is "
                 f"none of its choices {shown(choices)}.{label_remedy(self.base, doc, choices)}"
             )
+        right = choices[gold]
+        choices = [
+            c for i, c in enumerate(choices) if i == gold or c.strip() != right.strip()
+        ]  # what says the same is right too
+        gold = choices.index(right)
+        if len(choices) < 2:
+            raise UserError(
+                f"the task '{self.base.task_name}': a row of its {split} split has only the choice {shown(right)}."
+            )
         source = ((self.base.config.metadata or {}).get("source") or {}).get("column")
         question = str(self.base.doc_to_text(doc))
         text = str(doc[source]) if source else question
         group = int(doc["w2s_group"]) if "w2s_group" in doc else forms.cluster(text)
-        return {**self.row(question, choices, gold), "w2s_group": group, "source": text}
+        row = {**self.row(question, choices, gold), "w2s_group": group, "source": text}
+        return self.asked(row) if split == "validation" else [row]
+
+    def asked(self, row: Doc) -> list[Doc]:
+        """How a row is evaluated: once."""
+        return [row]
 
     def written(self, choice: str) -> str:
         """A choice as it stands behind the task's prompt."""
@@ -133,13 +151,20 @@ class Verify(Form):
 
 
 class Pair(Form):
-    """Which of two answers is better? The right choice and another one, on sides that a coin decides."""
+    """Which of two answers is better? The right choice and another one, on sides that a coin decides.
+
+    With ``metadata: {both_orders: true}`` every pair is evaluated on both sides.
+    """
 
     name = "pair"
 
     def settings(self) -> dict[str, Any]:
         """The question with two answers, which a cross-encoder or a reward model reads one by one."""
+        shared = load_yaml(TASK_PATH / self.shared, resolve_func=True)["metric_list"]
+        own = ("first", "consistent", "position_bias") if self.both_orders else ("first",)
         return {
+            "process_results": pairwise.candidates,
+            "metric_list": [*shared, *(metric for name in own for metric in _with_error(name))],
             "doc_to_text": "{{question}}\n\nA:{{a}}\nB:{{b}}\n\nBetter answer:",
             "doc_to_choice": ["A", "B"],
             "metadata": {"candidates": {"question": "question", "answers": ["a", "b"]}},
@@ -151,6 +176,24 @@ class Pair(Form):
         worse = forms.draws(self.seed, "distractor", question, *choices).choice(wrong)
         (a, b), label = forms.paired(question, choices[gold], worse, self.seed)
         return {"question": question, "a": self.written(a), "b": self.written(b), "label": label}
+
+    @property
+    def both_orders(self) -> bool:
+        """Whether every pair is evaluated on both sides."""
+        return bool((self.base.config.metadata or {}).get("both_orders"))
+
+    def asked(self, row: Doc) -> list[Doc]:
+        """As it is, and where both orders are asked for with its sides changed."""
+        if not self.both_orders:
+            return [row]
+        row["w2s_pair"] = forms.cluster("\x1f".join((row["question"], *sorted((row["a"], row["b"])))))
+        return [row, {**row, "a": row["b"], "b": row["a"], "label": 1 - row["label"]}]
+
+
+def _with_error(name: str) -> list[dict[str, Any]]:
+    """A score of `pairwise` and its error, as a YAML lists them."""
+    names = (name, f"{name}_stderr")
+    return [{"metric": n, "aggregation": getattr(pairwise, n), "higher_is_better": name == "consistent"} for n in names]
 
 
 class Shuffle(Form):

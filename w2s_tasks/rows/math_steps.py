@@ -7,6 +7,7 @@ changed text is read once more: of its equations a slip breaks one, another erro
 
 from __future__ import annotations
 
+import bisect
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -26,6 +27,8 @@ PLAIN = (
     (re.compile(r"[\]}]"), ")"),
     (re.compile(r"(?<=\))(?=[#(])|(?<=#)(?=\()"), "*"),  # factors side by side
 )
+COMMAND, SYMBOLIC = re.compile(r"\\[a-zA-Z]+"), re.compile(r"[a-zA-Z_|!]")
+"""What shows quickly that a side is no arithmetic: most are not."""
 VALUE = r"(?:\\?\$)?\s*([\d,]*\.?\d+)\s*(?:\\%|\^\{?\\circ\}?)?"
 RESULT = re.compile(rf"\s*(?:\\boxed\{{\s*{VALUE}\s*\}}|{VALUE})[\s.,]*")
 BOXED = re.compile(rf"\\boxed\{{\s*{VALUE}\s*\}}")
@@ -56,6 +59,8 @@ def equations(text: str) -> Iterator[tuple[Step | None, bool]]:
         signs = [m.start() + start for m in re.finditer("=", text[start:end])]
         for before, sign, after in zip([start - 1, *signs], signs, [*signs[1:], end], strict=False):
             left = ENDS.split(text[before + 1 : sign].rstrip(" \n&\\"))[-1]
+            if SYMBOLIC.search(COMMAND.sub("", left)) or not left.strip():
+                continue
             right = ENDS.split(text[sign + 1 : after])[0]
             shown, form = _side(left, found, text.rindex(left, before + 1, sign))
             if form is not None and len(shown) > 1:
@@ -64,7 +69,8 @@ def equations(text: str) -> Iterator[tuple[Step | None, bool]]:
 
 def _side(latex: str, found: Sequence[Number], start: int) -> tuple[tuple[int, ...], str | None]:
     """The numbers of one side of an equation, and its form."""
-    shown = tuple(i for i, n in enumerate(found) if start <= n.start and n.end <= start + len(latex))
+    first = bisect.bisect_left(found, start, key=lambda number: number.start)
+    shown = tuple(range(first, bisect.bisect_right(found, start + len(latex), first, key=lambda number: number.end)))
     return shown, form_of(latex, [found[i] for i in shown], start)
 
 
@@ -83,7 +89,8 @@ def _equation(
     except NotComputedError:
         return
     end = start + single.end(1 if single[1] else 2)
-    for result in (i for i, number in enumerate(found) if number.end == end):
+    result = bisect.bisect_left(found, end, key=lambda number: number.end)
+    if result < len(found) and found[result].end == end:
         yield Step(left[1], operands, left[0], result, found[result].value), value == found[result].value
 
 

@@ -27,7 +27,8 @@ UNKNOWN = ("unknown", "undetermined", "not known", "not answerable", "not enough
 Doc = dict[str, Any]
 
 
-def _rows(name: str) -> list[Doc]:
+def read_rows(name: str) -> list[Doc]:
+    """The rows of one of the package's files (`assets.PUBLIC_BENCHMARKS`), as they are."""
     with (assets.fetch(ASSET) / f"{name}.jsonl").open(encoding="utf-8") as f:
         return [json.loads(line) for line in f]
 
@@ -60,7 +61,7 @@ def _two(context: str, right: str, wrong: str, **more: Any) -> Doc:
 @functools.cache
 def _stereoset(sense: bool) -> Splits:
     rows = []
-    for row in _rows("StereoSet"):
+    for row in read_rows("StereoSet"):
         if row["type"] != "intersentence":
             continue
         context, more = row["context"].strip(), {"target": row["target"], "bias_type": row["bias_type"]}
@@ -95,7 +96,7 @@ def _place(answer: str, choices: Sequence[str]) -> int:
 @functools.cache
 def _bbq() -> Splits:
     rows = []
-    for row in _rows("BBQ"):
+    for row in read_rows("BBQ"):
         choices, answer = _options(row["options"]), row["answer"][0].strip()
         rows.append(
             {
@@ -117,7 +118,7 @@ def bbq(**_: Any) -> Splits:
 @functools.cache
 def _social_iqa() -> Splits:
     rows = []
-    for row in _rows("SIQA"):
+    for row in read_rows("SIQA"):
         choices = _options(row["options"])
         label = _place(row["answer"].partition(". ")[2].strip(), choices)
         rows.append(

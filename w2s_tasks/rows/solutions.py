@@ -100,7 +100,7 @@ def math(**_: Any) -> Splits:
 
 
 def gsm8k_check(candidates: str | None = None, **_: Any) -> Splits:
-    """Solutions of GSM8K's questions: question, answer, label (1 = right), error, w2s_group; train 6,110, validation 1,038.
+    """Solutions of GSM8K's questions: question, answer, label (1 = right), error, w2s_group; train 6,072, validation 1,032.
 
     Raises:
         UserError: a candidates file that can't be read or has no row of the validation split.
@@ -163,8 +163,13 @@ def _one_a_question(
             len(found),
             len(found) - len(rows),
         )
-        splits[split] = datasets.Dataset.from_list(rows, features=FEATURES)
+        splits[split] = _dataset(rows)
     return splits
+
+
+def _dataset(rows: list[Doc]) -> datasets.Dataset:
+    """Rows with their columns, where there is none as well."""
+    return datasets.Dataset.from_dict({name: [row[name] for row in rows] for name in FEATURES}, features=FEATURES)
 
 
 # ---- a model's own solutions -------------------------------------------------------------------------------------------
@@ -193,7 +198,7 @@ def _candidate_splits(path: Path, text: str, gold: Callable[[], Splits]) -> Spli
         found = [_candidate(q, *by_question[q]) for q in rows["question"][:] if q in by_question]
         numbered = [{**row, "w2s_group": number + i} for i, row in enumerate(found)]
         number += len(found)
-        splits[split] = datasets.Dataset.from_list(numbered, features=FEATURES)
+        splits[split] = _dataset(numbered)
         log.info("%s, %s: %d questions, %d solutions right", path, split, len(found), sum(row["label"] for row in found))
     if open_ended:
         log.warning("%s: %d solutions come to no final answer, and are left out", path, open_ended)
@@ -215,7 +220,8 @@ def _candidates(path: Path, text: str) -> Iterator[tuple[int, str, str]]:
         if not line.strip():
             continue
         row = parse_json(line, f"{path}:{number}")
-        given = tuple(str(row.get(key) or "").strip() for key in ("question", "answer")) if isinstance(row, dict) else ()
-        if not all(given) or not given:
+        given = [row.get(key) for key in ("question", "answer")] if isinstance(row, dict) else [None]
+        texts = [value.strip() for value in given if isinstance(value, str) and value.strip()]
+        if len(texts) != 2:
             raise UserError(f'{path}:{number}: not {{"question": text, "answer": text}}, but {shown(row)}.')
-        yield number, given[0], given[1]
+        yield number, texts[0], texts[1]

@@ -19,6 +19,7 @@ import datasets
 
 from w2s_tasks.errors import MissingDataError
 from w2s_tasks.rows import assets
+from w2s_tasks.rows.families import families, numbered
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +36,14 @@ KNOWN_ROWS: dict[tuple[str, str | None], dict[str, int]] = {
     ("hendrycks/ethics", "virtue"): {"train": 28_245, "validation": 4_975, "test": 4_780},
     ("hendrycks/ethics", "utilitarianism"): {"train": 13_737, "validation": 4_807, "test": 4_271},
     ("hendrycks/ethics", "commonsense"): {"train": 13_910, "validation": 3_885, "test": 3_964},
+    ("Anthropic/hh-rlhf", "harmless-base"): {"train": 42_537, "test": 2_312},
+    ("Anthropic/hh-rlhf", "helpful-base"): {"train": 43_835, "test": 2_354},
 }
+
+
+def digest(text: str) -> str:
+    """Hex sha256 of a text: an order that depends on nothing else."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def local_folder(path: str) -> Path | None:
@@ -46,21 +54,32 @@ def local_folder(path: str) -> Path | None:
 
 
 @functools.cache
-def _load(path: str, name: str | None, local: Path | None) -> datasets.DatasetDict:
+def _load(path: str, name: str | None, local: Path | None, data_dir: str | None = None) -> datasets.DatasetDict:
     datasets.disable_progress_bars()
     try:
-        loaded = _load_from(path, name, local)
+        loaded = _load_from(path, name, local, data_dir)
     finally:
         datasets.enable_progress_bars()
-    _warn_if_partial(path, name, loaded)
+    _warn_if_partial(path, name or data_dir, loaded)
     return loaded
 
 
-def _load_from(path: str, name: str | None, local: Path | None) -> datasets.DatasetDict:
+def _cache_of(folder: Path) -> str:
+    """Where datasets keeps what it made of a folder as it is now.
+
+    It tells folders with a README apart by their names and their files' names alone: of another folder of that name, or of a
+    file that was changed, it would give the old rows.
+    """
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    states = [(str(path.relative_to(folder)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return str(Path(datasets.config.HF_DATASETS_CACHE) / "w2s" / digest(f"{folder.resolve()} {states}")[:16])
+
+
+def _load_from(path: str, name: str | None, local: Path | None, data_dir: str | None) -> datasets.DatasetDict:
     if local is not None:
-        return datasets.load_dataset(str(local), name)
+        return datasets.load_dataset(str(local), name, data_dir=data_dir, cache_dir=_cache_of(local))
     try:
-        return datasets.load_dataset(path, name)
+        return datasets.load_dataset(path, name, data_dir=data_dir)
     except RuntimeError as error:
         if "script" not in str(error):
             raise
@@ -77,22 +96,28 @@ def _warn_if_partial(path: str, name: str | None, loaded: datasets.DatasetDict) 
             log.warning("%s: %d rows here, %d in the published set: this copy is partial or changed", label, found, rows)
 
 
-def load(path: str, name: str | None = None) -> datasets.DatasetDict:
+def load(path: str, name: str | None = None, data_dir: str | None = None) -> datasets.DatasetDict:
     """Load ``path`` (hub id) and config ``name`` from ``$W2S_DATA``, the hub's cache or the hub.
+
+    Args:
+        path: of the set.
+        name: its config.
+        data_dir: a folder of it, where the set has folders and no configs.
 
     Raises:
         MissingDataError: none of the places has it; the message names all of them.
     """
-    local = local_folder(path)
+    folder = f"{path}/{data_dir}" if data_dir else path
+    local = local_folder(path) if local_folder(folder) else None
     try:
-        return _load(path, name, local)
+        return _load(path, name, local, data_dir)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         root = os.environ.get("W2S_DATA")
-        where = f"$W2S_DATA is {root}, without a usable {path} in it" if root else "$W2S_DATA is not set"
+        where = f"$W2S_DATA is {root}, without a usable {folder} in it" if root else "$W2S_DATA is not set"
         raise MissingDataError(
-            f"the data set {path}{f' ({name})' if name else ''} is not to be had: {where}; the hub: "
+            f"the data set {path}{f' ({part})' if (part := name or data_dir) else ''} is not to be had: {where}; the hub: "
             f"{type(error).__name__}: {str(error).splitlines()[0][:160]}; no package holds it. Set W2S_DATA to a "
-            f"folder with {path}/ in it (parquet, CSV or JSONL, columns as on the hub), or go online once."
+            f"folder with {folder}/ in it (parquet, CSV or JSONL, columns as on the hub), or go online once."
         ) from error
 
 
@@ -103,17 +128,15 @@ def sst2(**_: Any) -> Splits:
 
 
 def boolq(**_: Any) -> Splits:
-    """BoolQ (Clark et al. 2019): question, passage, label (1 = yes); train 9,427, validation 3,270."""
+    """BoolQ (Clark et al. 2019): question, passage, label (1 = yes); train 9,427, validation 3,270.
+
+    ``w2s_group`` numbers the passages of the validation rows.
+    """
     loaded = load("google/boolq")
-    return {
-        split: loaded[split].add_column("label", [int(a) for a in loaded[split]["answer"]])
-        for split in ("train", "validation")
-    }
-
-
-def digest(text: str) -> str:
-    """Hex sha256 of a text: an order that depends on nothing else."""
-    return hashlib.sha256(text.encode()).hexdigest()
+    train, validation = (
+        loaded[split].add_column("label", [int(a) for a in loaded[split]["answer"][:]]) for split in ("train", "validation")
+    )
+    return {"train": train, "validation": validation.add_column("w2s_group", numbered(validation["passage"][:]))}
 
 
 def _split_of(text: str) -> str:
@@ -167,12 +190,19 @@ def _grouped(data: datasets.Dataset, size: int) -> datasets.Dataset:
     return data.add_column("w2s_group", [i // size for i in range(len(data))])
 
 
+def _contrasted(data: datasets.Dataset) -> datasets.Dataset:
+    """Number the contrast pairs: most short scenarios stand beside one that differs in a few words and in what it is."""
+    return data.add_column("w2s_group", numbered(families(data["input"][:])))
+
+
 def _ethics_splits(loaded: datasets.DatasetDict, subtask: str, group_size: int) -> Splits:
     if subtask.startswith("commonsense"):
         loaded = _commonsense(loaded, long=subtask == "commonsense_long")
     splits = {split: loaded[split] for split in ("train", "validation", "test")}
     if subtask == "utilitarianism":
         return {split: _pleasantness_rows(data) for split, data in splits.items()}
+    if subtask == "commonsense":
+        return {split: data if split == "train" else _contrasted(data) for split, data in splits.items()}
     if group_size > 1:
         return {split: data if split == "train" else _grouped(data, group_size) for split, data in splits.items()}
     return splits

@@ -58,6 +58,11 @@ def choice(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     return {key: (int(doc["w2s_group"]), v) for name, v in values.items() for key in (name, f"{name}_stderr")}
 
 
+def letter(doc: dict[str, Any], results: Results) -> dict[str, Any]:
+    """``process_results`` where the choices are letters of options in the prompt: as `choice`, without acc_norm."""
+    return {key: item for key, item in choice(doc, results).items() if not key.startswith(SCORE)}
+
+
 def sense(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     """``process_results`` of StereoSet's sense: as `choice`, and ``lms``, the same averaged over targets."""
     item = choice(doc, results)

@@ -6,8 +6,8 @@ unparsed reply is wrong in every score. ``share_i`` is the share of replies that
 ``unparsed`` add up to 1.
 
 A task's ``process_results`` emits one small tuple a document under each metric's name, and the metric's own aggregation
-reads it; ``NAME_stderr`` is clustered by group where the task's function says that rows come in groups (``grouped_...``).
-A column named ``group`` means nothing elsewhere.
+reads it; ``NAME_stderr`` is clustered by group where the task's function says that rows come in groups (``clustered_...``,
+and with exact match ``grouped_...``). A column named ``group`` means nothing elsewhere.
 """
 
 from __future__ import annotations
@@ -69,7 +69,13 @@ def _binary(
     chosen = (parser(reply, choices) for parser in parsers)
     found, exact = (UNPARSED if i is None else i for i in chosen)
     item: Answered = (int(doc["label"]), found, exact, int(doc["w2s_group"]) if grouped else NO_GROUP)
-    return _with_errors([*BINARY, "em"] if grouped else BINARY, item)
+    return _with_errors(BINARY, item)
+
+
+def _grouped(doc: Doc, results: Sequence[str], choices: Sequence[str], parsers: Parsers) -> dict[str, Any]:
+    """With exact match over each group."""
+    scores = _binary(doc, results, choices, parsers, grouped=True)
+    return scores and scores | _with_errors(["em"], scores["acc"])
 
 
 def reasonable(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
@@ -79,17 +85,22 @@ def reasonable(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dic
 
 def grouped_reasonable(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
     """Justice and deontology, rows in groups."""
-    return _binary(doc, results, ("unreasonable", "reasonable"), parsers, grouped=True)
+    return _grouped(doc, results, ("unreasonable", "reasonable"), parsers)
 
 
 def yes_no(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
-    """BoolQ, and virtue with rows one by one."""
+    """Virtue with rows one by one."""
     return _binary(doc, results, ("no", "yes"), parsers)
+
+
+def clustered_yes_no(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
+    """BoolQ, questions about one passage together."""
+    return _binary(doc, results, ("no", "yes"), parsers, grouped=True)
 
 
 def grouped_yes_no(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
     """Virtue, rows in groups."""
-    return _binary(doc, results, ("no", "yes"), parsers, grouped=True)
+    return _grouped(doc, results, ("no", "yes"), parsers)
 
 
 def true_false(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
@@ -98,8 +109,13 @@ def true_false(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dic
 
 
 def wrong(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
-    """Commonsense, short and long."""
+    """Commonsense, rows one by one."""
     return _binary(doc, results, ("not wrong", "wrong"), parsers)
+
+
+def clustered_wrong(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
+    """Short commonsense, scenarios that differ in a few words together."""
+    return _binary(doc, results, ("not wrong", "wrong"), parsers, grouped=True)
 
 
 def sentiment(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:

@@ -563,18 +563,20 @@ def _right(pair: tuple[int, int]) -> float:
     return math.nan if pair[1] == BROKEN else float(pair[0] == pair[1])
 
 
-def binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
-    """``process_results`` of a two-choice task whose column ``label`` is the index of the right choice.
-
-    A document without an answer (all its log-likelihoods are minus infinity) is wrong. Where one is NaN the model is
-    broken, and all scores of the task are NaN.
-    """
-    pair = _gold_pred(doc, results)
-    return {"acc": _right(pair), **_tables(pair)}
-
-
 def _tables(item: GoldPred) -> dict[str, Any]:
     return {key: item for name in TABLE_METRICS for key in (name, f"{name}_stderr")}
+
+
+def clustered_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
+    """As `binary`, with errors that know which rows share a source: column ``group``, a number."""
+    pair, group = _gold_pred(doc, results), int(doc["group"])
+    item = (group, _right(pair))
+    return {"acc": item, "acc_stderr": item, **_tables((*pair, group))}
+
+
+def grouped_acc(items: Sequence[tuple[int, float]]) -> float:
+    """Plain accuracy over rows."""
+    return float(np.mean([ok for _, ok in items]))
 
 
 def clustered_stderr(values: Array, clusters: Array) -> float:
@@ -592,6 +594,12 @@ def clustered_stderr(values: Array, clusters: Array) -> float:
         return math.nan
     sums = np.bincount(index, weights=values - values.mean())
     return float(math.sqrt((sums**2 / (1 - sizes / len(values))).sum()) / len(values))
+
+
+def grouped_acc_stderr(items: Sequence[tuple[int, float]]) -> float:
+    """Standard error of accuracy, clustered by group."""
+    rows = np.asarray(items, dtype=float)
+    return clustered_stderr(rows[:, 1], rows[:, 0])
 
 
 Doc = dict[str, Any]
@@ -641,12 +649,14 @@ def _binary(
         exact,
         int(doc["group"]) if grouped else NO_GROUP,
     )
-    return _with_errors([*BINARY, "em"] if grouped else BINARY, item)
+    return _with_errors(BINARY, item)
 
 
-def yes_no(doc: Doc, results: Sequence[str], parsers: Parsers = BOTH) -> dict[str, Any]:
-    """BoolQ, and virtue with rows one by one."""
-    return _binary(doc, results, ("no", "yes"), parsers)
+def clustered_yes_no(
+    doc: Doc, results: Sequence[str], parsers: Parsers = BOTH
+) -> dict[str, Any]:
+    """BoolQ, questions about one passage together."""
+    return _binary(doc, results, ("no", "yes"), parsers, grouped=True)
 
 
 def correct(items: Sequence[Answered], column: int = LENIENT) -> Array:
@@ -834,9 +844,18 @@ def shots(docs: datasets.Dataset) -> list[Doc]:
     return balanced_order(pool(docs), SEED)
 
 
+def numbered(labels: Iterable[Any]) -> list[int]:
+    """Labels as numbers from 0, in the order in which they occur first."""
+    number: dict[Any, int] = {}
+    return [number.setdefault(label, len(number)) for label in labels]
+
+
 def labelled(docs: datasets.Dataset) -> datasets.Dataset:
-    """Add the column ``label`` (1 = yes) to BoolQ's rows."""
-    return docs.add_column("label", [int(answer) for answer in docs["answer"]])
+    """Add the columns ``label`` (1 = yes) and ``group`` (the passage's number) to BoolQ's rows."""
+    labels = [int(answer) for answer in docs["answer"][:]]
+    return docs.add_column("label", labels).add_column(
+        "group", numbered(docs["passage"][:])
+    )
 
 
 def labelled_shots(docs: datasets.Dataset) -> list[Doc]:

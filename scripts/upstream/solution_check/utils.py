@@ -490,7 +490,11 @@ def shown(answer: str) -> str:
 
 
 def parsed(question: str, answer: str) -> Solution | None:
-    """A solution with its steps; None where an annotation is no exact arithmetic, or the answer is no step's result."""
+    """A solution with its steps.
+
+    None where an annotation is no exact arithmetic, the text computes more than it (``8*4+2 = 32+2 = <<8*4+2=34>>34``), or
+    the answer is no step's result.
+    """
     text = shown(answer)
     found = numbers(text)
     by_start = {number.start: i for i, number in enumerate(found)}
@@ -500,7 +504,9 @@ def parsed(question: str, answer: str) -> Solution | None:
         place = by_start.get(annotation.start() - removed)
         removed += len(annotation[0])
         step = None if place is None else _step(annotation[1], found, place)
-        if step is None:
+        if step is None or (
+            step.shown is None and _line(text, found[step.result].start).count("=") > 1
+        ):
             return None
         steps.append(step)
     final = len(found) - 1
@@ -511,6 +517,11 @@ def parsed(question: str, answer: str) -> Solution | None:
     ):
         return None
     return Solution(question, text, tuple(steps), final)
+
+
+def _line(text: str, end: int) -> str:
+    """What of a line stands before a place."""
+    return text[text.rfind("\n", 0, end) + 1 : end]
 
 
 def _step(annotation: str, text: list[Number], place: int) -> Step | None:
