@@ -87,7 +87,7 @@ def _check_choices(config: Experiment, task: HarnessTask) -> None:
         raise UserError(
             f"labels: generate is for tasks whose answers are generated; '{task.name}' is multiple_choice. Use soft or hard."
             if config.labels == "generate"
-            else f"labels: the output_type of '{task.name}' is generate_until, its labels are solutions: write labels: generate."
+            else f"labels: the output_type of '{task.name}' is generate_until: its labels are solutions, labels: generate."
         )
     if task.classes or task.generates:
         return

@@ -285,7 +285,7 @@ class HarnessTask:
             if not ok:
                 raise UserError(
                     f"the task '{self.name}': row {row} of its training split has the gold solution {shown(solution)}, in "
-                    "which its own reader finds no answer, so nobody could be right there. Leave the row out, or mend the reader."
+                    "which its own reader finds no answer, so nobody could be right. Leave the row out, or mend the reader."
                 )
 
     @contextlib.contextmanager
