@@ -77,6 +77,14 @@ def write_sums(folder: Path) -> Path:
     return folder
 
 
+def write_experiment(folder: Path) -> Path:
+    """Write an experiment with its task and its model into a new folder; its YAML file."""
+    folder.mkdir()
+    path, model = folder / "sums.yaml", guesser(folder / "model")
+    path.write_text(EXPERIMENT.format(tasks=write_sums(folder / "own_tasks"), model=model), "utf-8")
+    return path
+
+
 def _guess(rng: random.Random) -> str:
     a, b = rng.randrange(10), rng.randrange(10)
     c = rng.choice([a + b, a, b])
@@ -109,7 +117,7 @@ def guesser(folder: Path) -> Path:
         rows = []
         for _ in range(8):
             shots = [_guess(rng) for _ in range(rng.choice([1, 1, 2, 3, 5]))]
-            rows.append(tokenizer.encode("\n\n".join(shots)) + [2])
+            rows.append([*tokenizer.encode("\n\n".join(shots)), 2])
         width = max(map(len, rows))
         ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
         loss = model(input_ids=ids, labels=ids.masked_fill(ids == 0, -100)).loss

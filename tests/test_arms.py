@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.config.methods import PARTS
+from trainers.config.methods import PARTS as ALL_PARTS
+from trainers.config.methods import takes_labels
 from trainers.config.reading import load
 from trainers.fit import lora
 from trainers.fit.lora import Lora
@@ -26,6 +27,8 @@ from w2s_tasks.errors import UserError
 ALL_ARMS = [*ARMS, "few_shot(4)"]
 SMALL = ["split.limit={weak: 48, transfer: 32}", "evaluate.limit=16", "evaluate.few_shot_k=2", "weak.epochs=8"]
 SMALL += ["unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}", "weak.holdout=0.2"]
+PARTS = tuple(part for part in ALL_PARTS if part in LOSSES or takes_labels(part, LabelSet))
+"""Those over choices; the others: test_generated_targets."""
 
 
 def _run(file: Path, runs: Path, *sets: str) -> tuple[ex.Run, dict]:

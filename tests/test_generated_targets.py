@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from sums import EXPERIMENT, guesser, write_sums
+from sums import write_experiment, write_sums
 
 from trainers.config.reading import load
 from trainers.flow.alone import finetune_model, label_rows
@@ -48,10 +48,7 @@ ARMS = ["zero_shot", "few_shot(2)", "student", "ceiling", "ceiling_full", "permu
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the task, the model and the experiment."""
-    root = tmp_path_factory.mktemp("generated")
-    tasks, model = write_sums(root / "own_tasks"), guesser(root / "model")
-    (root / "sums.yaml").write_text(EXPERIMENT.format(tasks=tasks, model=model), "utf-8")
-    return root
+    return write_experiment(tmp_path_factory.mktemp("generated") / "sums").parent
 
 
 @pytest.fixture(scope="module")

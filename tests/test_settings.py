@@ -17,6 +17,7 @@ import pytest
 import typer
 from safetensors.torch import load_file
 from settings_reads import reads
+from sums import write_experiment
 from typer.testing import CliRunner
 
 from trainers import cli
@@ -81,6 +82,7 @@ def test_every_field_is_read_by_a_run(experiment_file: Path, causal_model: Calla
     with reads() as found:
         run(experiment_file, tmp_path / "classifier", *BY_CLASSIFIER)
         run(experiment_file, tmp_path / "lora", by_lora, *BY_LORA)
+        run(write_experiment(tmp_path / "sums"), tmp_path / "generated", "methods=[agree]", "arms=[student]")
     known = sections(config.Experiment) | {Classifier, Lora, config.Safety}
     every = {(s.__name__, f) for s in known - set(PASSED_WHOLE) for f in s.model_fields}
     assert sorted(every - found) == []

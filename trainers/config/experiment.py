@@ -8,20 +8,19 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from trainers.config.method_args import MethodArgs
-from trainers.config.methods import parse_method
+from trainers.config.methods import parse_method, takes_labels
 from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
 from trainers.fit.trainer import TRAINERS, Role
 from trainers.labels.arms import ARMS
 from trainers.labels.kinds import takes
 from trainers.labels.label_set import LabelSet
-from trainers.labels.operations import METHOD_OPS, NEEDS_CONFIDENCE
+from trainers.labels.operations import NEEDS_CONFIDENCE
 from trainers.labels.solutions import Generate
 from trainers.labels.splits import SplitSettings
 from trainers.labels.text_labels import TextLabels
 from trainers.labels.unsupervised import Unsupervised
 from trainers.section import Section
-from trainers.steps.teachers import MODEL_OPS
 from trainers.training.settings import LocalSettings, ModelSettings
 from w2s_tasks.errors import nearest
 from w2s_tasks.models.service import checked_url
@@ -290,7 +289,7 @@ class Experiment(Section):
         """Refuse parts that take labels of the other kind."""
         kind, what = (TextLabels, "solutions") if self.labels == "generate" else (LabelSet, "distributions over choices")
         for op in (op for method in self.methods for op in parse_method(method).ops):
-            if not (kind in MODEL_OPS[op].kinds if op in MODEL_OPS else takes(METHOD_OPS[op], kind)):
+            if not takes_labels(op, kind):
                 raise ValueError(f"methods: {op} can't be used with labels: {self.labels}, which are {what}")
         if self.labels != "generate":
             return self

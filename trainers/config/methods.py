@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainers.labels.kinds import AnyLabels, takes
 from trainers.labels.operations import METHOD_OPS, NEEDS_CONFIDENCE
 from trainers.steps.teachers import MODEL_OPS
 from trainers.training.losses import LOSSES
@@ -23,6 +24,11 @@ class Method:
 
     ops: tuple[str, ...] = ()
     loss: str = "xent"
+
+
+def takes_labels(op: str, kind: type[AnyLabels]) -> bool:
+    """Whether an operation takes labels of a kind."""
+    return kind in MODEL_OPS[op].kinds if op in MODEL_OPS else takes(METHOD_OPS[op], kind)
 
 
 def parse_method(name: str) -> Method:
