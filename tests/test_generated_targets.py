@@ -17,6 +17,9 @@ import torch
 from sums import write_experiment, write_sums
 
 from trainers.config.reading import load
+from trainers.fit import lora
+from trainers.fit.lora import Lora
+from trainers.fit.trainer import answering_code
 from trainers.flow.alone import finetune_model, label_rows
 from trainers.flow.layout import Layout
 from trainers.flow.progress import Progress
@@ -24,6 +27,7 @@ from trainers.flow.run import Run, open_run
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels import solutions
+from trainers.labels.ask import OverChoices
 from trainers.labels.gold import GOLD, GoldTexts
 from trainers.labels.kinds import takes
 from trainers.labels.label_set import LABELS, LabelSet
@@ -34,6 +38,9 @@ from trainers.labels.text_labels import TextLabels
 from trainers.report.collected import collect
 from trainers.report.questions import page_data
 from trainers.report.report import write_report
+from trainers.steps.answers import Answers
+from trainers.steps.teachers import Agreeing
+from w2s_tasks import code_scope
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.sampling import Sample, sample
@@ -212,6 +219,16 @@ def test_the_reader_of_answers_counts_for_the_keys_of_labels(
     assert other.key(other.layout.steps[step]) != flow.key(flow.layout.steps[step])
 
 
+def test_labels_over_choices_hang_on_no_code_of_sampling():
+    def modules(*roots: Any) -> set[str]:
+        return {name for name, found in code_scope.reached(roots).items() if found}
+
+    sampling = {"w2s_tasks.models.sampling", "trainers.labels.solutions"}
+    assert not sampling & modules(Answers.build, OverChoices.ask, lora.fit, *answering_code(Lora(model="m")))
+    assert sampling <= modules(Answers.build, Solutions.ask)
+    assert sampling <= modules(Agreeing.build)
+
+
 # ---- the vote ------------------------------------------------------------------------------------------------------------
 
 PLAIN = AnswerReader(lambda reply: reply.partition("=")[2])
@@ -250,6 +267,14 @@ def test_answers_that_the_task_takes_for_one_are_counted_together():
         pytest.approx(2 / 3),
     )
     assert gsm8k.of("no number here") is None
+
+
+def test_a_reader_that_fails_on_a_reply_is_told_with_it():
+    reader = AnswerReader(lambda reply: reply.split("=")[1], lambda one, other: int(one) == int(other))
+    with pytest.raises(UserError, match=r"fails on 'nothing'.*IndexError"):
+        majority([Sample("nothing", -1.0)], reader)
+    with pytest.raises(UserError, match=r"fails on '1', 'x'.*ValueError"):
+        majority([Sample("a=1", -1.0), Sample("b=x", -1.0)], reader)
 
 
 def test_rows_without_an_answer_get_no_label_and_are_told(
@@ -366,6 +391,17 @@ def test_a_model_without_room_for_a_reply_is_one_clear_error(lm: W2SHF):
         drawn(lm, ["Sum:"], limit=4096)
 
 
+def test_how_a_task_asks_for_its_replies_changes_no_sample_and_what_can_not_be_followed_is_told(lm: W2SHF):
+    context = "Sum: 3 + 4\nSolution:"
+
+    def one(**settings: Any) -> list[Sample]:
+        return sample(lm, [context], {"until": ["Sum:"], "max_gen_toks": 16} | settings, 0.9, [draws(0, context)])
+
+    assert one() == one(do_sample=True, temperature=0.2, top_p=0.1, top_k=1)
+    with pytest.raises(UserError, match="can't be sampled"):
+        one(num_beams=4)
+
+
 # ---- one renderer --------------------------------------------------------------------------------------------------------
 
 
@@ -389,11 +425,9 @@ def test_a_target_is_what_few_shot_examples_show(place: Path, lm: W2SHF, templat
 
 
 def test_the_tokens_that_are_learnt_are_the_solution_and_its_end(place: Path, task: HarnessTask, lm: W2SHF):
-    from trainers.fit.lora import _rows, end_of_reply
-
     style, doc = PromptStyle(0), task.train_docs[0]
     labels = TextLabels.of({"a": (task.solution(doc), "1", 0.0, 1.0)})
-    (row,) = _rows(task, [doc], labels, lm, style, end_of_reply(lm, style))
+    (row,) = lora._rows(task, [doc], labels, lm, style, lora.end_of_reply(lm, style))
     ((prompt, reply),) = row["requests"]
     assert lm.tok_decode(list(prompt)) == task.pairs(doc, style)[0][0]
     assert lm.tok_decode(list(reply[:-1])) == f" {task.solution(doc)}"

@@ -281,7 +281,7 @@ class HarnessTask:
             with self._telling(f"row {row}", "training", doc):
                 solution = self.solution(doc)
                 said = self.reader.of(solution)
-                ok = said is not None and self.reader.same(said, said)
+                ok = said is not None and self.reader.equal(said, said)
             if not ok:
                 raise UserError(
                     f"the task '{self.name}': row {row} of its training split has the gold solution {shown(solution)}, in "

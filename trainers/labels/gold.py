@@ -95,7 +95,7 @@ class GoldTexts:
     def correct(self, labels: TextLabels) -> Array:
         """Which rows' solutions come to the same answer as the gold one, shape [n]."""
         pairs = zip(labels.row_id, labels.answer, strict=True)
-        return np.array([self.reader.same(self.answer(i), said) for i, said in pairs], dtype=bool)
+        return np.array([self.reader.equal(self.answer(i), said) for i, said in pairs], dtype=bool)
 
     def accuracy(self, labels: TextLabels) -> float:
         """Share of a label set's rows whose answer is right."""

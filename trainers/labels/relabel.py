@@ -165,7 +165,7 @@ def agreeing(weak: TextLabels, strong: TextLabels, reader: AnswerReader, take: L
     """
     place = {i: row for row, i in enumerate(strong.row_id)}
     same = [
-        i in place and reader.same(said, strong.answer[place[i]]) for i, said in zip(weak.row_id, weak.answer, strict=True)
+        i in place and reader.equal(said, strong.answer[place[i]]) for i, said in zip(weak.row_id, weak.answer, strict=True)
     ]
     kept = weak.subset(np.array(same, dtype=bool))
     if not len(kept):

@@ -69,7 +69,7 @@ def majority(samples: Sequence[Sample], reader: AnswerReader) -> tuple[str, str,
         said = reader.of(one.text)
         if said is None:
             continue
-        same = next((group for group in groups if reader.same(group[0][1], said)), None)
+        same = next((group for group in groups if reader.equal(group[0][1], said)), None)
         if same is None:
             groups.append(same := [])
         same.append((one, said))

@@ -17,6 +17,9 @@ import torch
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.generation import decoded, greedy_settings
 
+SAMPLING = ("do_sample", "temperature", "top_p", "top_k", "min_p")
+"""Settings of generation that say how tokens are drawn."""
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -66,11 +69,13 @@ def sample(
     Raises:
         UserError: a model whose replies can't be drawn here, or whose window is shorter than a reply.
     """
-    wanted = greedy_settings(lm, settings | {"do_sample": False, "temperature": 0.0})
+    own = {key: value for key, value in settings.items() if key not in SAMPLING}
+    wanted = greedy_settings(lm, own | {"do_sample": False})
     if wanted is None or lm.backend != "causal" or lm.mixed_precision_dtype is not None:
         raise UserError(
             f"{lm.pretrained}: its replies can't be sampled: that needs a causal language model without autocast whose "
-            "generation config asks for nothing but temperature, top_p, top_k and a repetition penalty."
+            "generation config, and the task's generation_kwargs, ask for nothing but how a reply ends, how tokens are drawn "
+            "(which labels: generate says itself) and a repetition penalty."
         )
     draw = _Draw(rngs, temperature, wanted.limit)
     first: dict[int, int] = {}
@@ -80,5 +85,5 @@ def sample(
             f"{lm.pretrained}: a reply of {wanted.limit} tokens (max_gen_toks) leaves no room for a prompt in its window of "
             f"{lm.max_length}, or a prompt is empty. Use a model with a longer window, or a smaller max_gen_toks."
         )
-    found = [draw.logprobs[first[i]] for i in range(len(texts))]
-    return [Sample(text.strip(), sum(own) / len(own)) for text, own in zip(texts, found, strict=True)]
+    logprobs = [draw.logprobs[first[i]] for i in range(len(texts))]
+    return [Sample(text.strip(), sum(own) / len(own)) for text, own in zip(texts, logprobs, strict=True)]

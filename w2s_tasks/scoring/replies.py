@@ -11,11 +11,15 @@ reader is given the reply and nothing of the row, so it can't see what is right.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+from w2s_tasks.errors import UserError
+from w2s_tasks.user_text import one_line, shown
 
 Score = TypeVar("Score", bound=Callable[..., Any])
 MARK = "w2s_reader"
@@ -31,8 +35,37 @@ class AnswerReader:
     """Whether two answers are one."""
 
     def of(self, reply: str) -> str | None:
-        """The answer of a reply, without white space around it; None where there is none."""
-        return (self.read(reply) or "").strip() or None
+        """The answer of a reply, without white space around it; None where there is none.
+
+        Raises:
+            UserError: the task's function fails on it.
+        """
+        with _told(self.read, reply):
+            return (self.read(reply) or "").strip() or None
+
+    def equal(self, one: str, other: str) -> bool:
+        """Whether two answers are one.
+
+        Raises:
+            UserError: the task's function fails on them.
+        """
+        with _told(self.same, one, other):
+            return bool(self.same(one, other))
+
+
+@contextlib.contextmanager
+def _told(function: Callable[..., Any], *texts: str) -> Iterator[None]:
+    """What a model writes may be anything: a function that fails on it is named with it."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # a user's function raises anything
+        name = getattr(function, "__name__", type(function).__name__)
+        raise UserError(
+            f"{name}, by which the task reads answers, fails on {', '.join(map(shown, texts))}: {type(error).__name__}: "
+            f"{one_line(error)}. It has to take whatever a model writes."
+        ) from error
 
 
 def reads(read: Callable[[str], str | None], same: Callable[[str, str], bool] = operator.eq) -> Callable[[Score], Score]:
