@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 ALWAYS = 16
 """Training rows from which on one place of all right answers is no accident."""
 SEED = 1234  # lm_eval's default for numpy, torch and the shots
-READS = "mark its process_results with `@reads(...)` of w2s_tasks.scoring.replies (docs/own_tasks.md)"
+READS = "mark its process_results with `@reads(...)` of w2s_tasks.scoring.replies (CONTRIBUTING.md, Add a task)"
 
 
 @dataclass(frozen=True)

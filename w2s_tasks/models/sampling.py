@@ -74,8 +74,8 @@ def sample(
     if wanted is None or lm.backend != "causal" or lm.mixed_precision_dtype is not None:
         raise UserError(
             f"{lm.pretrained}: its replies can't be sampled: that needs a causal language model without autocast whose "
-            "generation config, and the task's generation_kwargs, ask for nothing but how a reply ends, how tokens are drawn "
-            "(which labels: generate says itself) and a repetition penalty."
+            "generation config, and the task's generation_kwargs, ask for nothing but how a reply ends and is drawn "
+            "(which labels: generate says itself), and a repetition penalty."
         )
     draw = _Draw(rngs, temperature, wanted.limit)
     first: dict[int, int] = {}
