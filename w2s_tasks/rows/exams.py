@@ -54,8 +54,8 @@ def moral_scenarios(parted: bool = False, **_: Any) -> Splits:
     `shots` holds the 5 development and 100 validation rows; there are no training rows.
 
     Args:
-        parted: cut the test rows by their questions' hashes, two thirds to `train`, so that a model can learn on the one part
-            and be measured on the other.
+        parted: cut the test rows by their questions' hashes, two thirds to `train`, so that a model can learn on the one
+            part and be measured on the other.
     """
     loaded = load("cais/mmlu", "moral_scenarios")
     docs = {"shots": [*loaded["dev"].to_list(), *loaded["validation"].to_list()], "test": loaded["test"].to_list()}
