@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -400,7 +402,11 @@ def test_the_readme_names_the_papers():
 
 
 def test_an_experiment_with_programs_is_refused_without_the_flag_and_runs_with_it(
-    real_data: Path, experiment_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    real_data: Path,
+    experiment_file: Path,
+    causal_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     from typer.testing import CliRunner
 
@@ -408,7 +414,12 @@ def test_an_experiment_with_programs_is_refused_without_the_flag_and_runs_with_i
     from w2s_tasks.sandbox import consent
 
     monkeypatch.delenv(consent.VARIABLE, raising=False)
+    wide = shutil.copytree(causal_model("llama"), tmp_path / "wide")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        settings = json.loads((wide / name).read_text())
+        (wide / name).write_text(json.dumps({**settings, key: 2048}))  # a program is longer than the small models' windows
     safety = ["--set", "safety={tasks: [w2s_humaneval], limit: 2}", "--set", "arms=[zero_shot]", "--set", "evaluate.limit=4"]
+    safety += ["--set", f"strong.model={wide}"]
     asked = ["run", str(experiment_file), "--runs-dir", str(tmp_path / "runs"), "--quiet", *safety]
     refused = CliRunner().invoke(trainers_app, asked)
     assert refused.exit_code != 0

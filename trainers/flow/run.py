@@ -108,11 +108,12 @@ class Run:
                 shown.done(stage.seconds, stage.reused)
 
     def check_models(self) -> None:
-        """Refuse what a model or its training would not take, and programs nobody agreed to, before any is trained."""
+        """Refuse, before any is trained, what a model or its training would not take, and programs nobody agreed to."""
         unsafe = next((task.name for task in self.layout.tasks.all if task.is_unsafe), None)
         if unsafe and not consent.given():
             raise UserError(
-                f"the task '{unsafe}' runs programs that a model writes, in a sandbox. Say that you want it: {consent.OPTION}."
+                f"the task '{unsafe}' runs programs that a model writes, in a sandbox. Say that you want it: "
+                f"{consent.OPTION}."
             )
         calibrated = next((arm for arm in self.layout.arms() if arm.kind.calibrated), None)
         if calibrated and processes.count() > 1:
