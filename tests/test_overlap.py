@@ -17,6 +17,7 @@ from lm_eval.decontamination.janitor import Janitor, word_ngrams
 from rich.console import Console
 
 from trainers.config.reading import load
+from trainers.flow.layout import Layout
 from trainers.flow.run import Run, open_run
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask
@@ -340,6 +341,22 @@ def test_an_experiment_drops_them_keeps_families_whole_and_tells_how_many(
     families_of = [{step.task._doc_of[i]["family"] for i in split[side]} for side in ("weak", "transfer")]
     assert not set.intersection(*families_of)
     assert not {0, 1, 2} & set.union(*families_of)
+
+
+@pytest.mark.parametrize("weak", [1600, None])
+def test_the_shipped_experiment_is_laid_out_on_the_real_rows(real_data: Path, weak: int | None):
+    sets = [f"split.limit.weak={json.dumps(weak)}"]
+    split = Layout.load(load("ethics_commonsense", sets)[0]).steps["split/0"]
+    assert isinstance(split, Split)
+    assert split.settings.drop_overlap == "13gram"
+    assert split.halves.overlapping == 0  # of short scenarios none stands in train
+    assert split.size("weak") == weak or 3000 < split.size("weak") < 3700
+
+
+def test_a_ranking_can_not_be_the_task_of_an_experiment(real_data: Path):
+    one_clear_error(
+        lambda: Layout.load(load("ethics_commonsense", ["task=w2s_ethics_utilitarianism"])[0]), "it is scored as a ranking"
+    )
 
 
 def test_too_few_rows_are_told_after_the_overlap_is_gone(leaking: Path, experiment_file: Path, tmp_path: Path):
