@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -397,3 +399,31 @@ def test_the_readme_names_the_papers():
     text = (TASK_PATH / "code" / "README.md").read_text(encoding="utf-8")
     for paper in ("2107.03374", "2108.07732", "Checklist", "Changelog"):
         assert paper in text
+
+
+def test_an_experiment_with_programs_is_refused_without_the_flag_and_runs_with_it(
+    real_data: Path,
+    experiment_file: Path,
+    causal_model: Callable[[str], Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    from typer.testing import CliRunner
+
+    from trainers.cli import app as trainers_app
+    from w2s_tasks.sandbox import consent
+
+    monkeypatch.delenv(consent.VARIABLE, raising=False)
+    wide = shutil.copytree(causal_model("llama"), tmp_path / "wide")
+    for name, key in (("config.json", "max_position_embeddings"), ("tokenizer_config.json", "model_max_length")):
+        settings = json.loads((wide / name).read_text())
+        (wide / name).write_text(json.dumps({**settings, key: 2048}))  # a program is longer than the small models' windows
+    safety = ["--set", "safety={tasks: [w2s_humaneval], limit: 2}", "--set", "arms=[zero_shot]", "--set", "evaluate.limit=4"]
+    safety += ["--set", f"strong.model={wide}"]
+    asked = ["run", str(experiment_file), "--runs-dir", str(tmp_path / "runs"), "--quiet", *safety]
+    refused = CliRunner().invoke(trainers_app, asked)
+    assert refused.exit_code != 0
+    assert "w2s_humaneval' runs programs that a model writes" in str(refused.exception)
+    assert not list((tmp_path / "runs").rglob("model.safetensors"))  # before anything is trained
+    done = CliRunner().invoke(trainers_app, [*asked, "--confirm_run_unsafe_code"])
+    assert done.exit_code == 0, done.output + str(done.exception)

@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import json
 import os
+import pydoc
 import re
 import shlex
 import subprocess
@@ -27,6 +28,7 @@ import yaml
 from trainers.cli import app
 from trainers.config.reading import find_config, load, parse
 from w2s_tasks.errors import UserError
+from w2s_tasks.plugin.forms import FORMS
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted(
@@ -323,6 +325,10 @@ def test_yaml_in_the_documentation_is_an_experiment_a_part_of_one_or_a_task(text
     from lm_eval.api.task import TaskConfig
 
     data = yaml.load(text, Loader=_Functions)  # noqa: S506 - a safe loader
+    if "class" in data:  # a form of a task of the reader's
+        assert set(data) == {"include", "task", "class"}
+        assert pydoc.locate(data["class"]) in FORMS.values()
+        return
     if "doc_to_text" in data:
         if "include" in data:
             assert (ROOT / "w2s_tasks" / "tasks" / "NAME" / data["include"]).resolve().is_file()

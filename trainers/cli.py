@@ -20,6 +20,7 @@ from w2s_tasks import __version__, machine
 from w2s_tasks import cli as tasks_cli
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import check_folder
+from w2s_tasks.sandbox import consent
 
 if TYPE_CHECKING:
     from trainers.config.experiment import Experiment
@@ -39,6 +40,10 @@ RunsDir = Annotated[Path, typer.Option("--runs-dir", help="Where run folders are
 Set = Annotated[list[str] | None, typer.Option("--set", help="Override a key: --set strong.lr=1e-3 (repeatable).")]
 ALONE = 5.0
 """Seconds that a process which is not the main one waits before it tells an error: by then it has met it alone."""
+Unsafe = Annotated[
+    bool,
+    typer.Option(consent.OPTION, callback=consent.give, help="Run programs that models write, where a task asks for them."),
+]
 StoreUrl = Annotated[
     str | None,
     typer.Option(
@@ -190,6 +195,7 @@ def run(
     engine: UseEngine = Engine.local,
     address: Address = None,
     store: StoreUrl = None,
+    unsafe: Unsafe = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:
     """Run an experiment: weak supervisor, labels, every arm, evaluation, report. Finished stages are not done again.
@@ -312,6 +318,7 @@ def sweep(
     engine: UseEngine = Engine.local,
     address: Address = None,
     store: StoreUrl = None,
+    unsafe: Unsafe = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the cells and stop.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
 ) -> None:

@@ -48,6 +48,11 @@ class Tasks:
     """By name, those that ask the training task's documents another way."""
     safety: list[HarnessTask]
 
+    @property
+    def all(self) -> list[HarnessTask]:
+        """The training task and all others."""
+        return [self.training, *self.asked.values(), *self.safety]
+
     @classmethod
     def load(cls, config: Experiment, harness: Harness) -> Tasks:
         """Load them, and refuse what can't be trained on or asked before anything is trained.
@@ -64,9 +69,10 @@ class Tasks:
             if name not in names:
                 raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
         asked = {n: harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
-        for task in (training, *asked.values(), *safety):
+        found = cls(harness, training, asked, safety)
+        for task in found.all:
             task.check_evaluable()
-        return cls(harness, training, asked, safety)
+        return found
 
     @classmethod
     def named(cls, config: Experiment, harness: Harness) -> Tasks:

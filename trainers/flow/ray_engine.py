@@ -26,6 +26,7 @@ from trainers.flow.run import Run
 from trainers.flow.worker import Built
 from trainers.store.stages import Store
 from w2s_tasks.errors import UserError
+from w2s_tasks.sandbox import consent
 
 WINDOW = 1000
 """Jobs that are handed to Ray at once; the driver's memory does not grow with their number."""
@@ -37,7 +38,15 @@ ANSWER = 10.0
 """Seconds in which a cluster's machine takes a connection."""
 GRACE = 20.0
 """Seconds that cancelled steps have to end."""
-VARIABLES = ("W2S_DATA", "W2S_CACHE", "HF_HOME", "HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "GOMP_SPINCOUNT")
+VARIABLES = (
+    "W2S_DATA",
+    "W2S_CACHE",
+    "HF_HOME",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "GOMP_SPINCOUNT",
+    consent.VARIABLE,
+)
 """What the steps of a cluster get of the driver's environment; never a key."""
 
 

@@ -22,6 +22,7 @@ from w2s_tasks.code_scope import code_hash
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.plugin.eval_arguments import check_arguments
+from w2s_tasks.sandbox import consent
 
 
 class Run:
@@ -107,7 +108,13 @@ class Run:
                 shown.done(stage.seconds, stage.reused)
 
     def check_models(self) -> None:
-        """Refuse what a model or its training would not take, before any is trained."""
+        """Refuse, before any is trained, what a model or its training would not take, and programs nobody agreed to."""
+        unsafe = next((task.name for task in self.layout.tasks.all if task.is_unsafe), None)
+        if unsafe and not consent.given():
+            raise UserError(
+                f"the task '{unsafe}' runs programs that a model writes, in a sandbox. Say that you want it: "
+                f"{consent.OPTION}."
+            )
         calibrated = next((arm for arm in self.layout.arms() if arm.kind.calibrated), None)
         if calibrated and processes.count() > 1:
             raise UserError(f"{calibrated.name} is evaluated in one process: run it without accelerate launch.")

@@ -30,6 +30,7 @@ from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.plugin.saving import Tracker
 from w2s_tasks.plugin.task_settings import differing, refuse_two
 from w2s_tasks.results.read import read_evaluation
+from w2s_tasks.sandbox import consent
 from w2s_tasks.user_text import shown
 
 __all__ = ["Harness", "HarnessTask", "ModelPool", "PromptStyle", "evaluate"]
@@ -179,6 +180,7 @@ def evaluate(
             apply_chat_template=style.chat_template,
             fewshot_as_multiturn=style.chat_template and style.multiturn,
             task_manager=harness.manager,
+            confirm_run_unsafe_code=consent.given(),
         )
         if not processes.is_main():
             return  # the main process gathered the answers

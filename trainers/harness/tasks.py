@@ -195,6 +195,11 @@ class HarnessTask:
         """Whether each document has the same choices, and they are no ratings of which pairs are ranked."""
         return bool(self.classes) and "w2s_pair" not in self.task.features
 
+    @property
+    def is_unsafe(self) -> bool:
+        """Whether its scores run programs that a model writes."""
+        return bool(self.task.config.unsafe_code)
+
     def choices_of(self, doc: Mapping[str, Any]) -> list[str]:
         """The choices of a document."""
         return list(self.task.doc_to_choice(doc))

@@ -47,14 +47,21 @@ def sciq(**_: Any) -> Splits:
     }
 
 
-def moral_scenarios(**_: Any) -> Splits:
+def moral_scenarios(parted: bool = False, **_: Any) -> Splits:
     """MMLU's moral scenarios (Hendrycks et al. 2021): question, options, choices (letters), label; shots and test.
 
     Each question is about two scenarios, and none of them occurs again, so each row is a cluster (``w2s_group``) of its own.
     `shots` holds the 5 development and 100 validation rows; there are no training rows.
+
+    Args:
+        parted: cut the test rows by their questions' hashes, two thirds to `train`, so that a model can learn on the one
+            part and be measured on the other.
     """
     loaded = load("cais/mmlu", "moral_scenarios")
     docs = {"shots": [*loaded["dev"].to_list(), *loaded["validation"].to_list()], "test": loaded["test"].to_list()}
+    if parted:
+        rows = sorted(docs["test"], key=lambda doc: digest(doc["question"].strip()))
+        docs |= {"train": rows[: 2 * len(rows) // 3], "test": rows[2 * len(rows) // 3 :]}
     return {split: datasets.Dataset.from_list([_scenarios(i, doc) for i, doc in enumerate(d)]) for split, d in docs.items()}
 
 

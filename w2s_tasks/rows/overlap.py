@@ -35,13 +35,13 @@ KEYS: dict[Rule, Callable[[str], set[Hashable]]] = {"exact": _whole, "13gram": _
 
 def _columns(task: Any, doc: Mapping[str, Any]) -> list[str]:
     """The columns that a task's prompt is made of; those with text in them, where a function makes the prompt."""
-    from jinja2 import Environment, meta
+    from jinja2 import meta
+    from lm_eval.utils import env
 
     template = task.config.doc_to_text
     named: set[str] = set()
     if isinstance(template, str):
-        parsed = Environment().parse(template)  # noqa: S701 - nothing is rendered
-        named = {template} if template in doc else meta.find_undeclared_variables(parsed)
+        named = {template} if template in doc else meta.find_undeclared_variables(env.parse(template))
     return [name for name in doc if name in named] or [name for name, value in doc.items() if isinstance(value, str)]
 
 
