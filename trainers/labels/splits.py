@@ -158,6 +158,12 @@ def write(folder: Path, weak: Sequence[str], transfer: Sequence[str], halves: Ha
     (folder / "split.json").write_text(json.dumps(data), encoding="utf-8")
 
 
+def counts(folder: Path) -> dict[str, int]:
+    """How many rows belong to neither half, by reason: dropped, overlapping."""
+    data = json.loads((folder / "split.json").read_text(encoding="utf-8"))
+    return {name: int(data[name]) for name in ("dropped", "overlapping")}
+
+
 def read(folder: Path, side: str) -> list[str]:
     """The row ids of one half."""
     return json.loads((folder / "split.json").read_text(encoding="utf-8"))[side]

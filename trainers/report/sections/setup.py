@@ -12,6 +12,7 @@ from typing import Any, Literal
 from safetensors import safe_open
 
 from trainers.flow.run import Run
+from trainers.labels import splits
 from trainers.labels.gold import GOLD
 from trainers.labels.kinds import kind_for
 from trainers.labels.label_set import LABELS
@@ -38,6 +39,17 @@ class WeakLabels(Entry):
     """Rows without a label: the supervisor gave no answer that could be read."""
     class_share: list[float]
     gold_share: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut(Entry):
+    """Training rows of a seed that are in neither half."""
+
+    seed: int
+    dropped: int
+    """Their sources fall on both sides."""
+    overlapping: int
+    """They stand in the evaluation split (`split.drop_overlap`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +85,7 @@ class Setup(Section):
     """What to know before models are compared."""
     models: dict[Literal["weak", "strong"], Base]
     weak_labels: list[WeakLabels]
+    left_out: list[LeftOut]
     system_prompts: list[SystemPrompt]
     software: Software
 
@@ -85,6 +98,10 @@ class Setup(Section):
             notes=[*training_warnings(run), *unlike(prompts)],
             models={"weak": Base.of(config.weak.model), "strong": Base.of(config.strong.model)},
             weak_labels=_weak_labels(run),
+            left_out=[
+                LeftOut(seed=seed, **splits.counts(run.folder_of(step.split)))
+                for seed, step in run.layout.weak_labels.items()
+            ],
             system_prompts=prompts,
             software=_software(run),
         )
@@ -111,6 +128,13 @@ class Setup(Section):
                 f"(95 % interval {percent(labels.ci95[0])} to {percent(labels.ci95[1])})"
                 + (f"; {labels.unlabelled} more have no label" if labels.unlabelled else ""),
             )
+        for entry in self.left_out:
+            if entry.dropped or entry.overlapping:
+                yield (
+                    "rows left out" + (f", seed {entry.seed}" if len(self.left_out) > 1 else ""),
+                    f"{entry.dropped:,} whose sources fall on both sides of the split, {entry.overlapping:,} that stand in the "
+                    "evaluation split",
+                )
         for prompt in self.system_prompts:
             yield f"system prompt, {prompt.task}", f"{prompt.place or 'left out'}: {', '.join(prompt.models)}"
         seeds = ", ".join(map(str, config["seeds"]))
