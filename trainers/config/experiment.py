@@ -260,6 +260,11 @@ class Experiment(Section):
                 f"arms: {asked} needs the untuned strong model, which can't answer with trainer: {self.strong.trainer}: its "
                 "head is random before training. Name arms that are trained, e.g. [student, ceiling, random_labels]."
             )
+        if strong.model == "w2s-classifier" and (self.safety or self.evaluate.task or self.evaluate.tuned_task):
+            raise ValueError(
+                f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task and "
+                "evaluate.tuned_task out"
+            )
         if self.evaluate.checkpoints and not strong.keeps:
             raise ValueError("evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: lora")
         if self.evaluate.engine == "vllm" and strong.model != "w2s-hf":

@@ -43,12 +43,12 @@ class View:
 
         Args:
             task: with its metadata.
-            text: what the user asks to be read, before what the task names.
+            text: what the user asks to be read for the question, before what the task names.
             pairs: whatever the task.
         """
         candidates = (task.task.config.metadata or {}).get("candidates")
-        if candidates and text is None:
-            return cls(True, candidates["question"], tuple(candidates["answers"]))
+        if candidates:
+            return cls(True, candidates["question"] if text is None else text, tuple(candidates["answers"]))
         return cls(pairs or not task.classes, text)
 
     @property
@@ -153,7 +153,9 @@ def fit_head(
     def choice_logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         flat = [text for row in batch["texts"] for text in row]
         device = next(model.parameters()).device
-        together = min(len(flat), ROWS_TOGETHER) if device.type == "cpu" else len(flat)
+        longest = max(len(text["input_ids"]) for text in flat)
+        fitting = ROWS_TOGETHER if device.type == "cpu" else max(1, part_tokens(model, device) // longest)
+        together = min(len(flat), fitting)
         tensors = {key: value.to(device) for key, value in reader.pad_together(flat).items()}
         logits = logits_by_length(model, tensors, together, padded=padded).float()
         if not view.pairs:

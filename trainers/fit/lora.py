@@ -290,7 +290,7 @@ def fit(
         keep: shares of the optimizer steps at which the adapter is kept too.
 
     Raises:
-        UserError: rows with different numbers of choices, or a model that can't be loaded.
+        UserError: labels of other choices than the rows have, or a model that can't be loaded.
     """
     from transformers import set_seed
 

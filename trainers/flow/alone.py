@@ -96,7 +96,7 @@ def _chosen(task: hn.HarnessTask, labels: Path | None, limit: int | None) -> tup
     """The label set and its documents, matched by row id."""
     if labels is None:
         ids, docs = task.train_ids[:limit], task.train_docs[:limit]
-        return docs, gold_labels(ids, [task.gold(doc) for doc in docs], task.sizes(docs))
+        return docs, gold_labels(ids, [task.gold(doc) for doc in docs], len(task.classes) or task.sizes(docs))
     found = LabelSet.load(labels)
     if limit is not None:
         found = found.take(range(min(limit, len(found))))

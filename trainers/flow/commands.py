@@ -16,6 +16,7 @@ from w2s_tasks.models.loading import base_config, base_tokenizer
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.plugin.forms import parted
+from w2s_tasks.sandbox import consent
 
 OUR_TASKS = '"$(w2s tasks --path)"'
 OWN_ARGUMENTS = ("token_budget",)
@@ -41,6 +42,7 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
         words = ["--device", device]
     words += [] if style.num_fewshot is None else ["--num_fewshot", str(style.num_fewshot)]
     words += [] if limit is None else ["--limit", str(limit)]
+    words += [consent.OPTION] if consent.given() else []
     words += ["--apply_chat_template"] if style.chat_template else []
     words += ["--fewshot_as_multiturn", "false"] if style.chat_template and not style.multiturn else []
     words += ["--system_instruction", style.system_prompt] if style.system_prompt else []
@@ -73,4 +75,5 @@ def _include(folder: Path | None, stock: bool) -> str:
 
 def experiment(config: Path, runs_dir: Path) -> str:
     """The command that runs an experiment again; what is finished below `runs_dir` is found there."""
-    return shlex.join(["w2s", "run", str(config.absolute()), "--runs-dir", str(runs_dir.absolute())])
+    agreed = [consent.OPTION] if consent.given() else []
+    return shlex.join(["w2s", "run", str(config.absolute()), "--runs-dir", str(runs_dir.absolute()), *agreed])

@@ -99,8 +99,6 @@ def _check_choices(config: Experiment, task: HarnessTask) -> None:
         return
     if "unsupervised" in config.arms:
         raise UserError(f"arms: unsupervised needs classes, but the rows of '{task.name}' have choices of their own.")
-    if len(set(task.sizes(task.train_docs))) == 1:
-        return
     ops = [op for method in config.methods for op in parse_method(method).ops if op in METHOD_OPS]
     ops += [arm for arm in config.arms if arm in ARMS and ARMS[arm].labels and not ARMS[arm].sees_gold]
     for op in ops:

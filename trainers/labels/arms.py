@@ -144,7 +144,7 @@ def noise_matched(labels: LabelSet, rng: np.random.Generator, gold: Array) -> La
     if labels.sizes is not None:
         right = rng.permutation(labels.hard == gold)
         own = zip(labels.lists, gold.tolist(), right.tolist(), strict=True)
-        return LabelSet.of(labels.row_id, [_dealt(row, place, ok, rng) for row, place, ok in own])
+        return LabelSet.of(labels.row_id, [_dealt(row, place, ok, rng) for row, place, ok in own], classes=False)
     soft = labels.soft.copy()
     for right in np.unique(gold):
         rows = np.flatnonzero(gold == right)

@@ -84,7 +84,7 @@ def label(lm: LM, task: HarnessTask, docs: Sequence[Mapping[str, Any]], ids: Seq
     answered = {i: row for i, row in rows.items() if not no_answer.is_none(row)}
     tell_unanswered(f"{task.name}: the model refused, or answered with none of the choices,", answered, ids)
     weights = [np.exp(row - row.max()) for row in answered.values()]
-    return LabelSet.of(tuple(answered), [(w / w.sum()).tolist() for w in weights])
+    return LabelSet.of(tuple(answered), [(w / w.sum()).tolist() for w in weights], bool(task.classes))
 
 
 def tell_unanswered(what: str, answered: Collection[str], ids: Sequence[str]) -> None:

@@ -41,7 +41,7 @@ class Gold:
 
     def labels(self, ids: Sequence[str], task: HarnessTask) -> LabelSet:
         """Those of rows as a label set."""
-        return gold_labels(ids, self.of(ids).tolist(), task.sizes(task.docs_of(ids)))
+        return gold_labels(ids, self.of(ids).tolist(), len(task.classes) or task.sizes(task.docs_of(ids)))
 
     def correct(self, labels: LabelSet) -> Array:
         """Which rows' most probable choice is right, shape [n]."""
@@ -144,7 +144,7 @@ def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int | Sequence
     Args:
         ids: of the rows.
         gold: the right choice of each.
-        choices: how many choices each has, or all have.
+        choices: how many choices all rows have, where they are the same ones; else how many each has.
 
     Raises:
         UserError: a gold label that is none of the choices.
@@ -153,4 +153,6 @@ def gold_labels(ids: Sequence[str], gold: Sequence[int], choices: int | Sequence
     for i, right, n in zip(ids, gold, sizes, strict=True):
         if not 0 <= right < n:
             raise UserError(f"row {i} has the gold label {right}, but there are {n} choices (0 to {n - 1}).")
-    return LabelSet.of(ids, [np.eye(n)[right].tolist() for right, n in zip(gold, sizes, strict=True)])
+    return LabelSet.of(
+        ids, [np.eye(n)[right].tolist() for right, n in zip(gold, sizes, strict=True)], isinstance(choices, int)
+    )

@@ -20,6 +20,8 @@ from w2s_tasks.user_text import one_line, shown
 
 Array = npt.NDArray[Any]
 COLUMNS = ("row_id", "soft", "hard")
+CLASSES = "w2s_classes"
+"""Metadata of a label file: whether all rows have the same choices."""
 LABELS = "labels.parquet"
 """The file of a stage's labels."""
 
@@ -30,7 +32,7 @@ class LabelSet:
 
     ``soft`` holds a probability for each choice, shape [n, choices]; where rows have choices of their own, as many as the
     most, and 0 behind a row's last. ``sizes`` is the number of each row's choices then, shape [n]; None where all have the
-    same. What is right stands elsewhere: `trainers.labels.gold`.
+    same ones. What is right stands elsewhere: `trainers.labels.gold`.
     """
 
     row_id: tuple[str, ...]
@@ -53,12 +55,19 @@ class LabelSet:
             raise UserError("label set: a probability stands behind a row's last choice.")
 
     @classmethod
-    def of(cls, row_id: Sequence[str], soft: Sequence[Sequence[float]]) -> LabelSet:
-        """From one list of probabilities a row, each as long as the row has choices."""
+    def of(cls, row_id: Sequence[str], soft: Sequence[Sequence[float]], classes: bool | None = None) -> LabelSet:
+        """From one list of probabilities a row, each as long as the row has choices.
+
+        Args:
+            row_id: of the rows.
+            soft: their probabilities.
+            classes: whether all rows have the same choices; None to take it from their numbers.
+        """
         sizes = np.array([len(row) for row in soft], dtype=int)
         table = np.zeros((len(soft), sizes.max(initial=0)))
         table[_present(sizes, table.shape[1])] = [value for row in soft for value in row]
-        return cls(tuple(row_id), table, None if len(set(sizes.tolist())) < 2 else sizes)
+        alike = len(set(sizes.tolist())) < 2 if classes is None else classes
+        return cls(tuple(row_id), table, None if alike else sizes)
 
     def __len__(self) -> int:
         return len(self.row_id)
@@ -114,13 +123,13 @@ class LabelSet:
 
     def join(self, other: LabelSet) -> LabelSet:
         """These rows, then another set's."""
-        return LabelSet.of((*self.row_id, *other.row_id), [*self.lists, *other.lists])
+        return LabelSet.of((*self.row_id, *other.row_id), [*self.lists, *other.lists], self.sizes is None)
 
     def permuted(self, rng: np.random.Generator) -> LabelSet:
         """The labels dealt out to other rows; where rows have choices of their own, each row's among these."""
         if self.sizes is None:
             return self.with_soft(self.soft[rng.permutation(len(self))])
-        return LabelSet.of(self.row_id, [rng.permutation(row).tolist() for row in self.lists])
+        return LabelSet.of(self.row_id, [rng.permutation(row).tolist() for row in self.lists], classes=False)
 
     def pairs(
         self, task: HarnessTask, docs: Sequence[Mapping[str, Any]], style: PromptStyle, lm: LM | None
@@ -136,7 +145,8 @@ class LabelSet:
         """Write parquet with the columns row_id, soft (a list a row, as long as it has choices), hard."""
         soft = pa.array(self.lists, type=pa.list_(pa.float64()))
         columns = [pa.array(self.row_id), soft, pa.array(self.hard, type=pa.int64())]
-        pq.write_table(pa.table(columns, names=list(COLUMNS)), path)
+        table = pa.table(columns, names=list(COLUMNS))
+        pq.write_table(table.replace_schema_metadata({CLASSES: str(self.sizes is None)}), path)
 
     @classmethod
     def load(cls, path: Path) -> LabelSet:
@@ -149,7 +159,8 @@ class LabelSet:
         check_values(path, columns, {"row_id": (str, "text"), "hard": (int, "a whole number")})
         _check_soft(path, columns["soft"])
         try:
-            labels = cls.of(columns["row_id"], columns["soft"])
+            told = (pq.read_schema(path).metadata or {}).get(CLASSES.encode())
+            labels = cls.of(columns["row_id"], columns["soft"], None if told is None else told == b"True")
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         wrong = labels.hard != np.array(columns["hard"])

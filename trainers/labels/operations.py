@@ -98,4 +98,4 @@ def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
 
 def _need_classes(labels: LabelSet, name: str) -> None:
     if labels.sizes is not None:
-        raise UserError(f"methods: {name} needs classes, but the rows of this task have different numbers of choices.")
+        raise UserError(f"methods: {name} needs classes, but the rows of this task have choices of their own.")

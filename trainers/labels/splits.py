@@ -145,7 +145,7 @@ def limited(rows: list[int], limit: int | None, side: str) -> list[int]:
         UserError: the half has fewer rows than asked for, or none.
     """
     if not rows:
-        raise UserError(f"split: the {side} half is empty.")
+        raise UserError(f"split: the {side} half is empty; with split.drop_overlap, try a rule that drops less.")
     if limit is not None and limit > len(rows):
         raise UserError(f"split.limit.{side}: {limit} rows asked for, the {side} half has {len(rows)}.")
     return rows[:limit]

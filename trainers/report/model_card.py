@@ -94,7 +94,7 @@ def card(model: Model, report: Report) -> str:
         base=base,
         base_model=_Command(json.dumps(model.model)),
         title=_title(model),
-        adapter=section["trainer"] == "lora",
+        adapter="r" in section,  # LoRA's rank
         labels=_labels(model, report),
         settings={k: section[k] for k in SETTINGS if section.get(k) is not None},
         stage=report.head.stages[f"fit/{_title(model)}"],

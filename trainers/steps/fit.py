@@ -74,6 +74,7 @@ class Fit(Step):
             "settings": self.settings.recipe(),
             "renderer": self.task.renderer_hash(training_style(self.settings)),
             "data": self.task.train_hash,
+            "classes": bool(self.task.classes),
             **({"keep": self.keep} if self.keep else {}),
         }
 

@@ -89,7 +89,7 @@ class Probe:
         if not all_finite([after]):
             raise UserError(diverged(title, f"a score after step {step} is infinite or NaN", lr))
         # Of a row that has one text alone, as good a score as all others' says that it is learnt.
-        if after.shape[1] > 1 and _constant(after) and not _constant(self.before):
+        if after.shape[1] > 1 and self._constant(after) and not self._constant(self.before):
             what = f"after step {step} the model gives {len(self.rows)} different rows the same scores"
             raise UserError(diverged(title, what, lr))
         return self._worse(self.before, after, title, lr)
@@ -110,6 +110,15 @@ class Probe:
             f"is {ended:.2f}, {known}. Lower the learning rate ({lr:g}) or raise warmup."
         ]
 
+    def _constant(self, scores: torch.Tensor) -> bool:
+        """Whether rows that are not alike have the same scores; no single row can tell.
+
+        Where rows have choices of their own: whether all of a row's are alike.
+        """
+        if "choices" in self.rows[0]:
+            return float((scores - self._one_answer(scores)).abs().max()) <= SAME
+        return len(scores) > 1 and float((scores.amax(0) - scores.amin(0)).max()) <= SAME
+
     def _one_answer(self, scores: torch.Tensor) -> torch.Tensor:
         """The best log-probabilities that don't look at the row: the labels' shares; without classes, all choices alike."""
         if "choices" not in self.rows[0]:
@@ -126,8 +135,3 @@ def _unlike(rows: Sequence[Row]) -> Iterator[Row]:
         if shown not in seen:
             seen.add(shown)
             yield row
-
-
-def _constant(scores: torch.Tensor) -> bool:
-    """Whether rows that are not alike have the same scores; no single row can tell."""
-    return len(scores) > 1 and float((scores.amax(0) - scores.amin(0)).max()) <= SAME

@@ -5,8 +5,8 @@ cross-encoder, a reward model) scores each answer beside its question, and answe
 choices, however many it has. Arguments: ``pretrained`` (folder, hub id or ``pypi:NAME``), ``peft`` (a LoRA adapter with its
 head), ``text`` (a column, a Jinja template, a list of two columns, or nothing for the task's prompt), ``labels`` (for each
 choice, in order, the class that stands for it: its number or its name), ``answers`` (for each choice, in order, the column
-that holds its text, where choices are mere names: A, B). All are found in the checkpoint's config where one of our trainers
-wrote it.
+that holds its text, where choices are mere names: A, B). ``text``, ``answers`` and ``max_length`` are found in the
+checkpoint's config where one of our trainers wrote it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from lm_eval.api.model import LM
 from tqdm import tqdm
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.adapters import WEIGHTS
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
 from w2s_tasks.models.reading import Reader
@@ -75,10 +77,18 @@ def class_order(labels: Sequence[int | str] | None, names: Mapping[int, str], ch
 
 
 def _with_adapter(model: torch.nn.Module, folder: str) -> Any:
-    """A model with an adapter and its head merged in."""
+    """A model with an adapter and its head merged in.
+
+    Raises:
+        UserError: no adapter of a classifier, or one without safetensors.
+    """
     from peft import PeftModel
 
-    return PeftModel.from_pretrained(model, folder).merge_and_unload()
+    path = Path(resolve(folder, adapter=True))
+    if not (path / WEIGHTS).is_file():
+        raise UserError(f"the adapter {path} holds no {WEIGHTS}: the name that PEFT gives an adapter's weights.")
+    with loading(folder):
+        return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
 
 
 class W2SClassifier(LM):
@@ -123,18 +133,22 @@ class W2SClassifier(LM):
         check_tokenizer(path)
         with loading(pretrained):
             config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
-            extra = {"num_labels": int(untrained_head)} if untrained_head else {}
+            untrained_head = untrained_head or (CROSS_ENCODER if peft else False)
+            extra: dict[str, Any] = {"num_labels": int(untrained_head)} if untrained_head else {}
             if not untrained_head and not any(HEAD in a for a in config.architectures or []):
                 raise UserError(
                     f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune)."
                 )
             torch.manual_seed(0)
+            # In float32 where a model is trained so: on a CPU, and under an adapter, whose base is.
+            if peft or usable_device(device) == "cpu":
+                extra["dtype"] = torch.float32
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 path, revision=revision, use_safetensors=True, **NO_CODE, **extra
             )
-            if peft:
-                self.model = _with_adapter(self.model, peft)
             tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
+        if peft:
+            self.model = _with_adapter(self.model, peft)
         own = getattr(config, CONFIG_KEY, None) or {}
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels

@@ -102,6 +102,9 @@ class Reader:
         columns = [list(column) for column in zip(*texts, strict=True)]
         encoded = self.tokenizer(*columns, truncation=True, max_length=self.max_length, return_attention_mask=True)
         rows = [{key: list(encoded[key][i]) for key in self._fields if key in encoded} for i in range(len(texts))]
+        cut = sum(len(row["input_ids"]) >= self.max_length for row in rows)
+        if cut:
+            log.warning("%s: %d of %d texts fill its %d tokens and may be cut", self.name, cut, len(rows), self.max_length)
         nothing = {"input_ids": [self.pad], "attention_mask": [1], "token_type_ids": [0]}
         return [row if row["input_ids"] else {key: nothing[key] for key in row} for row in rows]
 
@@ -116,11 +119,21 @@ class Reader:
         }
 
     def pairs(self, question: Text, answers: Sequence[str]) -> list[Text]:
-        """A question beside each answer: two texts where the tokenizer keeps them apart, else one above the other."""
+        """A question beside each answer: two texts where the tokenizer keeps them apart, else one above the other.
+
+        Of the latter, those that are too long lose their beginning: the answer stays whole.
+        """
         whole = "\n".join(question)
+        if self._apart:
+            return [(whole, answer) for answer in answers]
+        self.tokenizer.truncation_side = "left"
+        return [(f"{whole}\n{answer}",) for answer in answers]
+
+    @property
+    def _apart(self) -> bool:
+        """Whether the tokenizer has a mark between two texts; a second beginning of a text is none."""
         special = self.tokenizer.num_special_tokens_to_add
-        apart = special(pair=True) > special(pair=False)
-        return [(whole, answer) if apart else (f"{whole}\n{answer}",) for answer in answers]
+        return self.tokenizer.sep_token is not None and special(pair=True) > special(pair=False)
 
     def scores(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities of the classes, [rows, classes]; of a head with one number that number as it is.

@@ -21,7 +21,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError
-from w2s_tasks.rows import forms
+from w2s_tasks.rows import forms, overlap
 from w2s_tasks.rows.problems import label_remedy
 from w2s_tasks.rows.readable import place_of
 from w2s_tasks.scoring import pairwise
@@ -59,7 +59,7 @@ class Form(ConfigurableTask):
         self.seed = int(metadata.get("form_seed", 0))
         own = {key: value for key, value in metadata.items() if key not in OWN}
         asked = self.settings()
-        own |= {"form": self.name, "source": {**(metadata.get("source") or {}), "column": "source"}}
+        own |= {"form": self.name, "own_text": "w2s_text", "source": {**(metadata.get("source") or {}), "column": "source"}}
         split = "train" if self.base.has_training_docs() else None
         super().__init__(
             config={
@@ -68,6 +68,7 @@ class Form(ConfigurableTask):
                 "training_split": split,
                 "validation_split": "validation",
                 "fewshot_split": split,
+                "num_fewshot": whole.get("num_fewshot"),
                 **asked,
                 "metadata": own | asked.get("metadata", {}),
             }
@@ -120,8 +121,12 @@ class Form(ConfigurableTask):
         question = str(self.base.doc_to_text(doc))
         text = str(doc[source]) if source else question
         group = int(doc["w2s_group"]) if "w2s_group" in doc else forms.cluster(text)
-        row = {**self.row(question, choices, gold), "w2s_group": group, "source": text}
+        row = {**self.row(question, choices, gold), "w2s_group": group, "source": text, "w2s_text": self._own_text(doc)}
         return self.asked(row) if split == "validation" else [row]
+
+    def _own_text(self, doc: Doc) -> str:
+        """A document's own words, without the prompt around them: what overlap is judged by."""
+        return "\n".join(str(doc[column]) for column in overlap.columns(self.base, doc))
 
     def asked(self, row: Doc) -> list[Doc]:
         """How a row is evaluated: once."""
@@ -210,6 +215,8 @@ class Shuffle(Form):
         return {
             "doc_to_text": "{{question}}",
             "target_delimiter": self.base.config.target_delimiter,
+            "description": self.base.config.description,
+            "gen_prefix": self.base.config.gen_prefix,
             "metadata": {"score": score} if score else {},
         }
 

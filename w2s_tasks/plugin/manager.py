@@ -61,6 +61,8 @@ class _Factory(TaskFactory):
         config = self._load_full_config(entry, overrides)
         refuse_odd_choices(entry.name, config.get("doc_to_choice"))
         form = parted(entry.name)[1]
+        if form and "class" in config:
+            raise UserError(f"the task '{entry.name}': a task with a class of its own has no further form.")
         return super()._build_task(entry, overrides) if form is None else form(config | {"task": entry.name})
 
     def _build_group_members(self, *args: Any, **kwargs: Any) -> Any:

@@ -35,7 +35,8 @@ def compared(first: TaskScores, second: TaskScores) -> str:
     if first.predicted is not None and second.predicted is not None:
         parts.append(f"same answer {np.mean(first.predicted == second.predicted):.1%}")
     if first.logliks is not None and second.logliks is not None:
-        apart = np.abs(first.logliks - second.logliks)[np.isfinite(first.logliks)]
+        both = np.isfinite(first.logliks) & np.isfinite(second.logliks)
+        apart = np.abs(first.logliks[both] - second.logliks[both])
         parts.append(f"log-likelihoods differ by {apart.mean():.4f} on average")
     return ", ".join(parts)
 

@@ -25,6 +25,8 @@ from w2s_tasks.user_text import one_line, parse_json
 
 Array = npt.NDArray[Any]
 
+CLASSIFIER = "w2s-classifier"
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -146,7 +148,12 @@ def _choices(row: dict[str, Any]) -> list[str]:
 
 
 def _documents(
-    config: dict[str, Any], task: str, rows: list[dict[str, Any]], values: dict[str, float], errors: dict[str, float]
+    config: dict[str, Any],
+    model: str,
+    task: str,
+    rows: list[dict[str, Any]],
+    values: dict[str, float],
+    errors: dict[str, float],
 ) -> TaskScores:
     given = [np.array([float(r[0]) for r in row["filtered_resps"]]) for row in rows]
     bad = next((row["doc_id"] for row, own in zip(rows, given, strict=True) if np.isnan(own).any()), None)
@@ -155,7 +162,7 @@ def _documents(
             f"{task}, document {bad}: a log-likelihood is NaN, so there is no answer to count; the model is broken."
         )
     choices = [_choices(row) for row in rows]
-    if free_text.is_normalised(config):
+    if free_text.is_normalised(config) and model != CLASSIFIER:  # whose scores are no sums over a text
         given = [free_text.per_character(x, texts) for x, texts in zip(given, choices, strict=True)]
         values, errors = (
             named | {"acc": named[free_text.SCORE]} if free_text.SCORE in named else named for named in (values, errors)
@@ -219,14 +226,14 @@ def _generated(task: str, rows: list[dict[str, Any]], values: dict[str, float], 
     )
 
 
-def _reader(config: dict[str, Any], rows: list[dict[str, Any]]) -> Callable[..., TaskScores]:
+def _reader(config: dict[str, Any], model: str, rows: list[dict[str, Any]]) -> Callable[..., TaskScores]:
     """How the rows of a task are read: generated text, a ranking of pairs, or a choice a document."""
     score = rows[0].get("acc")
     if config.get("output_type") == "generate_until":
         if not (isinstance(score, list) and len(score) == 4):
             raise UserError("only this suite's generated-text tasks (..._gen) can be read row by row.")
         return _generated
-    return _ranking if isinstance(score, list) and len(score) == 3 else functools.partial(_documents, config)
+    return _ranking if isinstance(score, list) and len(score) == 3 else functools.partial(_documents, config, model)
 
 
 def _newest(folder: Path) -> Path:
@@ -355,6 +362,7 @@ def _read_tasks(result: Path, data: dict[str, Any], asked: Mapping[str, int] | N
         values, errors = _metric_values(data["results"][task])
         mode = ((data.get("config") or {}).get("scoring") or {}).get(task, {}).get("mode")
         place = system_place.of_results(data, task)
-        scores[task] = replace(_reader(config, rows)(task, rows, values, errors), mode=mode, system_prompt=place)
+        model = str((data.get("config") or {}).get("model"))
+        scores[task] = replace(_reader(config, model, rows)(task, rows, values, errors), mode=mode, system_prompt=place)
         _check_mean(path, rows, scores[task])
     return scores

@@ -33,11 +33,14 @@ KEYS: dict[Rule, Callable[[str], set[Hashable]]] = {"exact": _whole, "13gram": _
 """What of a text must not stand in another."""
 
 
-def _columns(task: Any, doc: Mapping[str, Any]) -> list[str]:
+def columns(task: Any, doc: Mapping[str, Any]) -> list[str]:
     """The columns that a task's prompt is made of; those with text in them, where a function makes the prompt."""
     from jinja2 import meta
     from lm_eval.utils import env
 
+    own = (task.config.metadata or {}).get("own_text")
+    if own in doc:  # a form of another task, whose prompt is a column of it
+        return [str(own)]
     template = task.config.doc_to_text
     named: set[str] = set()
     if isinstance(template, str):
@@ -57,8 +60,8 @@ def texts_of(task: Any, docs: Docs, rule: Rule) -> list[str] | None:
         return []
     source = source_of(task)
     if rule != "source":
-        columns = _columns(task, docs[0])
-        return ["\n".join(str(doc[name]) for name in columns) for doc in docs]
+        names = columns(task, docs[0])
+        return ["\n".join(str(doc[name]) for name in names) for doc in docs]
     if source is None or source.get("contained") or source.get("variants") or source["column"] not in docs[0]:
         return None
     return source_texts(docs, source)

@@ -132,8 +132,8 @@ class Setup(Section):
             if entry.dropped or entry.overlapping:
                 yield (
                     "rows left out" + (f", seed {entry.seed}" if len(self.left_out) > 1 else ""),
-                    f"{entry.dropped:,} whose sources fall on both sides of the split, {entry.overlapping:,} that stand in the "
-                    "evaluation split",
+                    f"{entry.dropped:,} whose sources fall on both sides of the split, {entry.overlapping:,} that stand in "
+                    "the evaluation split",
                 )
         for prompt in self.system_prompts:
             yield f"system prompt, {prompt.task}", f"{prompt.place or 'left out'}: {', '.join(prompt.models)}"
