@@ -418,7 +418,7 @@ def test_scores_are_read_as_lm_eval_gives_them(tmp_path: Path, real_data: Path):
     assert set(found) == set(names)
     for name, scores in found.items():
         assert scores.n == 40
-        assert scores.correct.mean() == pytest.approx(results[name]["acc_norm,none" if name == "w2s_sciq" else "acc,none"])
+        assert scores.correct.mean() == pytest.approx(results[name]["acc,none"])
         assert scores.cluster is not None
         assert scores.classes == (name != "w2s_sciq")
         assert scores.stderr["acc"] == pytest.approx(metrics.clustered_stderr(scores.correct, scores.cluster))
@@ -452,17 +452,29 @@ def test_sciqs_right_answer_has_no_place(real_data: Path):
     assert not set(splits["train"]["w2s_group"]) & set(splits["test"]["w2s_group"])
 
 
-def test_no_moral_scenario_occurs_twice_so_that_rows_are_their_own_clusters(real_data: Path):
-    splits = exams.moral_scenarios()
-    assert {split: len(rows) for split, rows in splits.items()} == {"shots": 105, "test": 895}
-    scenarios = [
-        text.strip()
-        for rows in splits.values()
-        for question in rows["question"]
-        for text in re.split(r"Scenario [12] \|", question)[1:]
+def test_moral_scenarios_twins_are_one_cluster_and_on_one_side(real_data: Path):
+    whole, parted = exams.moral_scenarios(), exams.moral_scenarios(parted=True)
+    assert {split: len(rows) for split, rows in whole.items()} == {"shots": 105, "test": 895}
+    assert {split: len(parted[split]) for split in ("train", "test")} == {"train": 596, "test": 299}
+    assert not set(parted["train"]["w2s_group"]) & set(parted["test"]["w2s_group"])
+    clusters = Counter(whole["test"]["w2s_group"])
+    assert (len(clusters), max(clusters.values())) == (324, 34)
+    assert sum(size for size in clusters.values() if size > 1) == 726
+
+
+def test_variants_of_a_scenario_connect_questions():
+    def question(first: str, second: str) -> list[list[str]]:
+        return [first.split(), second.split()]
+
+    questions = [
+        question("I gave my old coat to the man at the shelter", "we went to the sea"),
+        question("it rained all day in the hills", "I gave my old coat to the rats at the shelter"),
+        question("I gave my old coat away", "the bus was late again"),
+        question("the bus was late again today", "nothing else happened here"),
     ]
-    assert len(scenarios) == len(set(scenarios)) == 2000
-    assert len(set(splits["test"]["w2s_group"])) == 895
+    twins = exams._twins(questions)
+    assert twins == {(0, 1), (2, 3)}
+    assert exams._connected(4, twins) == [0, 0, 2, 2]
 
 
 def test_moral_scenarios_have_balanced_shots_and_no_training(real_data: Path):

@@ -117,10 +117,14 @@ def test_generated_answers_have_the_choice_that_was_parsed(tmp_path: Path):
     """A score is (gold, lenient, strict, group); -1 where a reply did not parse, or where a document is of no group."""
     scores = [[0, 0, -1, -1], [1, 0, 0, -1], [1, -1, -1, -1], [1, 1, 1, -1]]
     rows = [row(i, [0.0], "x", score) for i, score in enumerate(scores)]
-    found = read_evaluation(written(tmp_path, rows, {"acc,none": 0.5, "unparsed,none": 0.25}, GENERATED))["t"]
+    found = read_evaluation(
+        written(tmp_path, rows, {"acc,none": 0.5, "unparsed,none": 0.25, "share_0,none": 0.5}, GENERATED)
+    )["t"]
     assert (found.predicted.tolist(), found.gold.tolist()) == ([0, 0, -1, 1], [0, 1, 1, 1])
     assert (found.correct.tolist(), found.parsed.tolist()) == ([1, 0, 0, 1], [True, True, False, True])
     assert (found.generated, found.unparsed, found.ties, found.cluster, found.choices) == (True, 0.25, 0, None, 2)
+    texts = read_evaluation(written(tmp_path, rows, {"acc,none": 0.5, "unparsed,none": 0.25}, GENERATED))["t"]
+    assert (texts.predicted, texts.gold, texts.correct.tolist()) == (None, None, [1, 0, 0, 1])  # right or wrong, no class
     rows = [row(i, [0.0], "x", [*scores[i][:3], group]) for i, group in enumerate((8, 8, 2, -1))]
     found = read_evaluation(written(tmp_path, rows, {"acc,none": 0.5}, GENERATED))["t"]
     assert found.cluster.tolist() == [8, 8, 2, -4]  # a document of no group is one of its own

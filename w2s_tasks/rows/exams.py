@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import datasets
 
+from w2s_tasks.rows.families import agreeing, words
 from w2s_tasks.rows.forms import shuffled
 from w2s_tasks.rows.sources import Splits, digest, load
 
 Row = dict[str, Any]
 
 LETTERS = ("A", "B", "C", "D")
+VARIANTS = 0.7
+"""Share of words in which variants of a scenario agree at their ends: of 785 pairs that ETHICS' files tell this finds 640,
+and its largest cluster has 34 questions, as theirs; at .5 half of all questions would be one."""
 
 
 def _science_question(doc: Row) -> Row | None:
@@ -48,23 +54,73 @@ def sciq(**_: Any) -> Splits:
 
 
 def moral_scenarios(parted: bool = False, **_: Any) -> Splits:
-    """MMLU's moral scenarios (Hendrycks et al. 2021): question, options, choices (letters), label; shots and test.
+    """MMLU's moral scenarios (Hendrycks et al. 2021): question, options, choices (letters), label, w2s_group.
 
-    Each question is about two scenarios, and none of them occurs again, so each row is a cluster (``w2s_group``) of its own.
-    `shots` holds the 5 development and 100 validation rows; there are no training rows.
+    Each question is about two scenarios of ETHICS, most of which have a twin in another question that differs in a few words
+    and in its label: questions that such twins connect are one cluster. `shots` holds the 5 development and 100 validation
+    rows, of which 90 have a twin among the test rows; there are no training rows.
 
     Args:
-        parted: cut the test rows by their questions' hashes, two thirds to `train`, so that a model can learn on the one
-            part and be measured on the other.
+        parted: cut the test rows by their clusters' hashes, about two thirds to `train`, so that a model can learn on the
+            one part and be measured on the other.
     """
     loaded = load("cais/mmlu", "moral_scenarios")
-    docs = {"shots": [*loaded["dev"].to_list(), *loaded["validation"].to_list()], "test": loaded["test"].to_list()}
+    docs = [doc for split in ("dev", "validation", "test") for doc in loaded[split].to_list()]
+    twins = _twins([_scenarios(doc) for doc in docs])
+    rows = [_moral_question(doc, group) for doc, group in zip(docs, _connected(len(docs), twins), strict=True)]
+    others = len(docs) - len(loaded["test"])
+    test = rows[others:]
+    splits = {"shots": rows[:others], "test": test}
     if parted:
-        rows = sorted(docs["test"], key=lambda doc: digest(doc["question"].strip()))
-        docs |= {"train": rows[: 2 * len(rows) // 3], "test": rows[2 * len(rows) // 3 :]}
-    return {split: datasets.Dataset.from_list([_scenarios(i, doc) for i, doc in enumerate(d)]) for split, d in docs.items()}
+        ordered = sorted(test, key=lambda row: (digest(docs[row["w2s_group"]]["question"]), digest(row["question"])))
+        cut = next(i for i in range(2 * len(test) // 3, len(test)) if _begins(ordered, i))
+        splits |= {"train": ordered[:cut], "test": sorted(ordered[cut:], key=lambda row: digest(row["question"]))}
+    return {split: datasets.Dataset.from_list(found) for split, found in splits.items()}
 
 
-def _scenarios(number: int, doc: Row) -> Row:
+def _begins(rows: list[Row], place: int) -> bool:
+    """Whether another cluster begins at a place of ordered rows."""
+    return bool(rows[place]["w2s_group"] != rows[place - 1]["w2s_group"])
+
+
+def _moral_question(doc: Row, group: int) -> Row:
     same = {"question": doc["question"].strip(), "options": list(doc["choices"]), "choices": list(LETTERS)}
-    return {**same, "label": int(doc["answer"]), "w2s_group": number}
+    return {**same, "label": int(doc["answer"]), "w2s_group": group}
+
+
+def _scenarios(doc: Row) -> list[list[str]]:
+    """The words of a question's two scenarios."""
+    first, _, second = doc["question"].partition("Scenario 2 |")
+    return [words(first.partition("Scenario 1 |")[2]), words(second)]
+
+
+def _twins(questions: Sequence[list[list[str]]]) -> set[tuple[int, int]]:
+    """The pairs of questions, the earlier first, that hold variants of one scenario.
+
+    Variants agree in `VARIANTS` of the shorter one's words at their ends, five or more.
+    """
+    alike: dict[tuple[str, ...], list[tuple[int, list[str]]]] = defaultdict(list)
+    found = set()
+    for row, scenarios in enumerate(questions):
+        for text in scenarios:
+            for key in (("first", *text[:3]), ("last", *text[-3:])):
+                for other, known in alike[key]:
+                    if agreeing(known, text) >= max(5, VARIANTS * min(len(known), len(text))):
+                        found.add((other, row))
+                alike[key].append((row, text))
+    return found
+
+
+def _connected(rows: int, twins: Iterable[tuple[int, int]]) -> list[int]:
+    """For each row the first one that twins connect it with."""
+    first = list(range(rows))
+
+    def beginning(row: int) -> int:
+        while first[row] != row:
+            row = first[row]
+        return row
+
+    for one, other in twins:
+        early, late = sorted((beginning(one), beginning(other)))
+        first[late] = early
+    return [beginning(row) for row in range(rows)]

@@ -35,7 +35,7 @@ def plain(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def _agreeing(first: Sequence[str], second: Sequence[str]) -> int:
+def agreeing(first: Sequence[str], second: Sequence[str]) -> int:
     """How many words two texts have in common from the beginning and from the end, at most all of the shorter one's."""
     shorter = min(len(first), len(second))
     beginning = next((i for i in range(shorter) if first[i] != second[i]), shorter)
@@ -65,7 +65,7 @@ def families(texts: Sequence[str]) -> list[int]:
     before: list[str] = []
     for row, text in enumerate(texts):
         now = words(text)
-        if row and _agreeing(before, now) >= ENDS:
+        if row and agreeing(before, now) >= ENDS:
             relate(row - 1, row)
         keys: list[Gram | str] = [plain(text), *grams(text)]
         for key in keys:
