@@ -469,7 +469,7 @@ def test_variants_of_a_scenario_connect_questions():
     questions = [
         question("I gave my old coat to the man at the shelter", "we went to the sea"),
         question("it rained all day in the hills", "I gave my old coat to the rats at the shelter"),
-        question("I gave my old coat away", "the bus was late again"),
+        question("she has a new coat", "the bus was late again"),
         question("the bus was late again today", "nothing else happened here"),
     ]
     twins = exams._twins(questions)
