@@ -203,7 +203,7 @@ def test_labels_that_do_not_fit_the_task(tmp_path: Path):
         labels(file, *arguments, **columns)
         one_clear_error(lambda: _chosen(task, file, None), message, names="l.parquet")
 
-    refused("labels over 3 classes, but 'mine' has 2 choices", ids, soft=[[0.8, 0.1, 0.1]] * 2)
+    refused("has a label over 3 choices, in 'mine' it has 2", ids, soft=[[0.8, 0.1, 0.1]] * 2)
     refused("is not in the training split of 'mine'; were these labels made for it", ["0123456789abcdef-0"])
     assert len(_chosen(task, labels(file, ids), None)[1]) == 2
 

@@ -260,8 +260,8 @@ EDITS: dict[str, tuple[str, str, str, set[str]]] = {
     ),
     "another loss": (
         "trainers/training/losses.py",
-        "own = (probs - prior_threshold(batch, prior))",
-        "own = (probs + prior_threshold(batch, prior))",
+        "threshold = prior_threshold(batch, prior) if",
+        "threshold = -prior_threshold(batch, prior) if",
         {STUDENT_LOGCONF, *evaluations({STUDENT_LOGCONF})},
     ),
     "a label operation": (

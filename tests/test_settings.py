@@ -173,7 +173,7 @@ def test_every_setting_of_a_training_changes_the_trained_model(
 )
 def test_a_setting_of_the_other_trainer_is_refused(name: str, key: str):
     section = {"model": "m", "trainer": name, key: (OF_CLASSIFIER | OF_LORA)[key]}
-    with pytest.raises(UserError, match=rf"weak\.{key}: unknown key\. It is for trainer: (lora|classifier)\."):
+    with pytest.raises(UserError, match=rf"weak\.{key}: unknown key\. It is for trainer: (lora|classifier)( or reward)?\."):
         reading.parse(json.dumps(GOOD | {"weak": section}), "x.yaml")
 
 

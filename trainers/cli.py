@@ -42,7 +42,7 @@ ALONE = 5.0
 """Seconds that a process which is not the main one waits before it tells an error: by then it has met it alone."""
 Unsafe = Annotated[
     bool,
-    typer.Option(consent.OPTION, callback=consent.give, help="Run programs that models write, where a task asks for them."),
+    typer.Option(consent.OPTION, help="Run programs that models write, where a task asks for them."),
 ]
 StoreUrl = Annotated[
     str | None,
@@ -212,6 +212,7 @@ def run(
     from trainers.store import processes
 
     _check_engine(engine, address, max_cost)
+    consent.give(unsafe)
     experiment, _ = load(config, assignments)
     if processes.is_main():
         _tell_unused(experiment)
@@ -336,6 +337,7 @@ def sweep(
     from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, run_cells_on_ray, show_cells, show_sweep
 
     _check_engine(engine, address, max_cost)
+    consent.give(unsafe)
     values = parse_grid(grid or [])
     if dry_run:
         show_cells(of_shard(lay_out(config, assignments or [], values)[1], shard))

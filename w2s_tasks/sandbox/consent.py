@@ -9,11 +9,10 @@ VARIABLE = "W2S_CONFIRM_RUN_UNSAFE_CODE"
 """How the processes of a command hear of it: shards, cells and machines of a cluster."""
 
 
-def give(wanted: bool = True) -> bool:
+def give(wanted: bool) -> None:
     """Note what the command line says."""
     if wanted:
         os.environ[VARIABLE] = "1"
-    return wanted
 
 
 def given() -> bool:
