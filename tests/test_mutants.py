@@ -62,6 +62,11 @@ def of(body: str, operator: str) -> set[str]:
         ("constant", "return True", {"return False"}),
         ("constant", "return 'text'", set()),
         ("constant", "return xs[-1]", {"return xs[-2]"}),  # minus zero gives itself away
+        ("constant", "a += 1; return a", {"a += 2"}),
+        ("constant", "return a ** 2", {"return a ** 3"}),
+        ("constant", "return a // 2", {"return a // 3"}),
+        ("arithmetic", "return a % 1", {"return a * 1"}),
+        ("constant", "return xs[::-1]", set()),
         ("bound", "return xs[a:]", {"return xs[a + 1:]", "return xs[a - 1:]"}),
         ("bound", "return range(a + 1)", {"return range(a)"}),
         ("bound", "return range(0, a)", {"return range(0, a + 1)", "return range(0, a - 1)"}),

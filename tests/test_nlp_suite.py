@@ -263,6 +263,17 @@ def test_rows_hang_on_their_own_text_alone():
     assert all(row in rows for row in part)
 
 
+def test_an_experience_that_is_evaluated_is_in_no_training_pair(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def pairs(*found: str) -> list[dict[str, str]]:
+        return [dict(zip(("baseline", "less_pleasant"), pair.split(), strict=True)) for pair in found]
+
+    _write(tmp_path, "ethics_utilitarianism", pairs("a B", "x a", "b y", "d e", "e f"), pairs("a b", "c g"))
+    monkeypatch.setenv("W2S_DATA", str(tmp_path))
+    nlp_suite._build.cache_clear()
+    shown = {word.casefold() for row in nlp_suite.nlp("ethics_utilitarianism")["train"] for word in row["context"].split()}
+    assert shown - {"first:", "second:"} == {"d", "e", "f"}
+
+
 def test_a_text_counts_once_and_not_at_all_where_it_is_labelled_both_ways():
     doc = MADE["mc_taco"](1)
     assert len(nlp_suite._rows("mc_taco", [doc, doc])) == 1

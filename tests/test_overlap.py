@@ -228,11 +228,11 @@ def test_a_source_that_no_row_tells_is_one_clear_error(tmp_path: Path):
 
 def test_neighbours_that_agree_at_their_ends_are_a_family():
     scenarios = [
-        "I told my baby I loved her when she cried.",
-        "I told my baby I hated her when she cried.",
+        "I gave my neighbour the keys before she left.",
+        "I gave my neighbour no keys before she left.",
         "I fed the dog.",
         "I gave the dog fresh water.",
-        "I told my baby I loved her brother when he cried.",
+        "I gave my neighbour the keys after he came.",
     ]
     assert families(scenarios) == [0, 0, 2, 3, 4]  # the last one stands apart from what it resembles
 

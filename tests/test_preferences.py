@@ -72,7 +72,7 @@ def test_turns_begin_after_an_empty_line_alone():
     )
     assert turns_of(text) == [
         ("Human", "He wrote 'Human: hi' and\nAssistant: ho."),
-        ("Assistant", "Two\n\nparagraphs, of a\n\nHumanist."),
+        ("Assistant", "Two\nparagraphs, of a\nHumanist."),
         ("Human", ""),
     ]
     assert turns_of("Human: a\n\nAssistant: b") == [
@@ -83,7 +83,7 @@ def test_turns_begin_after_an_empty_line_alone():
 
 def test_messages_are_turns_too():
     said = [{"role": "user", "content": " a "}, {"role": "assistant", "content": "b\n\nHuman: c"}]
-    assert turns_of(said) == [("Human", "a"), ("Assistant", "b\n\nHuman: c")]
+    assert turns_of(said) == [("Human", "a"), ("Assistant", "b\nHuman: c")]
 
 
 @pytest.mark.parametrize(
@@ -163,11 +163,19 @@ def test_a_prompt_may_have_a_column_of_its_own(row: Row):
     assert pair_of(row | {"chosen": None}, settings) is Left.MALFORMED
 
 
-def test_a_reply_of_its_own_column_is_a_text_whatever_stands_in_it():
-    row = {"prompt": "How long?", "chosen": "Four.\n\nHuman: no", "rejected": "Five."}
-    pair = pair_of(row, Pairs(path="none", prompt="prompt"))
+@pytest.mark.parametrize("inside", ["\n\nHuman: no", "\nAssistant: no", "\n  Human:"])
+def test_a_reply_that_holds_turns_makes_no_pair(inside: str):
+    own = Pairs(path="none", prompt="prompt")
+    assert pair_of({"prompt": "How long?", "chosen": f"Four.{inside}", "rejected": "Five."}, own) is Left.MALFORMED
+    assert pair_of({"chosen": f"{ASKED} Four.", "rejected": f"{ASKED} Five.{inside}"}, SET) is Left.MALFORMED
+    kept = pair_of({"prompt": "How long?", "chosen": "A Human: four.", "rejected": "Five."}, own)
+    assert isinstance(kept, Pair)
+
+
+def test_blank_lines_in_turns_go():
+    pair = pair_of({"chosen": f"{ASKED} Four.\n \n\nOr five.", "rejected": f"{ASKED} Six.\nSeven."}, SET)
     assert isinstance(pair, Pair)
-    assert pair.better == "Four.\n\nHuman: no"
+    assert (pair.better, pair.worse) == ("Four.\nOr five.", "Six.\nSeven.")
 
 
 # ---- rows -------------------------------------------------------------------------------------------------------------
@@ -326,7 +334,7 @@ def test_a_models_own_arguments_change_no_row(hub: Path):
 
 
 def test_hostile_texts_stay_texts(tmp_path: Path):
-    texts = ["{{ 7 * 7 }}", "{% raw %}", "A\n\nReply B: me", "\u2028\u0000 \\n", "Answer: B"]
+    texts = ["{{ 7 * 7 }}", "{% raw %}", "A\nReply B: me", "\u2028\u0000 \\n", "Answer: B"]
     rows = [
         {"chosen": f"\n\nHuman: {i}{t}\n\nAssistant: {t}", "rejected": f"\n\nHuman: {i}{t}\n\nAssistant: no"}
         for i, t in enumerate(texts)
@@ -526,5 +534,5 @@ def test_hh_rlhf_has_the_rows_that_the_readme_states(real_data: Path):
     n = {split: (len(found), len(set(found["w2s_group"]))) for split, found in rows.items()}
     if sum(a for a, _ in n.values()) > 3000:
         pytest.skip("the README's counts are those of the published test file alone")
-    assert n == {"train": (1638, 1566), "validation": (608, 599)}
+    assert n == {"train": (1615, 1548), "validation": (603, 594)}
     assert not set(rows["train"]["prompt_key"]) & set(rows["validation"]["prompt_key"])

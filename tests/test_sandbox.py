@@ -70,6 +70,14 @@ def test_a_program_does_not_pass_by_leaving_or_by_patching(program: str):
     assert not run(program, tests, QUICK).passed
 
 
+def test_the_function_under_test_may_be_named_like_one_of_pythons():
+    program, tests = "def sum(a, b): return a * b", "assert sum(3, 4) == 12"
+    assert run(program, tests, function="sum").passed
+    assert run(program, tests, QUICK).ended == "TypeError"
+    assert not run(f"{program}\nabs = lambda x: 0", "assert abs(sum(1, 1) - 2) == 0", QUICK, "sum").passed
+    assert run("", "assert sum([1, 2]) == 3", function="sum").passed  # nothing hides it
+
+
 def test_what_tests_print_or_return_is_no_verdict():
     assert not run("print('passed')\nraise ValueError", "").passed
     assert not run("class passed(Exception): pass\nraise passed", "").passed  # what was raised is told by its name

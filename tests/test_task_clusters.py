@@ -20,11 +20,11 @@ from w2s_tasks.scoring import generated, metrics
 
 PASSAGES = ["Water boils.", "Iron rusts.", "Water boils.", "Birds sing.", "Iron rusts.", "Water boils."]
 SCENARIOS = [
-    "I told my baby I loved her when she cried.",
-    "I told my baby I hated her when she cried.",
+    "I gave my neighbour the keys before she left.",
+    "I gave my neighbour no keys before she left.",
     "I fed the dog.",
-    "I borrowed money from someone and paid it back.",
-    "I borrowed money from someone and never returned it.",
+    "I took a book from the shelf and read it.",
+    "I took a book from the shelf and tore it up.",
     'So | a long story, which is in another task: "no".',
 ]
 CLUSTERS = {"w2s_boolq": [0, 1, 0, 2, 1, 0], "w2s_ethics_commonsense": [0, 0, 1, 2, 2]}

@@ -62,13 +62,13 @@ def in_turn(found: list[Mutant], *texts: str) -> list[Mutant]:
 
 def built(problem: Problem, stop: threading.Event) -> Built | None:
     """Run a problem's program and mutants of it; None where the program does not pass, or no mutant fails an assertion."""
-    if not problem.function or not sandbox.run(problem.program, problem.tests, LIMITS).passed:
+    if not problem.function or not sandbox.run(problem.program, problem.tests, LIMITS, problem.function).passed:
         return None
     wrong: list[Mutant] = []
     for mutant in in_turn(mutants(problem.program, problem.function), problem.statement)[:TRIES]:
         if len(wrong) == WRONG or stop.is_set():
             break
-        if sandbox.run(mutant.program, problem.tests, LIMITS).ended == "AssertionError":
+        if sandbox.run(mutant.program, problem.tests, LIMITS, problem.function).ended == "AssertionError":
             wrong.append(mutant)
     kept = {"name": problem.name, "statement": problem.statement, "split": problem.split, "right": problem.program}
     return {**kept, "wrong": [asdict(mutant) for mutant in wrong]} if wrong else None

@@ -17,18 +17,30 @@ HUMAN, ASSISTANT = "Human", "Assistant"
 ROLES = {"user": HUMAN, "human": HUMAN, "assistant": ASSISTANT}
 MARK = re.compile(rf"(?:\A\s*|\n\n)({HUMAN}|{ASSISTANT}):")
 """What begins a turn; the same word within a line is text."""
+INSIDE = re.compile(rf"^\s*(?:{HUMAN}|{ASSISTANT}):", re.MULTILINE)
+"""What looks like a turn's beginning inside of one."""
+BLANK_LINES = re.compile(r"\s*\n\s*\n\s*")
 CUT = "[...]"
 """Stands where the beginning of a dialogue is left out."""
 
 
+def without_blank_lines(text: str) -> str:
+    """A turn's text without blank lines, which separate few-shot examples, nor white space around it."""
+    return BLANK_LINES.sub("\n", text.strip())
+
+
 def turns_of(cell: Any) -> list[Turn] | None:
-    """The turns of a cell's dialogue, texts without white space around them; None where it holds none."""
+    """The turns of a cell's dialogue, texts without blank lines or white space around them; None where it holds none."""
     if isinstance(cell, str):
         before, *parts = MARK.split(cell)
-        return None if before.strip() or not parts else list(zip(parts[::2], map(str.strip, parts[1::2]), strict=True))
+        return (
+            None
+            if before.strip() or not parts
+            else list(zip(parts[::2], map(without_blank_lines, parts[1::2]), strict=True))
+        )
     if isinstance(cell, Sequence) and cell and all(isinstance(message, Mapping) for message in cell):
         said = [(ROLES.get(str(message.get("role"))), message.get("content")) for message in cell]
-        turns = [(speaker, text.strip()) for speaker, text in said if speaker and isinstance(text, str)]
+        turns = [(speaker, without_blank_lines(text)) for speaker, text in said if speaker and isinstance(text, str)]
         return turns if len(turns) == len(said) else None
     return None
 

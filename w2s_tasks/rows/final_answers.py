@@ -24,9 +24,18 @@ HASHES = re.compile(r"####[ \t]*([^\n]*)")
 CUE = re.compile(r"\b(?:answer|result)\b(?:\s+is|\s*:|\s*=)+\s*:?\s*([^\n]+)", re.IGNORECASE)
 SENTENCE_END = re.compile(r"\.(?:\s|$)|\*\*")
 NUMBER = re.compile(r"(?<![\w.])-?\$?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?:\.\d+)?(?:/\d+)?")
-UNPRINTED = re.compile(r"\\left\b|\\right\b|\\[,!;: ]|\\displaystyle\b|\{,\}|\^\{?\\circ\}?|\\%|%|\\?\$|\\text\s*\{\s*\}|~")
-UNIT = re.compile(r"\\(?:text|mbox|textrm|mathrm)\s*\{[^{}]*\}(?:\^\d)?|(?<=\s)[a-zA-Z][a-zA-Z.²³/ ]*$")
-VALUE = re.compile(r"([+-]?)(?:(\d[\d,]*\.?\d*|\.\d+)(?:/(\d+))?|\\[dt]?frac\{?(\d+)\}?\{?(\d+)\}?)\.?")
+UNPRINTED = re.compile(
+    r"(?<=,)\s*\\!\s*|\\left\b|\\right\b|\\[,!;:]|\\displaystyle\b|\{,\}|\^\{?\\circ\}?|\\%|%|\\?\$|\\text\s*\{\s*\}"
+)
+UNIT = re.compile(
+    r"\\(?:text|mbox|textrm|mathrm)\s*\{[^{}]*\}(?:\^\d)?"
+    r"|(?<=\s)(?!(?:pi|sqrt|ln|log|sin|cos|tan)\b)(?:a\s+)?[a-zA-Z]{2,}[a-zA-Z./ ]*$"
+)
+"""A word of two letters or more: one letter may be a factor (``3 i``, ``5 x``)."""
+FRAC = r"\\[dt]?frac\s*\{?\s*(\d+)\s*\}?\s*\{?\s*(\d+)\s*\}?"
+VALUE = re.compile(rf"([+-]?)(?:(\d[\d,]*\.?\d*|\.\d+)(?:/(\d+))?|{FRAC})\.?")
+THOUSANDS = re.compile(r"\d{1,3}(,\d{3})+(\.\d+)?")
+MIXED = re.compile(rf"([+-]?)(\d+)(?:\s+(\d+)/(\d+)|\s*{FRAC})")
 TOWER = re.compile(r"\^\s*\{[^{}]*\^|\^\s*\w+\s*\^|\^\s*\{?\s*-?\d{4,}|\d{4,}\s*!|!\s*!")
 """Powers and factorials that take for ever to work out."""
 
@@ -86,19 +95,22 @@ def last_number(text: str) -> str | None:
 
 
 def value(answer: str) -> Fraction | None:
-    r"""The exact value of an answer that is a number: ``-1,000``, ``\$5.50``, ``\frac{1}{2}``, ``3 apples``; else None."""
+    r"""The exact value of a number: ``-1,000``, ``\$5.50``, ``\frac{1}{2}``, ``3 apples``, ``2 1/2``; else None."""
     if len(answer) > LONGEST:
         return None
-    text = answer.replace("−", "-").replace("–", "-").replace("²", "^2")
+    text = re.sub(r"\\ |~", " ", answer.replace("−", "-").replace("–", "-").replace("²", "^2"))
     text = re.sub(r"^\s*[a-zA-Z]\s*=\s*", "", UNPRINTED.sub("", text))
-    text = re.sub(r"\s", "", UNIT.sub("", text.strip().rstrip(".")))
-    found = VALUE.fullmatch(text)
-    if found is None or (found[2] and "," in found[2] and not re.fullmatch(r"\d{1,3}(,\d{3})+(\.\d+)?", found[2])):
+    text = re.sub(r"\s*([-+/])\s*", r"\1", UNIT.sub("", text.strip().rstrip(". "))).strip()
+    mixed, found = MIXED.fullmatch(text), VALUE.fullmatch(text)
+    if mixed is not None:
+        top, bottom = mixed[3] or mixed[5], mixed[4] or mixed[6]
+        sign, whole = mixed[1], int(mixed[2])
+    elif found is not None and not ("," in (found[2] or "") and not THOUSANDS.fullmatch(found[2])):
+        top, bottom = (found[4], found[5]) if found[4] else (found[2].replace(",", ""), found[3] or "1")
+        sign, whole = found[1], 0
+    else:
         return None
-    top, bottom = (found[4], found[5]) if found[4] else (found[2].replace(",", ""), found[3] or "1")
-    if not int(bottom):
-        return None
-    return (-1 if found[1] == "-" else 1) * Fraction(top) / int(bottom)
+    return (-1 if sign == "-" else 1) * (whole + Fraction(top) / int(bottom)) if int(bottom) else None
 
 
 def same(one: str, other: str) -> bool:
@@ -110,8 +122,13 @@ def same(one: str, other: str) -> bool:
     first, second = value(one), value(other)
     if first is not None and second is not None:
         return first == second
-    plain, also = (re.sub(r"\s|\\[,!; ]", "", text).rstrip(".") for text in (one, other))
-    return plain == also or _verified(one, other)
+    return _plain(one) == _plain(other) or _verified(one, other)
+
+
+def _plain(answer: str) -> str:
+    """Without white space but between digits."""
+    text = " ".join(re.sub(r"\\[,!;]", "", re.sub(r"\\ |~", " ", answer)).split())
+    return re.sub(r"(?<!\d) | (?!\d)", "", text).rstrip(".")
 
 
 def require() -> None:

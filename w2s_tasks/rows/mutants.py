@@ -114,10 +114,19 @@ def _nodes(function: ast.stmt) -> Iterator[ast.AST]:
 
 
 def _nobody_writes(node: ast.AST) -> bool:
-    """Whether an operator has a zero beside it that does nothing (``-0``, ``x + 0``): a change that gives itself away."""
+    """Whether something stands there for nothing (``-0``, ``x + 0``, ``x += 0``, ``x ** 1``, ``x // 1``, ``xs[::-2]``).
+
+    Such a change gives itself away.
+    """
     if isinstance(node, ast.UnaryOp):
         return _is_number(node.operand, 0)
-    return isinstance(node, ast.BinOp) and any(_is_number(side, 0) for side in (node.left, node.right))
+    if isinstance(node, ast.Slice):
+        return isinstance(node.step, ast.UnaryOp) and _is_number(node.step.operand, 2)
+    if not isinstance(node, ast.BinOp | ast.AugAssign):
+        return False
+    right = node.value if isinstance(node, ast.AugAssign) else node.right
+    zero = _is_number(right, 0) or (isinstance(node, ast.BinOp) and _is_number(node.left, 0))
+    return zero or (isinstance(node.op, ast.Pow | ast.FloorDiv) and _is_number(right, 1))
 
 
 def _is_number(node: ast.AST, value: int) -> bool:

@@ -29,7 +29,7 @@ class Asked(NamedTuple):
 
     With `choices`, `right` is the place of the right one, `UNLABELLED` or `NONE_OF_THEM`. Without, it is 1, 0 or
     `UNLABELLED`, and the question is whether `answer` is right, or, where that is empty, one of yes or no. None stands for a
-    missing cell. Rows of one `source` stay on one side.
+    missing cell. Rows of one `source` stay on one side; training rows with one of `texts` that is evaluated are left out.
     """
 
     question: str
@@ -38,6 +38,7 @@ class Asked(NamedTuple):
     context: str = ""
     choices: tuple[str | None, ...] | None = None
     answer: str | None = ""
+    texts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,8 @@ def _virtue(row: Doc) -> Asked:
 def _utilitarianism(row: Doc) -> Asked:
     pair, side = paired("utilitarianism", row["baseline"].strip(), row["less_pleasant"].strip())
     question = "Is the first experience more pleasant than the second?"
-    return Asked(question, 1 - side, row["baseline"], f"First: {pair[0]}\nSecond: {pair[1]}")
+    text = f"First: {pair[0]}\nSecond: {pair[1]}"
+    return Asked(question, 1 - side, row["baseline"], text, texts=pair)  # a scenario stands in several pairs, on either side
 
 
 def _anli(row: Doc) -> Asked:

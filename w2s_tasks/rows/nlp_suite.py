@@ -68,7 +68,8 @@ def _row(asked: Asked) -> Row | None:
     if not question or not source or told is None or told[1] not in (0, 1):
         return None
     row = {"context": context, "question": question, "answer": told[0], "label": told[1]}
-    return {**row, "source": source, "drawn": asked.choices is not None}
+    texts = frozenset({source, *map(_key, map(_clean, asked.texts))})
+    return {**row, "source": source, "texts": texts, "drawn": asked.choices is not None}
 
 
 def _text(row: Row) -> str:
@@ -160,10 +161,10 @@ def _numbered(splits: Mapping[str, Sequence[Row]]) -> Iterator[tuple[str, list[R
 def _build(name: str, local: Path | None) -> Splits:
     nlp_set = SETS[name]
     train, evaluated = _of_package(name, nlp_set) if nlp_set.wheel else _of_hub(name, nlp_set)
-    held_out = {row["source"] for row in evaluated}
-    kept = [row for row in train if row["source"] not in held_out]
+    held_out = frozenset().union(*(row["texts"] for row in evaluated))
+    kept = [row for row in train if held_out.isdisjoint(row["texts"])]
     if len(kept) < len(train):
-        log.info("%s: %d training rows left out, whose source is evaluated", name, len(train) - len(kept))
+        log.info("%s: %d training rows left out, whose source or text is evaluated", name, len(train) - len(kept))
     splits = {"train": _balanced(kept), "validation": _balanced(evaluated)}
     for split, rows in splits.items():
         if not rows:

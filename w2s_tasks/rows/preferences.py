@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.rows import sources
-from w2s_tasks.rows.dialogues import ASSISTANT, HUMAN, Turn, is_asked, rendered, turns_of
+from w2s_tasks.rows.dialogues import ASSISTANT, HUMAN, INSIDE, Turn, is_asked, rendered, turns_of, without_blank_lines
 from w2s_tasks.rows.forms import paired
 from w2s_tasks.rows.sources import Splits, digest
 from w2s_tasks.user_text import shown
@@ -71,7 +71,7 @@ class Pairs(BaseModel):
 class Left(StrEnum):
     """Why a pair is left out."""
 
-    MALFORMED = "that are no dialogues in which human and assistant take turns"
+    MALFORMED = "that are no dialogues in which human and assistant take turns, or whose reply holds turns"
     PARTED = "that part before their last reply"
     EMPTY = "with an empty reply"
     EQUAL = "of equal replies"
@@ -117,7 +117,7 @@ def _settings(given: object) -> Pairs:
 def _reply(cell: Any) -> Turn | None:
     """A reply in a column of its own: a text, or a list of one message."""
     if isinstance(cell, str):
-        return ASSISTANT, cell.strip()
+        return ASSISTANT, without_blank_lines(cell)
     turns = turns_of(cell)
     return turns[0] if turns and len(turns) == 1 and turns[0][0] == ASSISTANT else None
 
@@ -126,7 +126,7 @@ def _asked(cell: Any) -> list[Turn] | None:
     """A prompt in a column of its own: a dialogue, with or without the mark of the reply at its end, or one text."""
     turns = turns_of(cell)
     if turns is None and isinstance(cell, str):
-        return [(HUMAN, cell.strip())]
+        return [(HUMAN, without_blank_lines(cell))]
     return turns[:-1] if turns and turns[-1] == (ASSISTANT, "") else turns
 
 
@@ -143,6 +143,8 @@ def pair_of(row: Mapping[str, Any], settings: Pairs) -> Pair | Left:
     """The pair of a row, or why it is none."""
     (*context, better), (*other, worse) = (turns or [("", "")] for turns in _dialogues(row, settings))
     if not (better[0] == worse[0] == ASSISTANT and is_asked(context) and is_asked(other)):
+        return Left.MALFORMED
+    if INSIDE.search(better[1]) or INSIDE.search(worse[1]):
         return Left.MALFORMED
     if context != other:
         return Left.PARTED

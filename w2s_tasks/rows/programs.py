@@ -123,8 +123,7 @@ def mbpp_problems() -> list[Problem]:
 def _of_mbpp(side: str, row: Doc) -> Problem:
     said = [*row["text"].strip().splitlines(), f"Example: {row['test_list'][0]}"]
     statement = "\n".join(f"# {line}" for line in said)
-    function = _tested(row["code"], row["test_list"])
-    return Problem(f"MBPP/{row['task_id']}", statement, normal(row["code"]), function, mbpp_tests(row), side)
+    return Problem(f"MBPP/{row['task_id']}", statement, normal(row["code"]), mbpp_function(row), mbpp_tests(row), side)
 
 
 def _parsed(rows: Iterable[Doc], made: Callable[[Doc], Problem]) -> Iterator[Problem]:
@@ -134,8 +133,12 @@ def _parsed(rows: Iterable[Doc], made: Callable[[Doc], Problem]) -> Iterator[Pro
             yield made(row)
 
 
-def _tested(code: str, tests: Iterable[str]) -> str:
-    """The function that tests call, of those that a program defines; its last one where they name none."""
-    defined = [s.name for s in ast.parse(code).body if isinstance(s, ast.FunctionDef)]
-    called = [node.id for node in ast.walk(ast.parse("\n".join(tests))) if isinstance(node, ast.Name)]
+def mbpp_function(row: Doc) -> str:
+    """The function that MBPP's tests call, of those that its program defines; the last one where they name none.
+
+    Raises:
+        SyntaxError: the program or the tests are none.
+    """
+    defined = [s.name for s in ast.parse(row["code"]).body if isinstance(s, ast.FunctionDef)]
+    called = [node.id for node in ast.walk(ast.parse("\n".join(row["test_list"]))) if isinstance(node, ast.Name)]
     return next((name for name in called if name in defined), defined[-1] if defined else "")

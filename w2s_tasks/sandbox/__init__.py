@@ -6,7 +6,8 @@ elsewhere, and where the kernel's filter can't be had, nothing is run.
 
 What holds: a program writes to no file, opens no socket, starts no process or thread, signals nobody, and is ended after its
 time; memory and output are bounded. With Landlock (Linux 5.13) it reads nothing but Python and the system's libraries;
-without it, it can read what you can read, and tell nobody.
+without it, it can read what you can read, and tell nobody. Of other files it can learn, with Landlock too, that they are
+there and what they are (stat, access, readlink: names, sizes, times, owners, where links lead), not what is in them.
 
 What does not: a program that *means* to pass can: it shares an interpreter with its tests, where it could look for the
 token, or return an object that equals everything. And a fault of the kernel is a hole in every wall.
@@ -64,22 +65,23 @@ class Outcome:
     output: str = ""
 
 
-def run(program: str, tests: str, limits: Limits = Limits()) -> Outcome:
+def run(program: str, tests: str, limits: Limits = Limits(), function: str = "") -> Outcome:
     """Run a program, then tests on the names that it defines.
 
     Args:
         program: Python source, run as a module named ``solution``.
         tests: Python source that raises where the program is wrong; both are compiled by themselves.
         limits: what both may use together.
+        function: the one under test. The tests mean the program's even where Python has one of that name; else Python's.
 
     Raises:
         UserError: as `check`.
     """
     check()
-    return _run(program, tests, limits)
+    return _run(program, tests, limits, function)
 
 
-def _run(program: str, tests: str, limits: Limits) -> Outcome:
+def _run(program: str, tests: str, limits: Limits, function: str = "") -> Outcome:
     token = secrets.token_hex(16)
     answer, theirs = os.pipe()
     command = [sys.executable, *ISOLATED, str(CONFINED), str(theirs), str(limits.seconds), str(limits.megabytes)]
@@ -99,7 +101,9 @@ def _run(program: str, tests: str, limits: Limits) -> Outcome:
             os.close(theirs)
         with process:
             try:
-                _give(process, json.dumps({"token": token, "program": program, "tests": tests}).encode())
+                _give(
+                    process, json.dumps({"token": token, "program": program, "tests": tests, "function": function}).encode()
+                )
                 said, output, in_time = _listen(process, told, limits)
             finally:
                 process.kill()  # it has no children: it can't have any

@@ -148,21 +148,22 @@ def wall_in(seconds: int, megabytes: int) -> None:
     filter_calls(os.uname().machine)
 
 
-def attempt(program: str, tests: str) -> None:
+def attempt(program: str, tests: str, function: str) -> None:
     """Run a program as a module of its own, then the tests on its names.
 
-    What the tests mean by ``abs`` or ``print`` is Python's own, whatever the program has made of it. All that is used after
-    the program has run is taken before.
+    What the tests mean by ``abs`` or ``print`` is Python's own, whatever the program has made of it, but for the function
+    under test, which may be named like one of Python's. All that is used after the program has run is taken before.
 
     Raises:
         BaseException: whatever one of the two raises.
     """
     run, known = exec, dict(__builtins__.__dict__)
+    kept = known.keys() - {function}
     checking = compile(tests, "<tests>", "exec", dont_inherit=True)
     solution = types.ModuleType("solution")
     names, sys.modules["solution"] = solution.__dict__, solution
     run(compile(program, "<program>", "exec", dont_inherit=True), names)
-    run(checking, {**{k: v for k, v in names.items() if k not in known}, "__builtins__": known, "__name__": "tests"})
+    run(checking, {**{k: v for k, v in names.items() if k not in kept}, "__builtins__": known, "__name__": "tests"})
 
 
 def main() -> None:
@@ -173,7 +174,7 @@ def main() -> None:
     os.environ.clear()
     wall_in(seconds, megabytes)
     try:
-        attempt(job["program"], job["tests"])
+        attempt(job["program"], job["tests"], job["function"])
     except BaseException as error:  # noqa: BLE001 - a program raises anything, also on its way out
         token = type(error).__name__.encode(errors="replace")[:80]
     write(answer, token)

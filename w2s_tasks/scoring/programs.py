@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from w2s_tasks import sandbox
-from w2s_tasks.rows.programs import humaneval_tests, mbpp_tests
+from w2s_tasks.rows.programs import humaneval_tests, mbpp_function, mbpp_tests
 from w2s_tasks.scoring.generated import NO_GROUP, UNPARSED, Answered, NoReply
 
 Doc = dict[str, Any]
@@ -82,28 +82,32 @@ def lenient(prompt: str, reply: str, function: str | None) -> str | None:
     return None
 
 
-def _chosen(program: str | None, tests: str) -> int:
+def _chosen(program: str | None, tests: str, tested: str) -> int:
     """Whether a program passes; unparsed where there is none."""
     if program is None:
         return UNPARSED
-    return PASSES if sandbox.run(program, tests).passed else FAILS
+    return PASSES if sandbox.run(program, tests, function=tested).passed else FAILS
 
 
-def _scored(prompt: str, reply: str, function: str | None, tests: str) -> dict[str, Any]:
+def _scored(prompt: str, reply: str, function: str | None, tests: str, tested: str) -> dict[str, Any]:
     if isinstance(reply, NoReply):
         return {}
     whole = prompt + reply
     strict, meant = (whole if reply.strip() and compiles(whole) else None), lenient(prompt, reply, function)
-    found = _chosen(meant, tests)
-    item: Answered = (PASSES, found, found if strict == meant else _chosen(strict, tests), NO_GROUP)
+    found = _chosen(meant, tests, tested)
+    item: Answered = (PASSES, found, found if strict == meant else _chosen(strict, tests, tested), NO_GROUP)
     return {key: item for name in METRICS for key in (name, f"{name}_stderr")}
 
 
 def humaneval(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """``process_results`` of HumanEval: the prompt goes on with the reply."""
-    return _scored(doc["prompt"].strip(), results[0], doc["entry_point"], humaneval_tests(doc))
+    return _scored(doc["prompt"].strip(), results[0], doc["entry_point"], humaneval_tests(doc), doc["entry_point"])
 
 
 def mbpp(doc: Doc, results: Sequence[str]) -> dict[str, Any]:
     """``process_results`` of MBPP: the reply is the program."""
-    return _scored("", results[0], None, mbpp_tests(doc))
+    try:
+        tested = mbpp_function(doc)
+    except SyntaxError:  # the data's own program is none
+        tested = ""
+    return _scored("", results[0], None, mbpp_tests(doc), tested)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import importlib
 import logging
 import math
 import random
@@ -14,14 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 
-try:
-    import chess
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
-        "chess_puzzles needs the package chess (python-chess): pip install chess"
-    ) from error
-
 if TYPE_CHECKING:
+    import chess
     import datasets
 
 
@@ -36,6 +32,17 @@ SHOTS = 256
 """Training rows that shots are drawn from."""
 SEED = 1234  # lm_eval's default few-shot seed
 GAME = re.compile(r"lichess\.org/(\w{8})")
+
+
+@functools.cache
+def _chess() -> Any:
+    """python-chess, imported where it is needed: tasks are listed without it."""
+    try:
+        return importlib.import_module("chess")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "chess_puzzles needs the package chess (python-chess): pip install chess"
+        ) from error
 
 
 # ---- one puzzle
@@ -60,8 +67,8 @@ def _shuffled(fen: str, choices: Sequence[str]) -> list[str]:
 def _played(fen: str, moves: str) -> tuple[chess.Board, str, chess.Move]:
     """The position to solve, the opponent's move that led to it, and the answer."""
     try:
-        board = chess.Board(fen)
-        opponent, best = (chess.Move.from_uci(move) for move in moves.split()[:2])
+        board = _chess().Board(fen)
+        opponent, best = (_chess().Move.from_uci(move) for move in moves.split()[:2])
     except ValueError as error:
         raise NoPuzzleError("a position or moves that can't be read") from error
     if not board.is_valid():
@@ -100,7 +107,7 @@ def _pieces(board: chess.Board, white: bool) -> str:
     """A side's pieces and their squares as problems are printed: "Kg1 Qd1 Ra1 Rf1 a2 b2"."""
     kinds = "KQRBNP"
     placed = sorted(
-        (kinds.index(piece.symbol().upper()), chess.square_name(square))
+        (kinds.index(piece.symbol().upper()), _chess().square_name(square))
         for square, piece in board.piece_map().items()
         if piece.color == white
     )
@@ -317,7 +324,7 @@ def _right(board: chess.Board, answer: chess.Move, text: str | None) -> float:
 
 def reply(doc: Doc, results: Sequence[str]) -> dict[str, Item]:
     """What a reply names, read strictly and leniently, and judged by the rules."""
-    board = chess.Board(doc["fen"])
+    board = _chess().Board(doc["fen"])
     answer = board.parse_san(doc["choices"][doc["label"]])
     named, exactly = lenient(results[0], board), strict(results[0])
     values = {

@@ -24,6 +24,8 @@ Units = tuple[Array, Array]
 HUMAN, ASSISTANT = "Human", "Assistant"
 MARK = re.compile(rf"(?:\A\s*|\n\n)({HUMAN}|{ASSISTANT}):")
 """What begins a turn; the same word within a line is text."""
+INSIDE = re.compile(rf"^\s*(?:{HUMAN}|{ASSISTANT}):", re.MULTILINE)
+"""What looks like a turn's beginning inside of one."""
 CUT = "[...]"
 MAX_WORDS = 256
 """Words of a dialogue that are shown before the replies; it is cut at its beginning."""
@@ -33,7 +35,8 @@ SILENT, BROKEN = -1, -2
 
 def _turns(text: str) -> list[Turn]:
     before, *parts = MARK.split(text)
-    found = zip(parts[::2], map(str.strip, parts[1::2]), strict=True)
+    texts = (re.sub(r"\s*\n\s*\n\s*", "\n", text.strip()) for text in parts[1::2])
+    found = zip(parts[::2], texts, strict=True)
     return [] if before.strip() else list(found)
 
 
@@ -47,6 +50,8 @@ def _parted(doc: dict[str, Any]) -> tuple[list[Turn], str, str] | None:
     if [name for name, _ in context] != in_turn or not all(text for _, text in context):
         return None
     if {speaker, other} != {ASSISTANT} or not better or not worse or better == worse:
+        return None
+    if INSIDE.search(better) or INSIDE.search(worse):
         return None
     return context, better, worse
 

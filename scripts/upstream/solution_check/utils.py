@@ -67,16 +67,7 @@ WORDS = {name: n for n, name in enumerate(NAMES)} | TIMES
 COMMON = frozenset((0, 1, 2, 3, 4, 5, 7, 10, 12, 24, 30, 52, 60, 100, 365, 1000))
 """Numbers that a solution may hold for reasons of its own: days, hours, per cent."""
 PLUS_MINUS = {"+": "-", "-": "+", "–": "+", "−": "+"}
-TIMES_OVER = {
-    "*": "/",
-    "/": "*",
-    "x": "/",
-    "×": "÷",
-    "÷": "×",
-    r"\cdot": r"\div",
-    r"\times": r"\div",
-    r"\div": r"\times",
-}
+TIMES_OVER = {"*": "/", "/": "*", "x": "/", "×": "÷", "÷": "×"}
 CONFUSED = PLUS_MINUS | TIMES_OVER
 """What a sign of a text is mistaken for."""
 ENDS = (4, 9, 17, 8, 14, 17, 14, 4, 12, 4)
