@@ -86,6 +86,7 @@ REST = {
     "validate": ["nothing"],
     "power": ["nothing"],
     "view": ["nothing"],
+    "build": [],
 }
 """Arguments with which a command ends soon: nothing of that name is there."""
 
@@ -115,7 +116,7 @@ def test_an_odd_value_of_an_option(number: int, option: tuple[str, str], tmp_pat
     command, name = option
     for value in [*some(WORDS, number), "a" * 5000]:
         given = [value] if not name.startswith("-") else [f"{name}={value}"]
-        rest = REST[command][1:] if not name.startswith("-") and REST[command][0] == "nothing.yaml" else REST[command]
+        rest = REST[command][1:] if not name.startswith("-") and REST[command][:1] == ["nothing.yaml"] else REST[command]
         ends_with_a_sentence([command, *rest, *given])
 
 

@@ -335,7 +335,9 @@ def test_right_and_wrong_completions_through_all_of_lm_eval(made: Path, tmp_path
         scores = read[name]
         assert scores.metrics["acc"] == results[name]["acc,none"] == scores.correct.mean() == right / N
         assert scores.stderr["acc"] == results[name]["acc_stderr,none"] > 0
-        assert scores.unparsed == results[name]["unparsed,none"] == 1 - (1.0 if scores.parsed is None else scores.parsed.mean())
+        assert (
+            scores.unparsed == results[name]["unparsed,none"] == 1 - (1.0 if scores.parsed is None else scores.parsed.mean())
+        )
         assert scores.generated
     assert results["w2s_humaneval"]["acc_strict,none"] == (N - 3) / N
 

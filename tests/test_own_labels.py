@@ -59,9 +59,9 @@ UNREADABLE: dict[str, tuple[Callable[[str], str], str]] = {
     "several right answers": (lambda y: y.replace("doc_to_target: label", "doc_to_target: [0, 1]"), "several right answers"),
     "no acc": (lambda y: y.replace("metric: acc", "metric: acc_norm"), "no metric acc"),
     "mutual information": (lambda y: y.replace("metric: acc", "metric: acc_mutual_info"), "scores every choice twice"),
-    "choices that vary": (
-        lambda y: y.replace('["negative", "positive"]', "\"{{['a','b','c'][:2 + text|length % 2]}}\""),
-        "row 0 has . choices and row . has",
+    "a row of one choice": (
+        lambda y: y.replace('["negative", "positive"]', "\"{{['a','b','c'][:1 + text|length % 2]}}\""),
+        "split has 1 choices, so there is nothing to choose from",
     ),
 }
 

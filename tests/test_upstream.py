@@ -295,10 +295,10 @@ def test_stock_commonsense_is_our_short_and_long_together(stock: W2STaskManager)
 @pytest.fixture
 def stereoset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TaskManager:
     """The exported tasks over the package's rows in the layout of the hub's set."""
-    from w2s_tasks.rows.public_sets import _rows
+    from w2s_tasks.rows.public_sets import read_rows
 
     kinds = {"stereotype": 1, "anti-stereotype": 0, "unrelated": 2}
-    rows = [row for row in _rows("StereoSet") if row["type"] == "intersentence"]
+    rows = [row for row in read_rows("StereoSet") if row["type"] == "intersentence"]
     hub = [
         {
             **{key: row[key] for key in ("target", "bias_type", "context")},

@@ -140,9 +140,8 @@ class W2SClassifier(LM):
                     f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune)."
                 )
             torch.manual_seed(0)
-            # In float32 where a model is trained so: on a CPU, and under an adapter, whose base is.
-            if peft or usable_device(device) == "cpu":
-                extra["dtype"] = torch.float32
+            if peft:
+                extra["dtype"] = torch.float32  # as the adapter was trained
             self.model = AutoModelForSequenceClassification.from_pretrained(
                 path, revision=revision, use_safetensors=True, **NO_CODE, **extra
             )

@@ -72,8 +72,9 @@ def discrimination(scores: Sequence[TaskScores]) -> Discrimination | None:
     if table is None or like.gold is None:
         return None
     low, high = auroc_interval(table, like.gold, like.cluster)
-    told = [sensitivity(one.predicted, like.gold) for one in scores if one.predicted is not None]
-    d_prime, criterion = np.mean(told, axis=0).tolist() if like.choices == 2 and told else (None, None)
+    of_two = (one.predicted for one in scores if one.predicted is not None and one.choices == 2)
+    told = [sensitivity(predicted, like.gold) for predicted in of_two]
+    d_prime, criterion = np.mean(told, axis=0).tolist() if told else (None, None)
     return Discrimination(float(table.mean()), low, high, len(like.gold), d_prime, criterion)
 
 
