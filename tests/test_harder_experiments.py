@@ -40,7 +40,7 @@ def test_a_task_goes_through_a_whole_experiment(
 split: {{limit: {{weak: 16, transfer: 16}}}}
 weak: {{model: {encoder_folder}, batch_size: 8}}
 strong: {{model: {causal_model("llama")}, r: 2, batch_size: 8}}
-arms: [zero_shot, student, ceiling, random_labels, permuted_labels, noise_matched]
+arms: [zero_shot, student, ceiling, random_labels]
 evaluate: {{limit: 8}}
 """
     )
