@@ -255,3 +255,24 @@ def test_a_changed_folder_and_another_of_the_same_name_give_their_own_rows(tmp_p
     assert (rows_of("one"), rows_of("two")) == (["one"], ["two"])
     (tmp_path / "two" / "org" / "name" / "train.jsonl").write_text(json.dumps({"text": "changed"}) + "\n")
     assert rows_of("two") == ["changed"]
+
+
+def test_a_users_own_folder_of_data_gives_its_rows_as_they_are_now(tmp_path: Path):
+    def rows_of(root: str) -> list[str]:
+        manager = W2STaskManager(include_path=str(tmp_path / root / "tasks"), include_defaults=False)
+        return manager.load(["mine"])["tasks"]["mine"].dataset["test"]["text"][:]
+
+    card = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: test\n    path: test.jsonl\n---\n"
+    for root in ("one", "two"):
+        data, tasks = tmp_path / root / "data", tmp_path / root / "tasks"
+        data.mkdir(parents=True)
+        tasks.mkdir()
+        (data / "README.md").write_text(card)
+        (data / "test.jsonl").write_text(json.dumps({"text": root, "label": 0}) + "\n")
+        (tasks / "mine.yaml").write_text(
+            f"task: mine\ndataset_path: {data}\noutput_type: multiple_choice\ntest_split: test\n"
+            'doc_to_text: "{{text}}"\ndoc_to_choice: ["a", "b"]\ndoc_to_target: label\n'
+        )
+    assert (rows_of("one"), rows_of("two")) == (["one"], ["two"])
+    (tmp_path / "two" / "data" / "test.jsonl").write_text(json.dumps({"text": "changed", "label": 1}) + "\n")
+    assert rows_of("two") == ["changed"]

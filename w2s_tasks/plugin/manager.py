@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from w2s_tasks.plugin.forms import FORMS, MARK, parted
 from w2s_tasks.plugin.task_settings import refuse_two
 from w2s_tasks.rows.fewshot import tell_small_pool
 from w2s_tasks.rows.readable import whole_labels
+from w2s_tasks.rows.sources import cache_of
 from w2s_tasks.user_text import shown
 
 
@@ -63,7 +64,18 @@ class _Factory(TaskFactory):
         form = parted(entry.name)[1]
         if form and "class" in config:
             raise UserError(f"the task '{entry.name}': a task with a class of its own has no further form.")
-        return super()._build_task(entry, overrides) if form is None else form(config | {"task": entry.name})
+        own = self._own_cache(config)
+        if form is None:
+            return super()._build_task(entry, {**(overrides or {}), **own} if own else overrides)
+        return form(config | own | {"task": entry.name})
+
+    @staticmethod
+    def _own_cache(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that let a local folder of data give its rows as they are now; see `rows.sources.cache_of`."""
+        path, settings = config.get("dataset_path"), config.get("dataset_kwargs") or {}
+        if not isinstance(path, str) or not _on_disk(path) or not Path(path).is_dir() or "cache_dir" in settings:
+            return {}
+        return {"dataset_kwargs": {**settings, "cache_dir": cache_of(Path(path))}}
 
     def _build_group_members(self, *args: Any, **kwargs: Any) -> Any:
         children = super()._build_group_members(*args, **kwargs)

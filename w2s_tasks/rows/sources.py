@@ -64,7 +64,7 @@ def _load(path: str, name: str | None, local: Path | None, data_dir: str | None 
     return loaded
 
 
-def _cache_of(folder: Path) -> str:
+def cache_of(folder: Path) -> str:
     """Where datasets keeps what it made of a folder as it is now.
 
     It tells folders with a README apart by their names and their files' names alone: of another folder of that name, or of a
@@ -77,7 +77,7 @@ def _cache_of(folder: Path) -> str:
 
 def _load_from(path: str, name: str | None, local: Path | None, data_dir: str | None) -> datasets.DatasetDict:
     if local is not None:
-        return datasets.load_dataset(str(local), name, data_dir=data_dir, cache_dir=_cache_of(local))
+        return datasets.load_dataset(str(local), name, data_dir=data_dir, cache_dir=cache_of(local))
     try:
         return datasets.load_dataset(path, name, data_dir=data_dir)
     except RuntimeError as error:
