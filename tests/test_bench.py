@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from bench import comparison, contention, eval, linear, scale, scoring, startup, train
+from bench import comparison, contention, eval, linear, runs, scale, scoring, startup, train
 from bench.side import Side, TokenMeter, Worker
 
 from trainers.harness.evaluate import Harness, PromptStyle
@@ -99,20 +99,20 @@ def test_a_sampled_peer_is_scaled_to_all_documents_of_each_task():
             return Reply([[(0.0, False)]] * len(documents), float(sum(documents)), sum(documents), 1.0, "cpu")
 
     tasks = ["a"] * 4 + ["b"] * 8
-    sample = eval.stratified(tasks, 6, seed=0)
+    sample = runs.stratified(tasks, 6, seed=0)
     assert {name: len(documents) for name, documents in sample.items()} == {"a": 2, "b": 4}
     assert all(tasks[i] == name for name, documents in sample.items() for i in documents)
-    run = eval.run_peer(Fake(), sample, Counter(tasks), {"a": 1, "b": 1})  # type: ignore[arg-type]
+    run = runs.run_peer(Fake(), sample, Counter(tasks), {"a": 1, "b": 1})  # type: ignore[arg-type]
     assert run.seconds == run.tokens == 2 * sum(sample["a"]) + 2 * sum(sample["b"])
     assert sorted(run.answers) == sorted([*sample["a"], *sample["b"]])
-    assert {len(d) for d in eval.stratified(tasks, 1, seed=0).values()} == {1}, "no task is left out"
+    assert {len(d) for d in runs.stratified(tasks, 1, seed=0).values()} == {1}, "no task is left out"
 
 
 def test_the_peer_runs_as_many_documents_as_its_time_allows():
-    assert eval.sample_size(0, 1000, 1, seconds_a_doc=1.0, repeats=3) == 200
-    assert eval.sample_size(0, 100, 1, seconds_a_doc=0.01, repeats=3) == 100
-    assert eval.sample_size(0, 1000, 12, seconds_a_doc=60.0, repeats=3) == 24
-    assert eval.sample_size(5, 1000, 12, seconds_a_doc=60.0, repeats=3) == 5
+    assert runs.sample_size(0, 1000, 1, seconds_a_doc=1.0, repeats=3) == 200
+    assert runs.sample_size(0, 100, 1, seconds_a_doc=0.01, repeats=3) == 100
+    assert runs.sample_size(0, 1000, 12, seconds_a_doc=60.0, repeats=3) == 24
+    assert runs.sample_size(5, 1000, 12, seconds_a_doc=60.0, repeats=3) == 5
 
 
 def test_a_difference_is_seen():

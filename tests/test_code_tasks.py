@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lm_eval.api.model import LM
+from test_public_sets import lm_eval
 
 from w2s_tasks import TASK_PATH, sandbox
 from w2s_tasks.errors import MissingDataError, UserError
@@ -307,29 +308,13 @@ class Replies(LM):
     loglikelihood_rolling = loglikelihood
 
 
-def evaluated(model: LM, tasks: list[str], out: Path, **settings: Any) -> dict[str, Any]:
-    """lm_eval's results, and its files below `out`."""
-    import lm_eval
-    from lm_eval.loggers import EvaluationTracker
-
-    tracker = EvaluationTracker(output_path=str(out))
-    found = lm_eval.simple_evaluate(
-        model, tasks=tasks, task_manager=W2STaskManager(), bootstrap_iters=0, log_samples=True, **settings
-    )
-    samples = found.pop("samples")
-    tracker.save_results_aggregated(results=found, samples=samples)
-    for name in found["configs"]:
-        tracker.save_results_samples(task_name=name, samples=samples[name])
-    return found["results"]
-
-
 def test_right_and_wrong_completions_through_all_of_lm_eval(made: Path, tmp_path: Path):
     replies = {f"def plus{i}(": f"\n{problem(i)['canonical_solution']}\nprint(plus{i}([1]))" for i in range(1, N + 1)}
     replies["def plus2("] = "\n    return xs"
     replies["def plus3("] = "I can't."
     replies["def plus4("] = f"```python\n{problem(4)['prompt']}{problem(4)['canonical_solution']}```"
     names = ["w2s_humaneval", "w2s_humaneval_instruct"]
-    results = evaluated(Replies(replies), names, tmp_path / "out", confirm_run_unsafe_code=True)
+    results = lm_eval(names, tmp_path / "out", Replies(replies), confirm_run_unsafe_code=True)
     read = read_evaluation(tmp_path / "out", dict.fromkeys(names, N))
     for name, right in (("w2s_humaneval", N - 3), ("w2s_humaneval_instruct", N - 2)):  # "\ndef" cuts the block there
         scores = read[name]
@@ -344,9 +329,9 @@ def test_right_and_wrong_completions_through_all_of_lm_eval(made: Path, tmp_path
 
 def test_without_the_flag_nothing_is_run(made: Path, tmp_path: Path, runs: list[str]):
     with pytest.raises(ValueError, match="marked as unsafe"):
-        evaluated(Replies({"": "\n    return xs"}), ["w2s_humaneval"], tmp_path)
+        lm_eval(["w2s_humaneval"], tmp_path, Replies({"": "\n    return xs"}))
     with pytest.raises(ValueError, match="marked as unsafe"):
-        evaluated(Replies({"": "x"}), ["w2s_mbpp"], tmp_path)
+        lm_eval(["w2s_mbpp"], tmp_path, Replies({"": "x"}))
     tasks = W2STaskManager().load(["w2s_humaneval", "w2s_humaneval_instruct", "w2s_mbpp"])["tasks"]
     assert [unreadable(task) for task in tasks.values()] == [None] * 3  # a trial of the scoring runs nothing either
     assert runs == []
@@ -372,7 +357,7 @@ def test_mbpp_has_its_papers_shots_and_is_scored(made: Path, tmp_path: Path):
     replies["multiply by 31."] = "\ndef times(x):\n    return 0\n[DONE]"
     replies["multiply by 32."] = "```python\ndef times(x):\n    return x * 32\n```"
     model = Replies(replies)
-    results = evaluated(model, ["w2s_mbpp"], tmp_path, confirm_run_unsafe_code=True)["w2s_mbpp"]
+    results = lm_eval(["w2s_mbpp"], tmp_path, model, confirm_run_unsafe_code=True)["w2s_mbpp"]
     assert (results["acc,none"], results["acc_strict,none"]) == (5 / 6, 4 / 6)
     assert read_evaluation(tmp_path)["w2s_mbpp"].correct.sum() == 5
     first = model.prompts[0]
@@ -385,7 +370,7 @@ def test_mbpp_has_its_papers_shots_and_is_scored(made: Path, tmp_path: Path):
 def test_the_built_tasks_are_scored_as_they_are_read(made: Path, tmp_path: Path):
     code_check.build("code_check")
     names = ["w2s_code_check", "w2s_code_check_pairs"]
-    results = evaluated(Replies({}), names, tmp_path)
+    results = lm_eval(names, tmp_path, Replies({}))
     read = read_evaluation(tmp_path)
     for name in names:
         assert read[name].metrics["acc"] == results[name]["acc,none"] == pytest.approx(read[name].correct.mean())

@@ -21,6 +21,7 @@ from w2s_tasks.errors import MissingDataError, UserError
 from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.results.read import read_evaluation
 from w2s_tasks.rows import assets, exams, nlp_suite, number_answers
+from w2s_tasks.rows.families import connected
 from w2s_tasks.rows.nlp_sets import NONE_OF_THEM, SETS, UNLABELLED, Asked
 from w2s_tasks.rows.sources import digest
 from w2s_tasks.scoring import metrics
@@ -485,7 +486,7 @@ def test_variants_of_a_scenario_connect_questions():
     ]
     twins = exams._twins(questions)
     assert twins == {(0, 1), (2, 3)}
-    assert exams._connected(4, twins) == [0, 0, 2, 2]
+    assert connected(4, twins) == [0, 0, 2, 2]
 
 
 def test_moral_scenarios_have_balanced_shots_and_no_training(real_data: Path):

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bench.comparison import Comparison, alternate, say
+from bench.runs import fastest, result, run_ours, run_peer, stratified
 from bench.scoring import Answers, Scorer
 from bench.side import Side, TokenMeter
 from w2s_tasks.errors import UserError
@@ -114,8 +115,6 @@ def compare_served(
         peer_docs: documents that the peer scores, its time scaled to all; 0 for all.
         repeats: runs of each side.
     """
-    from bench.eval import fastest, result, run_ours, run_peer, stratified
-
     where: dict[str, Any] = {"base_url": base_url, "concurrent": concurrent}
     with (
         Side("ours", ServedScorer, engine="w2s-vllm", **where, **common) as ours,

@@ -10,18 +10,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 
-from trainers.fit.heads import View, fit_head
+from trainers.fit.heads import View, fit_head, with_head
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import LabelSet
 from trainers.training.settings import LocalSettings
-from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check_tokenizer, loading
 from w2s_tasks.models.reading import Reader
-from w2s_tasks.models.ref import ModelRef, resolve
+from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.packing.linear import quicken
 
 
@@ -101,25 +99,13 @@ def fit(
     Raises:
         UserError: a column that is not there, a model that can't be loaded.
     """
-    from transformers import AutoModelForSequenceClassification, set_seed
-
     from w2s_tasks.models.classifier import CONFIG_KEY
-    from w2s_tasks.models.packed_hf import default_device
 
-    path, args, view = resolve(settings.model), untrained(settings, task).args, View.of(task, settings.text)
-    set_seed(seed)
-    check_tokenizer(path)
-    config, tokenizer = base_config(args), base_tokenizer(args)
-    config.num_labels = args["untrained_head"]
+    view = View.of(task, settings.text)
+    told: dict[str, Any] = {CONFIG_KEY: view.arguments | settings.model_dump(include={"max_length"}, exclude_none=True)}
     if not view.pairs:
-        config.id2label, config.label2id = dict(enumerate(task.classes)), {c: i for i, c in enumerate(task.classes)}
-    setattr(config, CONFIG_KEY, view.arguments | settings.model_dump(include={"max_length"}, exclude_none=True))
-    revision = args.get("revision", "main")
-    with loading(settings.model):
-        model = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32, revision=revision, **NO_CODE
-        )
-    model.to(default_device())
+        told |= {"id2label": dict(enumerate(task.classes)), "label2id": {c: i for i, c in enumerate(task.classes)}}
+    model, tokenizer = with_head(settings, untrained(settings, task).args, seed, **told)
     quicken(model)
     reader = Reader(model, tokenizer, settings.model, settings.max_length)
     training = {"method": method, "loss_args": loss_args, "seed": seed, "title": title}

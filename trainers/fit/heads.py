@@ -14,7 +14,9 @@ from trainers.labels.label_set import LabelSet
 from trainers.training.rows import Row, label_columns, normalised
 from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
+from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check_tokenizer, loading
 from w2s_tasks.models.reading import Reader, Tokens
+from w2s_tasks.models.ref import resolve
 from w2s_tasks.models.texts import Text, TextSpec, answer_texts, document_text, reads_prompt
 from w2s_tasks.packing.budget import part_tokens
 from w2s_tasks.scoring import system_place
@@ -67,6 +69,36 @@ class View:
             reader.pairs(question, answer_texts(self.answers, doc, task.choices_of(doc)))
             for question, doc in zip(questions, docs, strict=True)
         ]
+
+
+def with_head(settings: LocalSettings, args: Mapping[str, Any], seed: int, **more: Any) -> tuple[Any, Any]:
+    """A pretrained model with a random head, in float32 on the device that trains, and its tokenizer.
+
+    Args:
+        settings: whose model.
+        args: of the untuned model: `untrained_head` is the number of classes.
+        seed: of the head.
+        **more: further entries of the model's configuration.
+
+    Raises:
+        UserError: a model that can't be loaded.
+    """
+    from transformers import AutoModelForSequenceClassification, set_seed
+
+    from w2s_tasks.models.packed_hf import default_device
+
+    path = resolve(settings.model)
+    set_seed(seed)
+    check_tokenizer(path)
+    config, tokenizer = base_config(args), base_tokenizer(args)
+    for name, value in {"num_labels": args["untrained_head"], **more}.items():
+        setattr(config, name, value)
+    revision = args.get("revision", "main")
+    with loading(settings.model):
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, config=config, use_safetensors=True, dtype=torch.float32, revision=revision, **NO_CODE
+        )
+    return model.to(default_device()), tokenizer
 
 
 def logits_by_length(

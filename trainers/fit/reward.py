@@ -12,19 +12,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field
 
 from trainers.fit.classifier import check, style_of
-from trainers.fit.heads import View, fit_head
+from trainers.fit.heads import View, fit_head, with_head
 from trainers.fit.lora import Adapter, with_adapter
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
 from trainers.labels.label_set import LabelSet
-from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check_tokenizer, loading
 from w2s_tasks.models.reading import Reader
-from w2s_tasks.models.ref import ModelRef, resolve
+from w2s_tasks.models.ref import ModelRef
 
 
 class Reward(Adapter):
@@ -89,21 +87,9 @@ def fit(
     Raises:
         UserError: a column that is not there, a model that can't be loaded.
     """
-    from transformers import AutoModelForSequenceClassification, set_seed
-
-    from w2s_tasks.models.packed_hf import default_device
-
-    path, ref, view = resolve(settings.model), untrained(settings, task), View.of(task, settings.text, pairs=True)
-    set_seed(seed)
-    check_tokenizer(path)
-    config, tokenizer = base_config(ref.args), base_tokenizer(ref.args)
-    config.num_labels = ref.args["untrained_head"]
-    revision = ref.args.get("revision", "main")
-    with loading(settings.model):
-        base = AutoModelForSequenceClassification.from_pretrained(
-            path, config=config, use_safetensors=True, dtype=torch.float32, revision=revision, **NO_CODE
-        )
-    reader = Reader(base.to(default_device()), tokenizer, settings.model, settings.max_length)
+    ref, view = untrained(settings, task), View.of(task, settings.text, pairs=True)
+    base, tokenizer = with_head(settings, ref.args, seed)
+    reader = Reader(base, tokenizer, settings.model, settings.max_length)
     model = with_adapter(base, settings, "SEQ_CLS")
     training = {"method": method, "loss_args": loss_args, "seed": seed, "title": title}
     fit_head(model, reader, view, task, docs, labels, settings, out, **training)

@@ -119,7 +119,7 @@ class W2SClassifier(LM):
             answers: for each choice the column of its text, written likewise; for heads of one number.
             revision: the hub's branch, tag or commit.
             device: found by itself where it is not given.
-            max_length: tokens a document; longer ones are cut at their end.
+            max_length: tokens a text; longer ones are cut, where an answer stands at the end at their beginning.
             token_budget: padded tokens a forward pass.
             untrained_head: number of classes of a random head on a bare encoder, for baselines and adapters only.
 

@@ -61,9 +61,11 @@ class Form(ConfigurableTask):
         asked = self.settings()
         own |= {"form": self.name, "own_text": "w2s_text", "source": {**(metadata.get("source") or {}), "column": "source"}}
         split = "train" if self.base.has_training_docs() else None
+        shared = load_yaml(TASK_PATH / self.shared, resolve_func=True)
         super().__init__(
             config={
-                **load_yaml(TASK_PATH / self.shared, resolve_func=True),
+                **shared,
+                "metric_list": [*shared["metric_list"], *self.own_metrics()],
                 "task": whole["task"],
                 "training_split": split,
                 "validation_split": "validation",
@@ -77,6 +79,10 @@ class Form(ConfigurableTask):
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """Prompt, choices, label and scores of the form, as a YAML has them."""
+
+    def own_metrics(self) -> list[dict[str, Any]]:
+        """Metrics beside those of its kind."""
+        return []
 
     @abstractmethod
     def row(self, question: str, choices: list[str], gold: int) -> Doc:
@@ -109,9 +115,8 @@ class Form(ConfigurableTask):
                 f"none of its choices {shown(choices)}.{label_remedy(self.base, doc, choices)}"
             )
         right = choices[gold]
-        choices = [
-            c for i, c in enumerate(choices) if i == gold or c.strip() != right.strip()
-        ]  # what says the same is right too
+        # What says the same as the right one is right too.
+        choices = [c for i, c in enumerate(choices) if i == gold or c.strip() != right.strip()]
         gold = choices.index(right)
         if len(choices) < 2:
             raise UserError(
@@ -165,15 +170,17 @@ class Pair(Form):
 
     def settings(self) -> dict[str, Any]:
         """The question with two answers, which a cross-encoder or a reward model reads one by one."""
-        shared = load_yaml(TASK_PATH / self.shared, resolve_func=True)["metric_list"]
-        own = ("first", "consistent", "position_bias") if self.both_orders else ("first",)
         return {
             "process_results": pairwise.candidates,
-            "metric_list": [*shared, *(metric for name in own for metric in _with_error(name))],
             "doc_to_text": "{{question}}\n\nA:{{a}}\nB:{{b}}\n\nBetter answer:",
             "doc_to_choice": ["A", "B"],
             "metadata": {"candidates": {"question": "question", "answers": ["a", "b"]}},
         }
+
+    def own_metrics(self) -> list[dict[str, Any]]:
+        """What the place decides; in both orders also whether an answer holds."""
+        names = ("first", "consistent", "position_bias") if self.both_orders else ("first",)
+        return [metric for name in names for metric in _with_error(name)]
 
     def row(self, question: str, choices: list[str], gold: int) -> Doc:
         """The question, both answers, and the side of the right one."""

@@ -20,7 +20,7 @@ from typing import Any
 import datasets
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.rows.forms import shuffled
+from w2s_tasks.rows.forms import cluster, shuffled
 from w2s_tasks.rows.sources import Splits, digest, load, local_folder
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def _row(puzzle: Doc, game: str) -> Doc:
         "rating": puzzle.get("Rating"),
         "themes": puzzle.get("Themes"),
         "game": game,
-        "w2s_group": int(digest(game)[:12], 16),
+        "w2s_group": cluster(game),
     }
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import datasets
 
-from w2s_tasks.rows.families import agreeing, words
+from w2s_tasks.rows.families import agreeing, connected, words
 from w2s_tasks.rows.forms import shuffled
 from w2s_tasks.rows.sources import Splits, digest, load
 
@@ -67,7 +67,7 @@ def moral_scenarios(parted: bool = False, **_: Any) -> Splits:
     loaded = load("cais/mmlu", "moral_scenarios")
     docs = [doc for split in ("dev", "validation", "test") for doc in loaded[split].to_list()]
     twins = _twins([_scenarios(doc) for doc in docs])
-    rows = [_moral_question(doc, group) for doc, group in zip(docs, _connected(len(docs), twins), strict=True)]
+    rows = [_moral_question(doc, group) for doc, group in zip(docs, connected(len(docs), twins), strict=True)]
     others = len(docs) - len(loaded["test"])
     test = rows[others:]
     splits = {"shots": rows[:others], "test": test}
@@ -109,18 +109,3 @@ def _twins(questions: Sequence[list[list[str]]]) -> set[tuple[int, int]]:
                         found.add((other, row))
                 alike[key].append((row, text))
     return found
-
-
-def _connected(rows: int, twins: Iterable[tuple[int, int]]) -> list[int]:
-    """For each row the first one that twins connect it with."""
-    first = list(range(rows))
-
-    def beginning(row: int) -> int:
-        while first[row] != row:
-            row = first[row]
-        return row
-
-    for one, other in twins:
-        early, late = sorted((beginning(one), beginning(other)))
-        first[late] = early
-    return [beginning(row) for row in range(rows)]

@@ -43,13 +43,9 @@ def agreeing(first: Sequence[str], second: Sequence[str]) -> int:
     return beginning + next((i for i in range(rest) if first[-1 - i] != second[-1 - i]), rest)
 
 
-def families(texts: Sequence[str]) -> list[int]:
-    """The number of the row that each row's family of variants begins with.
-
-    Neighbours are related that agree in `ENDS` words or more at their ends, as are rows that share thirteen words in a row
-    or all of their text; and so on, from row to row.
-    """
-    first = list(range(len(texts)))
+def connected(rows: int, pairs: Iterable[tuple[int, int]]) -> list[int]:
+    """For each row the first one that pairs connect it with, from row to row."""
+    first = list(range(rows))
 
     def beginning(row: int) -> int:
         while first[row] != row:
@@ -57,21 +53,33 @@ def families(texts: Sequence[str]) -> list[int]:
             row = first[row]
         return row
 
-    def relate(one: int, other: int) -> None:
+    for one, other in pairs:
         early, late = sorted((beginning(one), beginning(other)))
         first[late] = early
+    return [beginning(row) for row in range(rows)]
 
+
+def families(texts: Sequence[str]) -> list[int]:
+    """The number of the row that each row's family of variants begins with.
+
+    Neighbours are related that agree in `ENDS` words or more at their ends, as are rows that share thirteen words in a row
+    or all of their text; and so on, from row to row.
+    """
+    return connected(len(texts), _related(texts))
+
+
+def _related(texts: Sequence[str]) -> Iterator[tuple[int, int]]:
+    """The pairs of rows, the earlier first, that are of one family at first sight."""
     seen: dict[Gram | str, int] = {}
     before: list[str] = []
     for row, text in enumerate(texts):
         now = words(text)
         if row and agreeing(before, now) >= ENDS:
-            relate(row - 1, row)
+            yield row - 1, row
         keys: list[Gram | str] = [plain(text), *grams(text)]
         for key in keys:
-            relate(seen.setdefault(key, row), row)
+            yield seen.setdefault(key, row), row
         before = now
-    return [beginning(row) for row in range(len(texts))]
 
 
 def numbered(labels: Iterable[Any]) -> list[int]:
