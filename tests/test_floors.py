@@ -25,9 +25,17 @@ FLOORS = (
     ),
     *("w2s_tasks.plugin", "w2s_tasks.results", "w2s_tasks.study"),
     *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.cli"),
-    *("trainers", "trainers.registry", "trainers.section", "trainers.store", "trainers.harness", "trainers.labels"),
+    *(
+        "trainers",
+        "trainers.registry",
+        "trainers.plugin_loader",
+        "trainers.section",
+        "trainers.store",
+        "trainers.harness",
+        "trainers.labels",
+    ),
     *("trainers.training", "trainers.services", "trainers.fit", "trainers.steps", "trainers.config", "trainers.flow"),
-    *("trainers.report", "trainers.power", "trainers.sweep", "trainers.store_cli", "trainers.cli"),
+    *("trainers.report", "trainers.plugins", "trainers.power", "trainers.sweep", "trainers.store_cli", "trainers.cli"),
 )
 """From the ground up: a module or package imports only what stands before it, and what is in its own package."""
 

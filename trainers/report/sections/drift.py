@@ -10,7 +10,7 @@ from trainers.report.blocks import Aside, Block, Cell, Figure, Note, Row, Table
 from trainers.report.collected import Collected
 from trainers.report.entries import Objective, OfArm, OfTask
 from trainers.report.figures import NEUTRAL, clean, legend_above, svg
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.discrimination import Auroc
 from trainers.report.sections.safety import Safety, pairs
 from trainers.report.text import Named, fraction, group_title, on_split, percent, points, points_interval
@@ -28,7 +28,7 @@ class ArmDrift(drift.Drift, OfTask, OfArm):
     objective: Objective
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Drift(Section):
     """Changes of accuracy, split."""
