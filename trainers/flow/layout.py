@@ -17,7 +17,7 @@ from trainers.config.experiment import Experiment
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
 from trainers.fit.trainer import TRAINERS, training_style
-from trainers.flow.trial import try_parts
+from trainers.flow.trial import try_computed, try_parts
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
 from trainers.labels.arms import is_plain, kind_of
@@ -118,7 +118,9 @@ class Layout:
     @classmethod
     def load(cls, config: Experiment, harness: Harness | None = None) -> Layout:
         """The layout over the experiment's tasks, as `Tasks.load` checks them; `harness` is an index to share."""
-        return cls(config, Tasks.load(config, harness or Harness(config.include_path)))
+        found = cls(config, Tasks.load(config, harness or Harness(config.include_path)))
+        try_computed(found.steps.values(), found.task)
+        return found
 
     def _check_primary(self, primary: Primary) -> None:
         """Refuse an endpoint that no evaluation will answer, before anything is built.

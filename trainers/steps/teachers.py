@@ -24,6 +24,7 @@ from trainers.labels.text_labels import TextLabels
 from trainers.registry import Registry
 from trainers.section import Section
 from trainers.steps.answers import Answers, ask_model
+from trainers.steps.computed import Computed, Input
 from trainers.steps.fit import Fit
 from trainers.steps.source import Labels, Source, Split, read_labels
 from trainers.steps.step import Ground, Step
@@ -112,6 +113,38 @@ def trained(repetition: Repetition, whose: str, settings: ModelSettings, source:
     """The training of a model that stands between the weak supervisor and a student."""
     task, seed = repetition.split.task, repetition.split.seed + more
     return repetition.add(Fit(task=task, whose=whose, settings=settings, source=source, seed=seed))
+
+
+def computed(
+    repetition: Repetition,
+    whose: str,
+    function: Callable[..., Any],
+    *given: Input,
+    gold: bool = False,
+    share: float = 1.0,
+    **settings: Any,
+) -> Source:
+    """Labels that a function makes of what other steps left.
+
+    Args:
+        repetition: of which seed.
+        whose: what the labels are called; a step's name is its own in an experiment.
+        function: called with a value for each of `given`, a random generator, and gold labels if asked for; gives labels.
+        *given: a `Source` or a step of labels gives its labels, `embeddings_of` an array of the first labels' rows.
+        gold: give the right choices of the first labels' rows too, shape [n]; say ``sees_gold=True`` to `model_op` then.
+        share: about how many of the rows are left, for a plan.
+        **settings: the function's keyword arguments.
+    """
+    made = Computed(
+        task=repetition.split.task,
+        whose=whose,
+        split=repetition.split,
+        function=function,
+        given=given,
+        settings=settings,
+        gold=gold,
+    )
+    return Source(split=repetition.split, made=repetition.add(made), share=share)
 
 
 EnsembleWeights = Literal["mean", "accuracy"] | list[Annotated[float, Field(ge=0)]]
