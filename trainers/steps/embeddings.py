@@ -22,6 +22,7 @@ from trainers.store.stages import write_atomic
 Pooling = Literal["last", "mean"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 STATES, ROWS = "hidden.npy", "row_ids.json"
+READING = ("trainer", "model_args", "text", "max_length", "chat_template", "system_prompt")
 WITH_STATES = ("w2s-hf", "w2s-classifier")
 """Models of lm_eval's registry whose hidden states are here."""
 
@@ -38,21 +39,24 @@ class Embeddings(Asking):
     """None for the last token's, in encoders for the mean over a prompt's tokens."""
 
     @property
-    def _of(self) -> str:
-        """Whose, of which layer."""
-        args = f" {json.dumps(self.settings.model_args, sort_keys=True, default=str)}" if self.settings.model_args else ""
-        whose = self.fit.model if self.fit else f"untuned {self.settings.model}{args} ({self.settings.trainer})"
-        return f"{whose}, layer {self.layer}, {self.pooling or 'pooled'}, seed {self.split.seed}"
+    def _read_by(self) -> dict[str, Any]:
+        """All of an untuned model's settings that its states hang on."""
+        return self.settings.model_dump(include=set(READING), exclude_none=True)
+
+    @property
+    def _which(self) -> str:
+        return f"layer {self.layer}, {self.pooling or 'pooled'}, seed {self.split.seed}"
 
     @property
     def name(self) -> str:
         """By its model and layer."""
-        return f"embeddings/{self._of}"
+        whose = self.fit.model if self.fit else f"{self.settings.model} {json.dumps(self._read_by, default=str)}"
+        return f"embeddings/{whose}, {self._which}"
 
     @property
     def title(self) -> str:
         """By its model and layer."""
-        return f"hidden states of {self._of}"
+        return f"hidden states of {self.fit.model if self.fit else f'the untuned {self.settings.model}'}, {self._which}"
 
     @property
     def inputs(self) -> tuple[Step, ...]:
@@ -63,7 +67,7 @@ class Embeddings(Asking):
         """The layer, how its states are pooled, and the prompts; of an untuned model its arguments."""
         style = training_style(self.settings)
         recipe = {"layer": self.layer, "pooling": self.pooling, "renderer": self.task.renderer_hash(style)}
-        return recipe if self.fit else recipe | {"settings": self.settings.recipe()}
+        return recipe if self.fit else recipe | {"read by": self._read_by}
 
     def rows(self) -> int:
         """The transfer rows."""

@@ -132,8 +132,8 @@ def embeddings_of(
     name = entry.base_model if fit is None else entry.model
     if name not in WITH_STATES:
         raise UserError(
-            f"the hidden states of {settings.model} are not here: it answers as {name} (trainer: {settings.trainer}). Take a "
-            f"model that runs on this machine ({' or '.join(WITH_STATES)})."
+            f"the hidden states of {settings.model} are not here: it answers as {name} (trainer: {settings.trainer}). Take "
+            f"a model that runs on this machine ({' or '.join(WITH_STATES)})."
         )
     split = repetition.split
     step = Embeddings(task=split.task, split=split, settings=settings, fit=fit, layer=layer, pooling=pooling)

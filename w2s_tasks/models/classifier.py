@@ -27,7 +27,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.adapters import WEIGHTS
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
-from w2s_tasks.models.pooled import load_probed
+from w2s_tasks.models.pooled import body_budget, load_probed
 from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.models.texts import Text, TextSpec, answer_texts, document_text
@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 CONFIG_KEY = "w2s"
 CROSS_ENCODER = 1
 """Classes of a head that scores one answer: a number, no class."""
+TOKEN_BUDGET = 2048
+"""Padded tokens of a forward pass."""
 HEAD = "ForSequenceClassification"
 """How the architectures are called whose checkpoints have the head of a sequence classifier."""
 
@@ -135,7 +137,7 @@ class W2SClassifier(LM):
         revision: str = "main",
         device: str | None = None,
         max_length: int | None = None,
-        token_budget: int = 2048,
+        token_budget: int | None = None,
         untrained_head: bool | int = False,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -152,7 +154,8 @@ class W2SClassifier(LM):
             revision: the hub's branch, tag or commit.
             device: found by itself where it is not given.
             max_length: tokens a text; longer ones are cut, where an answer stands at the end at their beginning.
-            token_budget: padded tokens a forward pass.
+            token_budget: padded tokens a forward pass; by default 2048, under `head` what a language model of its size is
+                run with.
             untrained_head: number of classes of a random head on a bare encoder, for baselines and adapters only.
 
         Raises:
@@ -172,9 +175,10 @@ class W2SClassifier(LM):
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels
         self.answers: list[str] | None = answers.split("+") if isinstance(answers, str) else answers or own.get("answers")
-        self.pretrained, self.token_budget = pretrained, token_budget
+        self.pretrained = pretrained
         self._device = torch.device(usable_device(device))
         self.model.to(self._device).eval()
+        self.token_budget = token_budget or (body_budget(self.model) if head else TOKEN_BUDGET)
         quicken(self.model)
         self.reader = Reader(
             self.model, tokenizer, pretrained, max_length if max_length is not None else own.get("max_length")

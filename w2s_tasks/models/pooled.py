@@ -71,6 +71,12 @@ class Pooled(torch.nn.Module):
         self._sees_all = is_encoder(self.config)
         self.pooling: Pooling = pooling or ("mean" if self._sees_all else "last")
 
+    @property
+    def base_model(self) -> torch.nn.Module:
+        """The body."""
+        body: torch.nn.Module = self.body
+        return body
+
     def forward(self, **columns: torch.Tensor) -> torch.Tensor:
         """Padded rows [rows, tokens] to float32 vectors [rows, width]."""
         last = self.layer == -1
@@ -99,10 +105,16 @@ class StateReader(Reader):
 
 
 @torch.no_grad()
+def body_budget(model: Pooled | Probed) -> int:
+    """Padded tokens of a forward pass."""
+    device = next(model.parameters()).device
+    return find_budget(model.base_model, device).in_batch
+
+
+@torch.no_grad()
 def pooled_states(reader: StateReader, rows: Sequence[Tokens]) -> Array:
     """The vectors of encoded texts, [rows, width], run by length within the device's token budget."""
-    device = next(reader.model.parameters()).device
-    budget = find_budget(reader.model.body, device).in_batch
+    budget = body_budget(reader.model)
     found: Array = np.empty((len(rows), reader.model.config.get_text_config().hidden_size), dtype=np.float32)
     for batch in reader.batches(rows, budget) if rows else ():
         found[batch] = reader.scores(reader.pad_together([rows[i] for i in batch])).cpu().numpy()
@@ -186,8 +198,7 @@ class Probed(torch.nn.Module):
     @property
     def base_model(self) -> torch.nn.Module:
         """The body."""
-        body: torch.nn.Module = self.states.body
-        return body
+        return self.states.base_model
 
     @property
     def dtype(self) -> torch.dtype:
