@@ -188,7 +188,8 @@ def _place(error: Exception) -> str | None:
     """File and line of the last call that led to an error and is of neither Python, nor this suite, nor a library."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
-    others = tuple({str(Path(__file__).parents[1] / package) for package in code_scope.PACKAGES} | {os.path.dirname(os.__file__), "<"})
+    suite, python = Path(__file__).parents[1], str(Path(os.__file__).parent)
+    others = (python, "<", *(str(suite / package) for package in code_scope.PACKAGES))
     own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
     return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else None
 

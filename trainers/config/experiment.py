@@ -10,7 +10,7 @@ from trainers.config.method_args import AnyMethodArgs, known
 from trainers.config.methods import parse_method, takes_labels
 from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
-from trainers.fit.trainer import TRAINERS, Role
+from trainers.fit.trainer import TRAINERS, Role, named
 from trainers.labels.arms import ARMS, SHOTS, is_arm, is_plain, kind_of
 from trainers.labels.kinds import takes
 from trainers.labels.label_set import LabelSet
@@ -70,7 +70,8 @@ def _check_writes(where: str, settings: ModelSettings) -> None:
     """Refuse a model that can't learn to write solutions."""
     if not TRAINERS[settings.trainer].texts or settings.learns != "language_model":
         raise ValueError(
-            f"{where}: labels: generate needs a model that writes solutions: trainer: lora with objective: language_model"
+            f"{where}: labels: generate needs a model that writes solutions: trainer: "
+            f"{named('strong', lambda t: t.texts)} with objective: language_model"
         )
     if isinstance(settings, LocalSettings) and settings.checkpoint == "holdout_agreement":
         raise ValueError(f"{where}.checkpoint: solutions don't agree or differ as a whole; use holdout_loss or last")
@@ -257,11 +258,13 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _trainer_can(self) -> Experiment:
         strong = TRAINERS[self.strong.trainer]
+        adapters = named("strong", lambda t: t.keeps)
+        scoring = named("strong", lambda t: t.base_model == "w2s-hf")
         others = ", ".join(sorted({parse_method(m).loss for m in self.methods} - {"xent"}))
         if others and not strong.local:
             raise ValueError(
                 f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
-                "Use methods: [xent], operations on the labels, or strong.trainer: lora."
+                f"Use methods: [xent], operations on the labels, or strong.trainer: {named('strong', lambda t: t.local)}."
             )
         if others and self.strong.learns == "language_model":
             raise ValueError(
@@ -280,18 +283,22 @@ class Experiment(Section):
                 "evaluate.tuned_task out"
             )
         if self.evaluate.checkpoints and not strong.keeps:
-            raise ValueError("evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: lora")
-        if self.evaluate.engine == "vllm" and strong.model != "w2s-hf":
             raise ValueError(
-                "evaluate.engine: vllm serves language models and their adapters; it needs strong.trainer: lora"
+                f"evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: {adapters}"
+            )
+        if self.evaluate.engine == "vllm" and not (strong.keeps and strong.model == "w2s-hf"):
+            raise ValueError(
+                f"evaluate.engine: vllm serves a language model and its adapters; it needs strong.trainer: {adapters}"
             )
         calibrated = next((arm for arm in self.arms if arm in ARMS and ARMS[arm].calibrated), None)
-        if calibrated and (self.evaluate.engine == "vllm" or strong.model != "w2s-hf"):
-            raise ValueError(f"arms: {calibrated} needs strong.trainer: lora, evaluated here (evaluate.engine: hf)")
+        if calibrated and (self.evaluate.engine == "vllm" or strong.base_model != "w2s-hf"):
+            raise ValueError(f"arms: {calibrated} needs strong.trainer: {scoring}, evaluated here (evaluate.engine: hf)")
         if calibrated and self.resources.evaluate.processes > 1:
             raise ValueError(f"arms: {calibrated} is evaluated in one process; leave resources.evaluate.processes out")
-        if "unsupervised" in self.arms and not strong.in_pool:
-            raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
+        if "unsupervised" in self.arms and strong.base_model != "w2s-hf":
+            raise ValueError(
+                f"arms: unsupervised scores thousands of answers in context; it needs strong.trainer: {scoring}"
+            )
         return self
 
     @model_validator(mode="after")

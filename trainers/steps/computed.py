@@ -12,7 +12,7 @@ import numpy as np
 from trainers.fit.trainer import Code
 from trainers.labels.gold import GOLD, Gold
 from trainers.labels.kinds import AnyLabels, kind_for
-from trainers.labels.label_set import LABELS
+from trainers.labels.label_set import LABELS, Array
 from trainers.registry import place_of
 from trainers.steps.embeddings import Embeddings, read_embeddings
 from trainers.steps.source import Labels, Source, read_labels
@@ -61,26 +61,33 @@ class Computed(Labels):
         Raises:
             UserError: it raises, or gives something else than labels of rows that it was given.
         """
-        values = [self._read(one, ground) for one in self.given]
-        first = next(value for value, one in zip(values, self.given, strict=True) if not isinstance(one, Embeddings))
-        values = [_of_rows(*value, first) if isinstance(value, tuple) else value for value in values]
+        read = [self._read(one, ground) for one in self.given]
+        first = next(value for value in read if not isinstance(value, States))
+        rng = np.random.default_rng(self.split.seed)
+        values = [value.of(first) if isinstance(value, States) else value for value in read]
         gold = [Gold.load(ground.folder_of(self.split) / GOLD).of(first.row_id)] if self.gold else []
-        called(self.function, self.whose, first, *values, np.random.default_rng(self.split.seed), *gold, **self.settings).save(
-            out / LABELS
-        )
+        called(self.function, self.whose, first, *values, rng, *gold, **self.settings).save(out / LABELS)
 
-    def _read(self, one: Input, ground: Ground) -> Any:
+    def _read(self, one: Input, ground: Ground) -> AnyLabels | States:
         if isinstance(one, Source):
             return read_labels(one, ground, self.split.seed)
         if isinstance(one, Embeddings):
-            return read_embeddings(one, ground)
-        return kind_for(self.task).labels.load(ground.folder_of(one) / LABELS)
+            return States(*read_embeddings(one, ground))
+        labels: AnyLabels = kind_for(self.task).labels.load(ground.folder_of(one) / LABELS)
+        return labels
 
 
-def _of_rows(ids: list[str], states: Any, labels: AnyLabels) -> Any:
-    """The vectors of the rows that have labels, in their order."""
-    place = {row: i for i, row in enumerate(ids)}
-    return states[[place[row] for row in labels.row_id]]
+@dataclass(frozen=True)
+class States:
+    """Hidden states of rows."""
+
+    ids: list[str]
+    vectors: Array
+
+    def of(self, labels: AnyLabels) -> Array:
+        """Those of the rows that have labels, in their order."""
+        place = {row: i for i, row in enumerate(self.ids)}
+        return np.asarray(self.vectors[[place[row] for row in labels.row_id]])
 
 
 def called(function: Callable[..., Any], name: str, given: AnyLabels, *values: Any, **settings: Any) -> AnyLabels:
