@@ -24,7 +24,7 @@ FLOORS = (
         "w2s_tasks.models",
     ),
     *("w2s_tasks.plugin", "w2s_tasks.results", "w2s_tasks.study"),
-    *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.cli"),
+    *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.own", "w2s_tasks.cli"),
     *("trainers", "trainers.registry", "trainers.section", "trainers.store", "trainers.harness", "trainers.labels"),
     *("trainers.training", "trainers.services", "trainers.fit", "trainers.steps", "trainers.config", "trainers.flow"),
     *("trainers.report", "trainers.power", "trainers.sweep", "trainers.store_cli", "trainers.cli"),
