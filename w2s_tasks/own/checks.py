@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from w2s_tasks.errors import UserError
@@ -184,13 +184,20 @@ def _place(value: Any, choices: Sequence[str]) -> int | None:
     return int(value) if whole and 0 <= value < len(choices) else None
 
 
-def _counts_otherwise(values: Sequence[Any], choices: Sequence[Sequence[str]]) -> Iterator[int]:
-    """Rows whose number is the text of another choice than the one that it counts to."""
+def _of_two_minds(values: Sequence[Any], choices: Sequence[Sequence[str]]) -> int | None:
+    """The first row whose number counts to another choice than the one whose text it is; None where there is none.
+
+    Only where the text of every label is a choice: labels 0 to 4 of the choices "1" to "5" can but count them.
+    """
+    first = None
     for row, (value, own) in enumerate(zip(values, choices, strict=True)):
         text = str(value).casefold() if isinstance(value, bool) else str(value)
         texts = [choice.casefold() for choice in own] if isinstance(value, bool) else list(own)
-        if not isinstance(value, str) and text in texts and texts.index(text) != _place(value, own):
-            yield row
+        if isinstance(value, str) or text not in texts:
+            return None
+        if first is None and texts.index(text) != _place(value, own):
+            first = row
+    return first
 
 
 def places(columns: Columns, label: str, choices: Sequence[Sequence[str]], where: str) -> list[int]:
@@ -207,10 +214,11 @@ def places(columns: Columns, label: str, choices: Sequence[Sequence[str]], where
     """
     check_column(columns, label, "label")
     values = columns[label]
-    for row in _counts_otherwise(values, choices):
+    odd = _of_two_minds(values, choices)
+    if odd is not None:
         raise UserError(
-            f"{where}: row {row}, column '{label}': {values[row]!r} is the text of one of the choices "
-            f"{shown(list(choices[row]))} and the number of another, counted from 0. Turn the column into text if it is the "
+            f"{where}: row {odd}, column '{label}': {values[odd]!r} is the text of one of the choices "
+            f"{shown(list(choices[odd]))} and the number of another, counted from 0. Turn the column into text if it is the "
             "text; else call the choices otherwise."
         )
     found = [_place(value, own) for value, own in zip(values, choices, strict=True)]

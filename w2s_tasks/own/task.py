@@ -10,6 +10,7 @@ copied into a template: what stands in the rows is data, braces and all.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -281,7 +282,11 @@ def _settings(
     settings["output_type"] = "multiple_choice"
     settings |= {"description": description} if description else {}
     own_choices = isinstance(choices, str)
-    settings |= {"doc_to_text": text, "doc_to_choice": choices if own_choices else list(choices), "doc_to_target": LABEL}
+    settings |= {"doc_to_text": text, "doc_to_choice": choices if own_choices else list(choices)}
+    listed = itertools.chain(*(part[choices] for part in parts.values())) if isinstance(choices, str) else [choices]
+    # Where choices are numbers, a plain column could be meant as the text of one.
+    digits = any(choice.isdigit() for own in listed for choice in own)
+    settings["doc_to_target"] = f"{{{{{LABEL}|int}}}}" if digits else LABEL
     labels = parts[pool][LABEL]
     if not own_choices and min(labels.count(place) for place in range(len(choices))) >= BALANCED:
         settings["fewshot_config"] = {
@@ -386,7 +391,8 @@ def check(prepared: Prepared) -> None:
 
     check_free(prepared.name)
     register()
-    rows = {split: datasets.Dataset(table) for split, table in _tables(prepared).items()}
+    digest = prepared.digest()  # datasets would take a millisecond a column for one of its own
+    rows = {split: datasets.Dataset(table, fingerprint=f"{digest}{split}") for split, table in _tables(prepared).items()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{prepared.name}.yaml")
         path.write_text(yaml_of(prepared, Path(folder)), encoding="utf-8")
