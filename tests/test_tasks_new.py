@@ -215,7 +215,7 @@ def test_a_thousand_columns_are_looked_at(folder: Path):
     ]
     file = write(folder / "wide.csv", many)
     new(file, "--text", "words")
-    assert len(task("wide").train_docs[0]) == 1003
+    assert len(pq.read_schema(folder / "wide" / "wide_train.parquet")) == 1003
     text = one_clear_error(lambda: new(file, "--name", "other"), "--text COLUMN", names="wide.csv", untouched=folder)
     assert len(text) < 1000
 
@@ -293,6 +293,23 @@ def test_nothing_is_overwritten(folder: Path):
     one_clear_error(lambda: new(file, "--out", str(file)), "it is a file", untouched=folder)
     new(file, "--name", "other", "--out", "mine")
     assert task("other", "mine").name == "other"
+
+
+def test_the_manuals_examples_run(folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("W2S_CACHE", str(folder))
+    write(folder / "reviews.csv", reviews())
+    write(folder / "quiz.csv", quiz())
+    page = (Path(__file__).parents[1] / "docs" / "tasks.md").read_text(encoding="utf-8")
+    (commands,) = (block for block in re.findall(r"```bash\n(.*?)```", page, re.DOTALL) if "tasks new" in block)
+    for line in commands.splitlines():
+        words = shlex.split(line, comments=True)
+        assert words[0] == "w2s"
+        told = run(*words[1:])
+    assert "ok reviews: train 64, test 16" in told
+    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "task_from_rows" in block)
+    known: dict[str, Any] = {}
+    exec(code, known)  # noqa: S102 - the manual's own
+    assert task("my_reviews", known["task"].folder).classes == ["sad", "glad"]
 
 
 def test_w2s_tasks_lists_and_tells_its_folder_as_before():
