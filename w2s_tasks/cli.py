@@ -145,8 +145,8 @@ def new_task(
         return [part.strip() for part in values[0].split(",")] if values and len(values) == 1 else values or []
 
     told = Told(text, label, listed(choices), listed(options), split, group)
-    settings = {"name": name, "out": out, "test": test, "seed": seed, "shuffle": shuffle, "description": description}
-    for line in new(file, told, **settings):
+    lines = new(file, told, name=name, out=out, test=test, seed=seed, shuffle=shuffle, description=description)
+    for line in lines:
         typer.echo(line)
 
 
