@@ -56,21 +56,21 @@ def test_an_lm_eval_that_finds_our_folder_itself_is_not_told_of_it_again(monkeyp
     assert [len(paths) for paths in told] == [2, 1]
 
 
-FOUND = """\
-from importlib.metadata import EntryPoint, entry_points
-import importlib.metadata as metadata
-import tomllib
-groups = tomllib.load(open({pyproject!r}, "rb"))["project"]["entry-points"]
-metadata.entry_points = lambda **at: [
-    EntryPoint(name, value, at["group"]) for name, value in groups.get(at.get("group"), {{}}).items()
-]
+FOUND = f"""\
 import lm_eval
 from lm_eval.api.registry import get_model
 from lm_eval.tasks import TaskManager
 print(lm_eval.__file__)
-print(*(get_model(name).__name__ for name in groups["lm_eval.models"]))
+print(*(get_model(name).__name__ for name in {list(MODELS)}))
 print(*[name for name in TaskManager(include_defaults=False).all_tasks if name.startswith("w2s_")])
 """
+
+
+def write_metadata(folder: Path) -> None:
+    """What an installed package says of itself, with the entry points of pyproject.toml."""
+    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: w2s-harness\nVersion: 0.1.0\n", encoding="utf-8")
+    groups = ("\n".join((f"[{group}]", *map(" = ".join, points.items()))) for group, points in GROUPS.items())
+    (folder / "entry_points.txt").write_text("\n".join(groups), encoding="utf-8")
 
 
 def test_lm_evals_development_branch_finds_models_and_tasks_by_themselves(tmp_path: Path):
@@ -79,11 +79,11 @@ def test_lm_evals_development_branch_finds_models_and_tasks_by_themselves(tmp_pa
         pytest.skip("needs a checkout of EleutherAI/lm-evaluation-harness: set W2S_UPSTREAM to its folder")
     if "discover_plugin_task_paths" not in Path(upstream, "lm_eval", "tasks", "manager.py").read_text(encoding="utf-8"):
         pytest.skip(f"the checkout in W2S_UPSTREAM ({upstream}) reads no entry points of tasks yet (lm_eval's PR #4015)")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((upstream, str(ROOT)))}
-    script = FOUND.format(pyproject=str(ROOT / "pyproject.toml"))
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    (tmp_path / "w2s_harness-0.1.0.dist-info").mkdir()
+    write_metadata(tmp_path / "w2s_harness-0.1.0.dist-info")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), upstream, str(ROOT)))}
+    command = [sys.executable, "-c", FOUND]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     place, models, tasks = done.stdout.splitlines()[-3:]
     assert Path(place).is_relative_to(Path(upstream).resolve())

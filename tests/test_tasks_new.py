@@ -65,13 +65,17 @@ def run(*arguments: str) -> str:
 
 
 def task(name: str, where: str | None = None) -> Any:
-    """The task that was written, checked as before a run, and by `w2s validate`."""
-    settings: dict[str, Any] = {"documents": 20, "model": None, "mode": "loglikelihood", "examples": False}
-    assert validate([name], **settings, include_path=[where or name], console=Console(quiet=True))
+    """The task that was written, checked as before a run."""
     found = Harness([where or name]).task(name)
     found.check_trainable()
     found.check_evaluable()
     return found
+
+
+def valid(*names: str) -> bool:
+    """What `w2s validate` says of tasks, each in the folder of its name."""
+    settings: dict[str, Any] = {"documents": 20, "model": None, "mode": "loglikelihood", "examples": False}
+    return validate(names, **settings, include_path=names, console=Console(quiet=True))
 
 
 def reviews(n: int = 80) -> Rows:
@@ -101,6 +105,7 @@ def test_a_table_of_texts_and_words_becomes_a_task_that_is_valid(kind: str, fold
     for line in ("label: the column 'mood'", "text: the column 'review'", "choices: 'glad', 'sad'", "test: a fifth"):
         assert line in told
     found = task("mine")
+    assert valid("mine")
     assert found.classes == ["glad", "sad"]
     by_text = {row["review"]: row["mood"] for row in reviews()}
     for doc in [*found.train_docs, *found.task.eval_docs]:
@@ -127,6 +132,7 @@ def test_options_of_each_row_become_choices(folder: Path):
     told = new(write(folder / "quiz.csv", quiz()))
     assert "choices: the columns 'A', 'B', 'C', 'D'" in told
     found = task("quiz")
+    assert valid("quiz")
     for doc, row in ((doc, row) for doc in found.train_docs for row in quiz() if row["question"] == doc["question"]):
         assert doc["choices"] == [row[m] for m in "ABCD"]
         assert doc["choices"][doc["label"]] == row[row["answer"]]
@@ -205,6 +211,7 @@ def test_quotes_line_breaks_separators_and_a_byte_order_mark_are_read(folder: Pa
     (folder / "odd.csv").write_bytes(text.encode())
     assert "parted by a semicolon" in new(folder / "odd.csv")
     found = task("odd")
+    assert valid("odd")
     assert {doc["text"] for doc in [*found.train_docs, *found.task.eval_docs]} == set(odd)
 
 

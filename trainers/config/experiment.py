@@ -205,7 +205,7 @@ class Experiment(Section):
         task = data.get("task") if isinstance(data, dict) else None
         if not isinstance(task, RowsTask):
             return data
-        return {**data, "task": task.name, "include_path": [*data.get("include_path", ()), task.folder]}
+        return {**data, "task": task.name, "include_path": [*(data.get("include_path") or ()), task.folder]}
 
     @field_validator("split", mode="before")
     @classmethod

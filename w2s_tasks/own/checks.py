@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from w2s_tasks.errors import UserError
@@ -48,9 +48,9 @@ def check_free(name: str) -> None:
     from w2s_tasks.plugin.stock_names import stock_has
 
     if name in _our_names():
-        raise UserError(f"name: '{name}' is a task, group or tag of this suite; choose another name.")
+        raise UserError(f"name: {name!r} is a task, group or tag of this suite; choose another name.")
     if stock_has(name):
-        raise UserError(f"name: '{name}' is a task, group or tag of lm_eval's own; choose another name.")
+        raise UserError(f"name: {name!r} is a task, group or tag of lm_eval's own; choose another name.")
 
 
 def check_text(value: Any, where: str) -> None:
@@ -88,7 +88,7 @@ def prompts(columns: Columns, text: str, label: str, where: str) -> list[str]:
     """
     if text in columns:
         for row, value in enumerate(columns[text]):
-            check_text(value, f"{where}: row {row}, column '{text}'")
+            check_text(value, f"{where}: row {row}, column {text!r}")
         found: list[str] = columns[text]
         remedy = "" if not re.fullmatch(r"[^\W\d]\w*", text) else f"; text='{{{{{text}|trim}}}}' takes it away"
     else:
@@ -119,9 +119,9 @@ def _rendered(columns: Columns, text: str, label: str, where: str) -> list[str]:
         check_column(columns, name, f"text {shown(text)}")
         for row, value in enumerate(columns[name]):
             if value is None or isinstance(value, str):
-                check_text(value, f"{where}: row {row}, column '{name}'")
+                check_text(value, f"{where}: row {row}, column {name!r}")
     if label in named:
-        raise UserError(f"text {shown(text)} shows the column '{label}', which is the answer; take it out.")
+        raise UserError(f"text {shown(text)} shows the column {label!r}, which is the answer; take it out.")
     if not named:
         raise UserError(f"text {shown(text)} names no column, so that all rows would be asked the same.")
     found = []
@@ -156,6 +156,19 @@ def check_choices(choices: Any, where: str) -> None:
         raise UserError(f"{where}: the choice {shown(twice)} stands there twice.")
 
 
+def plain_choices(choices: Any) -> list[Any]:
+    """The choices of all rows as a list of plain values, from a tuple, an array or a pandas index.
+
+    Raises:
+        UserError: there is nothing to go through.
+    """
+    if not isinstance(choices, Iterable):
+        raise UserError(
+            f"choices: a list of texts, or a column with a list in each row, is expected, found {shown(choices)}."
+        )
+    return [str(choice) if isinstance(choice, str) else choice for choice in choices]
+
+
 def choices_of(columns: Columns, choices: Sequence[str] | str, where: str) -> list[list[str]]:
     """The choices of each row.
 
@@ -172,7 +185,7 @@ def choices_of(columns: Columns, choices: Sequence[str] | str, where: str) -> li
         return [list(choices)] * size(columns)
     check_column(columns, choices, "choices: a list of texts, or a column with a list in each row")
     for row, own in enumerate(columns[choices]):
-        check_choices(own, f"{where}: row {row}, column '{choices}'")
+        check_choices(own, f"{where}: row {row}, column {choices!r}")
     return columns[choices]
 
 
@@ -217,7 +230,7 @@ def places(columns: Columns, label: str, choices: Sequence[Sequence[str]], where
     odd = _of_two_minds(values, choices)
     if odd is not None:
         raise UserError(
-            f"{where}: row {odd}, column '{label}': {values[odd]!r} is the text of one of the choices "
+            f"{where}: row {odd}, column {label!r}: {values[odd]!r} is the text of one of the choices "
             f"{shown(list(choices[odd]))} and the number of another, counted from 0. Turn the column into text if it is the "
             "text; else call the choices otherwise."
         )
@@ -228,7 +241,7 @@ def places(columns: Columns, label: str, choices: Sequence[Sequence[str]], where
             said = "there is no label" if value is None else f"{shown(value)} is no label"
             hint = " (a text of digits is no number)" if isinstance(value, str) and value.isdigit() else ""
             raise UserError(
-                f"{where}: row {row}, column '{label}': {said}{hint}: it is the text of one of the choices {known}, or its "
+                f"{where}: row {row}, column {label!r}: {said}{hint}: it is the text of one of the choices {known}, or its "
                 f"number from 0 to {len(choices[row]) - 1}. Mend it, or take the row out."
             )
     return [place for place in found if place is not None]

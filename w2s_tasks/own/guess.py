@@ -228,7 +228,7 @@ def _name_classes(found: Guess, choices: Sequence[str], where: str) -> None:
         return
     row = next((row for row, value in enumerate(values) if value is None), None)
     if row is not None:
-        raise UserError(f"{where}: row {row}, column '{label}': there is no label; fill it in, or take the row out.")
+        raise UserError(f"{where}: row {row}, column {label!r}: there is no label; fill it in, or take the row out.")
     distinct = list(dict.fromkeys(values))
     if all(isinstance(value, bool) for value in values):
         found.choices = ["no", "yes"]
@@ -236,20 +236,20 @@ def _name_classes(found: Guess, choices: Sequence[str], where: str) -> None:
     elif all(isinstance(value, str) for value in values):
         if len(distinct) > MOST_CLASSES:
             raise UserError(
-                f"{where}: the column '{label}' has {len(distinct)} different texts, too many for choices. Which column "
+                f"{where}: the column {label!r} has {len(distinct)} different texts, too many for choices. Which column "
                 "is the label (--label), or which columns hold each row's own choices (--options)?"
             )
         found.choices = sorted(distinct)
         found.notes.append(f"choices: {', '.join(map(shown, found.choices))}, what {label!r} holds, sorted (--choices)")
     elif len(distinct) > MOST_CLASSES:
         raise UserError(
-            f"{where}: the column '{label}' has {len(distinct)} different values; say which is the label: --label."
+            f"{where}: the column {label!r} has {len(distinct)} different values; say which is the label: --label."
         )
     else:
         numbers = sorted(distinct, key=str)
         example = "no,yes" if len(distinct) == 2 else ",".join(f"name{i}" for i in range(len(distinct)))
         raise UserError(
-            f"{where}: the column '{label}' holds {', '.join(map(str, numbers))}: say what they are called, number 0 "
+            f"{where}: the column {label!r} holds {', '.join(map(str, numbers))}: say what they are called, number 0 "
             f"first: --choices {example}. To take them as they are written: --choices {','.join(map(str, numbers))}."
         )
 

@@ -52,7 +52,7 @@ def by_column(columns: Columns, split: str, where: str) -> list[str]:
         UserError: no such column, or other names than `SPLITS`, with the row.
     """
     check_column(columns, split, "split")
-    return [_split(value, f"{where}: row {row}, column '{split}'") for row, value in enumerate(columns[split])]
+    return [_split(value, f"{where}: row {row}, column {split!r}") for row, value in enumerate(columns[split])]
 
 
 def by_share(kinds: Sequence[Sequence[str]], share: float, seed: int) -> list[str]:

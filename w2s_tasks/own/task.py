@@ -165,6 +165,10 @@ def prepare(
     checks.check_name(name)
     _check_columns(columns, label, group, where)
     own_choices = isinstance(choices, str)
+    if shuffle and not own_choices:
+        raise UserError("shuffle: all rows have the same choices, whose order says nothing; leave it out.")
+    if not own_choices:
+        choices = checks.plain_choices(choices)
     listed = checks.choices_of(columns, choices, where)
     labels = checks.places(columns, label, listed, where)
     asked = checks.prompts(columns, text, label, where)
@@ -181,7 +185,7 @@ def prepare(
     rows_of = {s: [row for row, own in enumerate(names) if own == s] for s in SPLITS if s in names}
     for part, rows in rows_of.items():
         checks.check_one_answer([labels[row] for row in rows], own_choices, listed[0], f"{where}: {part}")
-    _tell_overlap(name, asked, rows_of)
+    _tell_overlap(name, asked, groups, rows_of)
     parts = {part: tables.taken(columns, rows) for part, rows in rows_of.items()}
     settings = _settings(name, text, choices, group, description, parts)
     return Prepared(name, settings, parts)
@@ -194,15 +198,15 @@ def _check_columns(columns: Columns, label: str, group: str | None, where: str) 
     odd = next((name for name in columns if name.startswith(checks.RESERVED)), None)
     if odd is not None:
         raise UserError(
-            f"{where}: the column '{odd}': names with {checks.RESERVED} in front mean something here; rename it."
+            f"{where}: the column {odd!r}: names with {checks.RESERVED} in front mean something here; rename it."
         )
     if LABEL in columns and label != LABEL:
-        raise UserError(f"{where}: the label is '{label}', and a column '{LABEL}' is there too; rename or drop that one.")
+        raise UserError(f"{where}: the label is {label!r}, and a column '{LABEL}' is there too; rename or drop that one.")
     if group is not None:
         tables.check_column(columns, group, "group")
         row = next((row for row, value in enumerate(columns[group]) if value is None), None)
         if row is not None:
-            raise UserError(f"{where}: row {row}, column '{group}': there is no group; fill it in, or take the row out.")
+            raise UserError(f"{where}: row {row}, column {group!r}: there is no group; fill it in, or take the row out.")
 
 
 def _shuffled(
@@ -248,10 +252,18 @@ def _splits(
     return names
 
 
-def _tell_overlap(name: str, asked: Sequence[str], rows_of: Mapping[str, Sequence[int]]) -> None:
+def _tell_overlap(
+    name: str, asked: Sequence[str], groups: Sequence[str] | None, rows_of: Mapping[str, Sequence[int]]
+) -> None:
+    """Say how many rows are evaluated on that are learnt from too, or whose group is."""
     from w2s_tasks.rows.families import plain
 
     evaluated = "test" if "test" in rows_of else "validation"
+    if groups is not None:
+        learnt = {groups[row] for row in rows_of.get("train", ())}
+        both = sum(groups[row] in learnt for row in rows_of[evaluated])
+        if both:
+            log.warning("%s: %d of the %d %s rows have their group in train", name, both, len(rows_of[evaluated]), evaluated)
     trained = {plain(asked[row]) for row in rows_of.get("train", ())}
     twice = sum(plain(asked[row]) in trained for row in rows_of[evaluated])
     if twice:
