@@ -109,7 +109,7 @@ class W2STaskManager(TaskManager):
 
     def _read_index(self, *, include_defaults: bool) -> None:
         # An lm_eval that finds our folder by its entry point would warn of every task that it is told of twice.
-        known = getattr(lm_eval.tasks.manager, "discover_plugin_task_paths", tuple)()
+        known: tuple[Path, ...] = getattr(lm_eval.tasks.manager, "discover_plugin_task_paths", tuple)()
         paths = [path for path in self._paths if Path(path).resolve() not in known]
         super().__init__(include_path=paths, include_defaults=include_defaults, metadata=self._metadata)
         self._factory = _Factory(meta=self._metadata)
