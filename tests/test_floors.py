@@ -14,7 +14,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
-    *("w2s_tasks", "w2s_tasks.errors", "w2s_tasks.user_text", "w2s_tasks.paths", "w2s_tasks.keys", "w2s_tasks.machine"),
+    *(
+        "w2s_tasks",
+        "w2s_tasks.errors",
+        "w2s_tasks.user_text",
+        "w2s_tasks.paths",
+        "w2s_tasks.keys",
+        "w2s_tasks.machine",
+        "w2s_tasks.notebook",
+    ),
     *(
         "w2s_tasks.code_scope",
         "w2s_tasks.sandbox",
@@ -25,9 +33,19 @@ FLOORS = (
     ),
     *("w2s_tasks.plugin", "w2s_tasks.results", "w2s_tasks.study"),
     *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.cli"),
-    *("trainers", "trainers.registry", "trainers.section", "trainers.store", "trainers.harness", "trainers.labels"),
+    *(
+        "trainers",
+        "trainers.quiet",
+        "trainers.registry",
+        "trainers.section",
+        "trainers.store",
+        "trainers.harness",
+        "trainers.labels",
+    ),
     *("trainers.training", "trainers.services", "trainers.fit", "trainers.steps", "trainers.config", "trainers.flow"),
-    *("trainers.report", "trainers.power", "trainers.sweep", "trainers.store_cli", "trainers.cli"),
+    *("trainers.report", "trainers.power", "trainers.running", "trainers.measuring", "trainers.sweeping"),
+    *("trainers.swept", "trainers.api", "trainers.store_cli"),
+    "trainers.cli",
 )
 """From the ground up: a module or package imports only what stands before it, and what is in its own package."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import cache
 from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Union, cast, get_args, get_origin, get_type_hints
 
 from trainers.report.entries import Interval
 from trainers.report.section import Report
@@ -79,7 +79,7 @@ def _series(values: Sequence[Any]) -> pd.Series[Any]:
         return pd.Series(values, dtype="boolean" if missing else "bool")
     if known and all(isinstance(value, int) for value in known):
         return pd.Series(values, dtype="Int64" if missing else "int64")
-    if all(isinstance(value, int | float) for value in known):
+    if values and all(isinstance(value, int | float) for value in known):
         return pd.Series(values, dtype="float64")
     return pd.Series([tuple(value) if isinstance(value, list) else value for value in values], dtype="object")
 
@@ -139,7 +139,7 @@ def _shape_of_list(hint: Any) -> Shape | None:
         return None
     (item,) = get_args(hint)
     if is_dataclass(item):
-        return _shape(item)
+        return _shape(cast(Any, item))
     return Shape("", {}, {}) if get_origin(item) is dict else None
 
 
@@ -153,7 +153,7 @@ def _shape(kind: type[Any]) -> Shape:
         if (listed := _shape_of_list(hint)) is not None:
             inner[one.name] = replace(listed, about=listed.about or sentence)
         elif is_dataclass(hint):
-            parts = _shape(hint)  # type: ignore[arg-type]
+            parts = _shape(cast(Any, hint))
             columns |= {f"{one.name}.{k}": f"{sentence.removesuffix('.')}: {v}" for k, v in parts.columns.items()}
         elif _is_interval(hint):
             columns |= {f"{one.name}.{end}": f"{sentence} {which}" for end, which in ENDS.items()}
