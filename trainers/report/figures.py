@@ -83,9 +83,14 @@ class Drawing:
         """
         if not installed():
             raise UserError("figures need matplotlib: pip install 'w2s-harness[report]'.")
+        import matplotlib as mpl
+
         from trainers.report.notebook_figure import NotebookFigure
 
-        return self._drawn(NotebookFigure)
+        with mpl.rc_context(STYLE):
+            figure = self._drawn(NotebookFigure)
+            figure.draw_without_rendering()  # ticks are made here: their text, too, is never read as a formula
+        return figure
 
     def svg(self) -> str | None:
         """As SVG text; None without matplotlib."""
@@ -108,12 +113,8 @@ class Drawing:
         return text.replace("<svg ", f'<svg role="img" aria-label="{escape(self.about)}" fill="currentColor" ', 1)
 
     def _drawn(self, kind: type[matplotlib.figure.Figure]) -> matplotlib.figure.Figure:
-        import matplotlib as mpl
-
-        with mpl.rc_context(STYLE):
-            figure = kind(figsize=(self.width, self.height), layout="constrained")
-            self.draw(figure)
-            figure.draw_without_rendering()  # ticks are made here: their text, too, is never read as a formula
+        figure = kind(figsize=(self.width, self.height), layout="constrained")
+        self.draw(figure)
         return figure
 
 
