@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.config.methods import PARTS as ALL_PARTS
-from trainers.config.methods import takes_labels
+from trainers.config.methods import parts, takes_labels
 from trainers.config.reading import load
 from trainers.fit import lora
 from trainers.fit.lora import Lora
@@ -27,7 +26,7 @@ from w2s_tasks.errors import UserError
 ALL_ARMS = [*ARMS, "few_shot(4)"]
 SMALL = ["split.limit={weak: 48, transfer: 32}", "evaluate.limit=16", "evaluate.few_shot_k=2", "weak.epochs=8"]
 SMALL += ["unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}", "weak.holdout=0.2"]
-PARTS = tuple(part for part in ALL_PARTS if part in LOSSES or takes_labels(part, LabelSet))
+PARTS = tuple(part for part in parts() if part in LOSSES or takes_labels(part, LabelSet))
 """Those over choices; the others: test_generated_targets."""
 
 

@@ -62,11 +62,6 @@ class Job:
 }
 
 
-def forget() -> None:
-    for cached in ("_path_of", "_module", "_reached_from", "_text", "_hash_of"):
-        getattr(code_scope, cached).cache_clear()
-
-
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The folder of the small package, which can be imported and searched."""
@@ -76,9 +71,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (folder / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(code_scope, "PACKAGES", ("scoped",))
-    forget()
+    code_scope.forget()
     yield folder
-    forget()
+    code_scope.forget()
     for name in [name for name in sys.modules if name.partition(".")[0] == "scoped"]:
         del sys.modules[name]
 
@@ -126,7 +121,7 @@ def after(package: Path, change: tuple[str, str, str], roots: list[Any]) -> tupl
     before, path = code_scope.code_hash(roots), package / f"{module}.py"
     assert path.read_text().count(old) == 1
     path.write_text(path.read_text().replace(old, new))
-    forget()
+    code_scope.forget()
     return before, code_scope.code_hash(roots)
 
 
@@ -168,7 +163,7 @@ def test_of_a_class_all_counts_and_what_is_not_ours_stands_on_nothing(package: P
 
 
 def test_a_registry_has_entries_under_their_names():
-    found: Registry[Callable[[], int]] = Registry()
+    found: Registry[Callable[[], int]] = Registry("function")
 
     @found.entry
     def first() -> int:
@@ -208,7 +203,7 @@ def keys_after(
             patch.setattr(code_scope, "folder_of", lambda package: folder / package)
             if name:
                 (folder / name).write_text(text.replace(old, new), encoding="utf-8")
-            forget()
+            code_scope.forget()
             flow._keys.clear()
             found = {name: flow.key(step) for name, step in flow.layout.steps.items()}
         if name:
@@ -216,7 +211,7 @@ def keys_after(
         return found
 
     yield keys
-    forget()
+    code_scope.forget()
 
 
 @pytest.fixture(scope="module")
@@ -225,14 +220,14 @@ def keys_before(keys_after: Keys) -> dict[str, str]:
 
 
 NEW_LOSS = '''
-@LOSSES.entry
+@loss
 def half(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     """Half of the cross-entropy."""
     return _cross_entropy(logprobs, targets) / 2
 
 
-@LOSSES.entry
-@WHOLE_STEP.entry
+@loss
+@whole_step
 def logconf('''
 WEAK, STUDENT_LOGCONF, NOISE_MATCHED = (f"fit/{arm}, seed 0" for arm in ("weak", "student, logconf", "noise_matched"))
 TRAINED = {STUDENT_LOGCONF, NOISE_MATCHED, *(f"fit/{arm}, seed 0" for arm in ("student", "ceiling", "random_labels"))}
@@ -246,7 +241,7 @@ FUTURE = "from __future__ import annotations\n"
 EDITS: dict[str, tuple[str, str, str, set[str]]] = {
     "a new loss": (
         "trainers/training/losses.py",
-        "@LOSSES.entry\n@WHOLE_STEP.entry\ndef logconf(",
+        "@loss\n@whole_step\ndef logconf(",
         NEW_LOSS.lstrip(),
         set(),
     ),

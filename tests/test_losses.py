@@ -13,7 +13,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from trainers.config.method_args import MethodArgs
+from trainers.config.method_args import known
 from trainers.fit import lora
 from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
@@ -193,7 +193,7 @@ def test_every_loss_is_one_finite_value_a_row_under_its_default_settings(name: s
     hard = torch.eye(2, dtype=torch.float64)[[0, 1, 1]]
     for targets in (Y, hard):
         logits = _logits()
-        losses = LOSSES[name](logits.log_softmax(-1), targets, State(0.3, targets.mean(0)), **MethodArgs().of(name))
+        losses = LOSSES[name](logits.log_softmax(-1), targets, State(0.3, targets.mean(0)), **known()().of(name))
         assert losses.shape == (3,)
         losses.mean().backward()
         assert logits.grad is not None
@@ -258,7 +258,7 @@ DEFAULTS = {
 
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_an_experiments_settings_of_a_part_are_its_functions_keywords(name: str):
-    assert MethodArgs().of(name) == DEFAULTS[name]
+    assert known()().of(name) == DEFAULTS[name]
 
 
 @pytest.mark.parametrize(
@@ -274,9 +274,9 @@ def test_an_experiments_settings_of_a_part_are_its_functions_keywords(name: str)
 )
 def test_settings_out_of_bounds_are_refused(name: str, key: str, taken: tuple[float, ...], refused: tuple[float, ...]):
     for value in taken:
-        assert MethodArgs.model_validate({name: {key: value}}).of(name)[key] == value
+        assert known().model_validate({name: {key: value}}).of(name)[key] == value
     for value in refused:
         with pytest.raises(ValidationError):
-            MethodArgs.model_validate({name: {key: value}})
+            known().model_validate({name: {key: value}})
     with pytest.raises(ValidationError):
-        MethodArgs.model_validate({name: {"unknown": 1}})
+        known().model_validate({name: {"unknown": 1}})

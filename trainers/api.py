@@ -280,9 +280,12 @@ def load_report(place: Place) -> Results:
 
 
 def _begin() -> None:
-    """What the command does before it loads anything large."""
+    """What the command does before it loads anything large, and the plug-ins that are installed."""
     if "torch" not in sys.modules:
         machine.share()
+    from trainers.plugin_loader import load_installed
+
+    load_installed()
 
 
 def _named(experiment: Given, overrides: Overrides | None, name: str | None) -> Experiment:

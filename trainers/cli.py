@@ -50,6 +50,10 @@ StoreUrl = Annotated[
         "--store", help="An object store behind the run folder, for machines that share no disk: s3://bucket/prefix."
     ),
 ]
+Plugins = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", help="A file or module with methods, arms, trainers or sections of your own (repeatable)."),
+]
 Config = Annotated[str, typer.Argument(help="An experiment YAML, or the name of one that ships (e.g. quickstart).")]
 
 
@@ -114,6 +118,12 @@ def _interruptible() -> Iterator[None]:
         raise SystemExit(130) from None
 
 
+def _load_plugins(named: list[str] | None) -> None:
+    from trainers.plugin_loader import load_plugins
+
+    load_plugins(named)
+
+
 def _tell_unused(experiment: Experiment) -> None:
     from trainers.config.unused import unused
 
@@ -126,6 +136,7 @@ def run(
     config: Config,
     runs_dir: RunsDir = Path("runs"),
     assignments: Set = None,
+    plugins: Plugins = None,
     if_exists: Annotated[IfExists, typer.Option("--if-exists", help="What to do about finished work.")] = IfExists.resume,
     max_cost: Annotated[
         float | None,
@@ -144,11 +155,13 @@ def run(
     \b
     w2s run quickstart
     w2s run my.yaml --runs-dir results --set strong.lr=1e-3 --set seeds=[0,1,2]
+    w2s run my.yaml --plugin my_method.py                                  # a method of your own (docs/own_methods.md)
     accelerate launch --num_processes 4 -m trainers.cli run my.yaml        # several GPUs, the same numbers
     w2s run my.yaml --engine ray                                           # steps that can run at once do
     w2s run my.yaml --engine ray --address auto                            # on the cluster that this machine belongs to
     w2s run my.yaml --store s3://my-bucket/w2s                             # any machine goes on where another one ended
     """
+    _load_plugins(plugins)
     from trainers.config.reading import load
     from trainers.report.report import show_report
     from trainers.running import carry_out
@@ -255,6 +268,7 @@ def sweep(
         typer.Option("--grid", help="Values of one key: --grid method=xent,logconf (repeatable; all combinations)."),
     ] = None,
     assignments: Set = None,
+    plugins: Plugins = None,
     runs_dir: RunsDir = Path("runs"),
     shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th cell: i/n, i from 1 to n.")] = None,
     max_cost: Annotated[
@@ -281,6 +295,7 @@ def sweep(
     w2s sweep my.yaml --grid method=xent,logconf --grid seed=0,1,2,3 --engine ray --address auto
     w2s sweep my.yaml --grid seed=0,1,2,3 --store s3://my-bucket/w2s --shard 1/4      # each machine its own shard
     """
+    _load_plugins(plugins)
     from trainers.sweeping import lay_out, of_shard, open_sweep, parse_grid, run_sweep, show_cells, show_sweep
 
     terms = _terms(runs_dir, max_cost, engine, address, store, unsafe, quiet)
@@ -304,12 +319,13 @@ def sweep(
 
 
 @app.command()
-def plan(config: Config, assignments: Set = None) -> None:
+def plan(config: Config, assignments: Set = None, plugins: Plugins = None) -> None:
     """Show the stages of an experiment with their sizes; loads no weights and needs no network.
 
     \b
     w2s plan quickstart --set seeds=[0,1,2]
     """
+    _load_plugins(plugins)
     from rich.console import Console
 
     from trainers.config.reading import load
@@ -331,6 +347,7 @@ def report(
         Path | None, typer.Option("--out", help="Write the page that compares several runs to this file.")
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print what report.json holds, as JSON schema.")] = False,
+    plugins: Plugins = None,
 ) -> None:
     """Show one run's report again, or several runs (or the cells of a sweep) side by side.
 
@@ -341,6 +358,7 @@ def report(
     w2s report s3://my-bucket/w2s/quickstart                 # a run that was made with --store s3://my-bucket/w2s
     w2s report --schema                                      # what stands under each key of report.json
     """
+    _load_plugins(plugins)
     if schema:
         import json
 
@@ -382,6 +400,7 @@ def report(
 def view(
     run: Annotated[str, typer.Argument(help="A finished run's folder, or its URL in an object store.")],
     out: Annotated[Path | None, typer.Option(help="Another file than questions.html in the run's folder.")] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Write a page of every question and every model's answer: filters, search, sorting; one file, no network.
 
@@ -389,6 +408,7 @@ def view(
     w2s view runs/quickstart               # runs/quickstart/questions.html, linked from its report.html
     w2s view s3://my-bucket/w2s/quickstart --out questions.html
     """
+    _load_plugins(plugins)
     from trainers.report.report import here, present, read_report, reopened
 
     quiet_libraries()
@@ -455,12 +475,13 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
     task: Annotated[str, typer.Option(help="A trainable multiple_choice task.")],
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")],
-    trainer: Annotated[str, typer.Option(help="lora, classifier, reward or openai.")] = "lora",
+    trainer: Annotated[str, typer.Option(help="lora, classifier, reward, openai, or a plug-in's.")] = "lora",
     labels: Annotated[Path | None, typer.Option(help="A label set; without it the gold labels.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first n rows.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set lr=1e-3 (repeatable).")] = None,
     seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Initialisation and row order.")] = 0,
     include_path: Annotated[list[str] | None, typer.Option("--include_path", help="Folders with tasks of your own.")] = None,
+    plugins: Plugins = None,
 ) -> None:
     """Fine-tune one model on a label set, or on gold labels.
 
@@ -468,6 +489,7 @@ def finetune(
     w2s finetune --task w2s_sst2 --model pypi:smollm2-135m-instruct --labels labels.parquet --out student
     w2s finetune --task w2s_sst2 --model pypi:all-minilm-l6-v2 --trainer classifier --limit 1000 --set text=sentence --out weak
     """
+    _load_plugins(plugins)
     quiet_libraries()
     from trainers.flow.alone import finetune_model
 

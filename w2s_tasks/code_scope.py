@@ -5,21 +5,32 @@ suite's, and on from there: annotations and decorators count, comments and docst
 counts; of a method that the search begins with, the method and what it reaches through ``self``. What is looked up by name
 while a program runs is not seen: an entry of a `Registry` counts where it is named as a root, and a registry itself does
 not. So a new loss, or a word in the chat client, leaves a key as it is.
+
+A user's own code is searched in the same way once it registered something (`take_in`): a plug-in's file with the modules
+beside it, an installed package, a script, the cells of a notebook.
 """
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from w2s_tasks.errors import UserError
+
 PACKAGES = ("trainers", "w2s_tasks")
+GUESTS: dict[str, Path | None] = {}
+"""The top modules of users' code: a file or a package's folder; None for the cells of a notebook."""
+MAIN = "__main__"
+"""A script or a notebook: what it does, its experiments among it, is no part of what its functions stand on."""
 REGISTRY = "Registry"
 """A module-level name that is a call of this class is not followed."""
 
@@ -72,8 +83,16 @@ class _Module:
             elif names := _defined(statement):
                 for name in names:
                     self.definitions.setdefault(name, []).append(statement)
-            elif not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
+            elif self.name != MAIN and not (isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)):
                 self.effects.append(statement)
+
+    def take_cell(self, text: str) -> None:
+        """Take a notebook's cell in place of what an earlier one defined under the same names."""
+        with contextlib.suppress(SyntaxError):  # it did nothing either
+            cell = _Module(self.name, self.package)
+            cell.take(ast.parse(text).body)
+            self.definitions |= cell.definitions
+            self.imports |= cell.imports
 
 
 def folder_of(package: str) -> Path:
@@ -85,16 +104,68 @@ def folder_of(package: str) -> Path:
 
 
 def _exists(module: str) -> bool:
-    return _path_of(module) is not None
+    return _path_of(module) is not None or (module == MAIN and module in GUESTS)
 
 
 @functools.cache
 def _path_of(module: str) -> Path | None:
-    """The file of one of this suite's modules."""
-    if module.partition(".")[0] not in PACKAGES:
-        return None
-    path = folder_of(module.partition(".")[0]).joinpath(*module.split(".")[1:])
-    return next((p for p in (path.with_suffix(".py"), path / "__init__.py") if p.is_file()), None)
+    """The file of one of this suite's modules, or of a user's."""
+    top, *inner = module.split(".")
+    base = folder_of(top) if top in PACKAGES else GUESTS.get(top) or _beside(top)
+    if base is None or base.is_file():
+        return None if inner else base
+    path = base.joinpath(*inner)
+    files = (path / "__init__.py", *((path.with_name(f"{path.name}.py"),) if inner else ()))
+    return next((p for p in files if p.is_file()), None)
+
+
+def _beside(top: str) -> Path | None:
+    """Where a module is that was imported from the folder of a user's file."""
+    place = _place_of(top) if top in sys.modules else None
+    folders = {guest.parent for guest in GUESTS.values() if guest is not None and guest.is_file()}
+    own = {folder for folder in folders if folder.name not in ("site-packages", "dist-packages")}
+    return place if place is not None and place.parent in own else None
+
+
+def _place_of(top: str) -> Path | None:
+    """An imported top module's file, or its package's folder; None for one without files."""
+    module = sys.modules[top]
+    file = getattr(module, "__file__", None) or next(iter(getattr(module, "__path__", ())), None)
+    place = Path(file).resolve() if file else None
+    return place.parent if place is not None and place.name == "__init__.py" else place
+
+
+def take_in(module: str) -> None:
+    """Let the search follow a module that is not this suite's, with all of its package.
+
+    Raises:
+        UserError: its source is nowhere, so that nobody could tell when it changes.
+    """
+    top = module.partition(".")[0]
+    if top in PACKAGES or top in GUESTS:
+        return
+    place = _place_of(top)
+    if place is None and not _cells():
+        raise UserError(f"the source of what {module} defines is nowhere: write it into a file, or into a notebook's cell.")
+    GUESTS[top] = place
+    forget()
+
+
+def give_up(module: str) -> None:
+    """Follow a module no more."""
+    GUESTS.pop(module.partition(".")[0], None)
+    forget()
+
+
+def forget() -> None:
+    """Read all source anew: a user's code may have changed."""
+    for cached in (_path_of, _module, _reached_from, _text, _hash_of, all_code):
+        cached.cache_clear()
+
+
+def _cells() -> list[str]:
+    """The cells that a notebook ran so far, as Python."""
+    return [str(cell) for cell in getattr(sys.modules[MAIN], "In", ())]  # IPython's own name for them
 
 
 def _imported(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str, Imported]:
@@ -115,10 +186,13 @@ def _imported(statement: ast.Import | ast.ImportFrom, package: str) -> dict[str,
 @functools.cache
 def _module(name: str) -> _Module:
     path = _path_of(name)
-    assert path is not None  # noqa: S101 - asked for modules that exist
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if path is None:
+        session = _Module(name, "")
+        for cell in _cells():
+            session.take_cell(cell)
+        return session
     module = _Module(name, name if path.name == "__init__.py" else name.rpartition(".")[0])
-    module.take(tree.body)
+    module.take(ast.parse(path.read_text(encoding="utf-8")).body)
     return module
 
 
@@ -265,34 +339,62 @@ def is_ours(target: Any) -> bool:
     return hasattr(target, "__qualname__") and _exists(str(target.__module__))
 
 
+def mentioned(root: Callable[..., Any] | type, names: frozenset[str]) -> str | None:
+    """File and line where a user's code, as far as a function stands on it, mentions one of some names; None if nowhere."""
+    for module, inside in sorted(reached([root]).items()):
+        if module.partition(".")[0] in PACKAGES:
+            continue
+        path = _path_of(module)
+        for node in (n for own in sorted(inside) for s in _statements(module, own) for n in ast.walk(s)):
+            name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
+            if name in names and isinstance(node, ast.Name | ast.Attribute):
+                return f"{path.name if path else module}:{node.lineno}"
+    return None
+
+
 @functools.cache
 def _text(module: str, name: str) -> str:
     """A definition as it counts, without comments and docstrings."""
+    return "\n".join(ast.unparse(_without_words(s)) for s in _statements(module, name) if not _is_registry(s))
+
+
+def _statements(module: str, name: str) -> list[ast.stmt]:
+    """What defines a name of a module; for the empty name what the module does when it is imported."""
     found = _module(module)
     first, _, method = name.partition(".")
     if not name:
-        statements: list[ast.stmt] = found.effects
-    elif method:
-        (cls,) = [s for s in found.definitions[first] if isinstance(s, ast.ClassDef)]
-        statements = [_members(cls)[method]]
-    else:
-        statements = found.definitions[first]
-    return "\n".join(ast.unparse(_without_words(s)) for s in statements if not _is_registry(s))
+        return found.effects
+    if not method:
+        return found.definitions[first]
+    (cls,) = [s for s in found.definitions[first] if isinstance(s, ast.ClassDef)]
+    return [_members(cls)[method]]
 
 
 @functools.cache
 def all_code() -> str:
     """Hash of every file of source: what a report stands on, its page included."""
+    return files_hash([*map(folder_of, PACKAGES), *(place for place in GUESTS.values() if place is not None)])[:16]
+
+
+def files_hash(places: Iterable[Path]) -> str:
+    """Hex sha256 of the Python files of some folders, or of single files."""
     digest = hashlib.sha256()
-    for folder in map(folder_of, PACKAGES):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(path.relative_to(folder.parent).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    for place in places:
+        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
+            digest.update(path.relative_to(place.parent).as_posix().encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def code_hash(roots: Iterable[Callable[..., Any] | type]) -> str:
     """Hash of the code that some functions or classes stand on: 16 hex digits."""
+    if MAIN in GUESTS:  # a cell may have been run since
+        _session(len(_cells()))
     return _hash_of(_places(roots))
+
+
+@functools.lru_cache(maxsize=1)
+def _session(cells: int) -> None:
+    forget()
 
 
 @functools.cache

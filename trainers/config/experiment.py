@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
 
-from trainers.config.method_args import MethodArgs
+from trainers.config.method_args import AnyMethodArgs, known
 from trainers.config.methods import parse_method, takes_labels
 from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
@@ -20,6 +20,7 @@ from trainers.labels.solutions import Generate
 from trainers.labels.splits import SplitSettings
 from trainers.labels.text_labels import TextLabels
 from trainers.labels.unsupervised import Unsupervised
+from trainers.plugin_loader import require
 from trainers.section import Section
 from trainers.training.settings import LocalSettings, ModelSettings
 from w2s_tasks.errors import nearest
@@ -43,28 +44,34 @@ def _asks_untuned(arm: str) -> bool:
     return kind.model == "strong" and (is_plain(arm) or kind.teacher in ("itself", "search"))
 
 
-def _section(role: Role, default: str) -> Any:
-    """The sections that a role's model can have, one for each trainer, told apart by `trainer`."""
-    sections = {name: entry.settings for name, entry in TRAINERS.items() if role in entry.roles}
-    tagged = tuple(Annotated[section, Tag(name)] for name, section in sections.items())
+DEFAULT_TRAINER: dict[Role, str] = {"weak": "classifier", "strong": "lora"}
 
-    def trainer_of(value: Any) -> Any:
-        return value.get("trainer", default) if isinstance(value, dict) else getattr(value, "trainer", default)
 
-    def known(value: Any) -> Any:
-        name = trainer_of(value)
-        if not isinstance(name, str) or name not in sections:
+def trainer_of(role: Role, section: Any) -> Any:
+    """What a section says of its trainer, as it stands in a file."""
+    return section.get("trainer", DEFAULT_TRAINER[role]) if isinstance(section, dict) else None
+
+
+def _section(role: Role) -> Any:
+    """The sections that a role's model can have, one for each trainer that is registered, told apart by `trainer`."""
+
+    def read(value: Any) -> ModelSettings:
+        if isinstance(value, ModelSettings):
+            value = value.model_dump(exclude_unset=True) | {"trainer": value.trainer}
+        sections = {name: entry.settings for name, entry in TRAINERS.items() if role in entry.roles}
+        name = trainer_of(role, value)
+        if isinstance(value, dict) and name not in sections:
             raise ValueError(f"no trainer {shown(name)}.{nearest(str(name), sections)} Known: {', '.join(sections)}.")
-        return value
+        return sections[name or DEFAULT_TRAINER[role]].model_validate(value)
 
-    return Annotated[Union[tagged], Discriminator(trainer_of), BeforeValidator(known)]  # noqa: UP007 - made while running
+    return Annotated[SerializeAsAny[ModelSettings], PlainValidator(read)]
 
 
 if TYPE_CHECKING:
     Weak = ModelSettings
     Strong = ModelSettings
 else:
-    Weak, Strong = _section("weak", "classifier"), _section("strong", "lora")
+    Weak, Strong = _section("weak"), _section("strong")
 
 
 def _check_writes(where: str, settings: ModelSettings) -> None:
@@ -154,6 +161,8 @@ class Experiment(Section):
     form: Literal["verify", "pair", "shuffle"] | None = None
     """Ask the task's rows in another form, in training and evaluation alike: is this answer right (verify), which of two is
     better (pair), the choices in another order (shuffle); null as they are. The task is called NAME@FORM then."""
+    requires: list[str] = Field(default=[])
+    """Plug-ins without which it means nothing: names of those given by --plugin or installed. It loads none."""
     include_path: list[str] = Field(default=[])
     """Folders with task YAMLs of your own, relative to the experiment file."""
     split: SplitSettings = SplitSettings()
@@ -169,7 +178,7 @@ class Experiment(Section):
     """How solutions are written, for labels: generate."""
     methods: list[str] = Field(default=["xent"], min_length=1)
     """How the student is trained: a loss, an operation on the labels, or several joined by +, e.g. filter+logconf."""
-    method_args: MethodArgs = MethodArgs()
+    method_args: AnyMethodArgs = Field(default_factory=lambda: known()())
     """Settings of the methods, e.g. {logconf: {alpha: 0.75}}."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
     """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder."""
@@ -187,6 +196,17 @@ class Experiment(Section):
     """What each kind of step asks of a machine, for `--engine ray`; no result depends on it."""
     name: str = Field(default="", pattern=r"^[\w.-]*$")
     """The run folder's name; empty for the file's name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plugins_are_here(cls, data: Any) -> Any:
+        wanted = data.get("requires") if isinstance(data, dict) else None
+        names = [name for name in wanted if isinstance(name, str)] if isinstance(wanted, list) else []
+        try:
+            require(names)
+        except ValueError as error:
+            raise ValueError(f"requires: {error}") from error
+        return data
 
     @field_validator("name")
     @classmethod
@@ -305,6 +325,10 @@ class Experiment(Section):
             if entry.calibrated or entry.teacher == "search" or (entry.labels and not takes(entry.labels, kind)):
                 raise ValueError(f"arms: {arm} is over choices; with labels: generate there are none")
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For other processes, which load their plug-ins when they read it."""
+        return Experiment.model_validate, (self.model_dump(mode="json", exclude_unset=True),)
 
     @property
     def training_task(self) -> str:

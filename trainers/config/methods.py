@@ -10,12 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from trainers.labels.kinds import AnyLabels, takes
-from trainers.labels.operations import METHOD_OPS, NEEDS_CONFIDENCE
+from trainers.labels.operations import METHOD_OPS, NEEDS_CONFIDENCE, NEEDS_GOLD
 from trainers.steps.teachers import MODEL_OPS
 from trainers.training.losses import LOSSES
 from w2s_tasks.errors import nearest
 
-PARTS = (*LOSSES, *METHOD_OPS, *MODEL_OPS)
+
+def parts() -> tuple[str, ...]:
+    """The names that a method's name is made of: losses, operations, operations with models."""
+    return (*LOSSES, *METHOD_OPS, *MODEL_OPS)
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,11 @@ class Method:
 
     ops: tuple[str, ...] = ()
     loss: str = "xent"
+
+    @property
+    def sees_gold(self) -> bool:
+        """Whether an operation of it is given gold labels of rows that the student learns."""
+        return any(op in NEEDS_GOLD or (op in MODEL_OPS and MODEL_OPS[op].sees_gold) for op in self.ops)
 
 
 def takes_labels(op: str, kind: type[AnyLabels]) -> bool:
@@ -37,17 +45,20 @@ def parse_method(name: str) -> Method:
     Raises:
         ValueError: an unknown part, two losses, a part twice, or parts in an order that makes no sense.
     """
-    parts = name.split("+")
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"no method '{part}'.{nearest(part, PARTS)} Known: {', '.join(PARTS)}; join several by +.")
-    if len(set(parts)) != len(parts):
+    named, known = name.split("+"), parts()
+    for part in named:
+        if part not in known:
+            raise ValueError(
+                f"no method '{part}'.{nearest(part, known)} Known: {', '.join(known)}; join several by +. One of your own "
+                "needs its plug-in: --plugin FILE."
+            )
+    if len(set(named)) != len(named):
         raise ValueError(f"'{name}' names a part twice")
-    losses = [p for p in parts if p in LOSSES]
+    losses = [p for p in named if p in LOSSES]
     if len(losses) > 1:
         raise ValueError(f"'{name}' has two losses, {losses[0]} and {losses[1]}")
-    ops = tuple(p for p in parts if p not in LOSSES)
-    if losses and parts[-1] != losses[0]:
+    ops = tuple(p for p in named if p not in LOSSES)
+    if losses and named[-1] != losses[0]:
         raise ValueError(f"'{name}': the loss comes last, as in {'+'.join((*ops, losses[0]))}")
     late = next((op for op in ops[1:] if op in MODEL_OPS and MODEL_OPS[op].first), None)
     if late:

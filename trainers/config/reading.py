@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -12,7 +13,8 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from trainers.config.experiment import Experiment
+from trainers.config.experiment import Experiment, trainer_of
+from trainers.config.method_args import known
 from trainers.fit.trainer import TRAINERS, Role
 from trainers.section import SECRET_PLACES
 from w2s_tasks.errors import UserError, nearest
@@ -23,7 +25,7 @@ Given = Experiment | Mapping[str, Any] | str | os.PathLike[str]
 """What stands for an experiment in Python."""
 MOST_ERRORS = 20
 """Lines of an error about an experiment file."""
-ROLES = get_args(Role)
+ROLES: tuple[Role, ...] = get_args(Role)
 
 
 def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
@@ -44,47 +46,54 @@ def _line_of(text: str, path: tuple[str | int, ...]) -> int | None:
     return line
 
 
-def _known_keys(path: tuple[str | int, ...]) -> list[str]:
+def _known_keys(path: tuple[str | int, ...], data: Mapping[str, Any]) -> list[str]:
+    """The keys of the section at a path."""
     model: type[BaseModel] = Experiment
     for part in path:
-        if str(part) in TRAINERS:
-            model = TRAINERS[str(part)].settings
-            continue
         if str(part) not in model.model_fields:
-            return list(model.model_fields)
-        annotation = model.model_fields[str(part)].annotation
-        options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
-        model = next((a for a in options if issubclass(a, BaseModel)), model)
+            break
+        model = _section_at(model, str(part), data)
     return list(model.model_fields)
+
+
+def _section_at(model: type[BaseModel], key: str, data: Mapping[str, Any]) -> type[BaseModel]:
+    if model is Experiment and key in ROLES:
+        return TRAINERS[trainer_of(key, data[key])].settings
+    if model is Experiment and key == "method_args":
+        return known()
+    annotation = model.model_fields[key].annotation
+    options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if isinstance(a, type)]
+    return next((a for a in options if issubclass(a, BaseModel)), model)
 
 
 def _elsewhere(loc: tuple[str | int, ...]) -> str:
     """Which other trainers of a role have a key."""
-    if len(loc) != 3 or loc[0] not in ROLES:
+    if len(loc) != 2 or loc[0] not in ROLES:
         return ""
-    others = [n for n, t in TRAINERS.items() if loc[0] in t.roles and loc[2] in t.settings.model_fields]
+    others = [n for n, t in TRAINERS.items() if loc[0] in t.roles and loc[1] in t.settings.model_fields]
     return f" It is for trainer: {' or '.join(others)}." if others else ""
 
 
-def _explain(error: ValidationError, where: str, text: str) -> str:
+def _explain(error: ValidationError, where: str, text: str, data: Mapping[str, Any]) -> str:
     lines = []
     for item in error.errors():
-        loc = tuple(item["loc"])
-        path = tuple(p for i, p in enumerate(loc) if not (i == 1 and loc[0] in ROLES and p in TRAINERS))
+        path = tuple(item["loc"])
         key = cut(".".join(map(str, path)), SHOWN) or "(file)"
-        line = _line_of(text, path)
-        place = f"{where}:{line}" if line else where
         if item["type"] == "extra_forbidden":
-            known = _known_keys(loc[:-1])
-            message = f"unknown key.{_elsewhere(loc) or nearest(str(path[-1]), known)} Known here: {', '.join(known)}."
+            here = _known_keys(path[:-1], data)
+            message = f"unknown key.{_elsewhere(path) or nearest(str(path[-1]), here)} Known here: {', '.join(here)}."
         elif item["type"] == "missing":
             message = "this key is missing."
         else:
             message = item["msg"].removeprefix("Value error, ")
+            if not path and (named := re.match(r"([a-z_]+(?:\.\w+)*): ", message)):  # a rule over several keys names one
+                path, message = tuple(named[1].split(".")), message[named.end() :]
+                key = named[1]
             value = item.get("input")
             simple = path and path[-1] not in SECRET_PLACES and isinstance(value, str | int | float | bool)
             message += f" (got {shown(value)})" if simple else ""
-        lines.append(f"{place}: {key}: {message}")
+        line = _line_of(text, path)
+        lines.append(f"{f'{where}:{line}' if line else where}: {key}: {message}")
     more = [f"{where}: and {len(lines) - MOST_ERRORS:,} more errors"] if len(lines) > MOST_ERRORS else []
     return "\n".join([*lines[:MOST_ERRORS], *more])
 
@@ -127,7 +136,7 @@ def _checked(data: dict[str, Any], where: str, text: str, overrides: Sequence[st
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(error, where, text)) from error
+        raise UserError(_explain(error, where, text, data)) from error
 
 
 def shipped() -> dict[str, Path]:

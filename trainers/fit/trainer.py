@@ -52,14 +52,14 @@ class Trainer:
     """Whether it trains on the loaded untuned model, which scores any answer in any context."""
 
 
-TRAINERS: Registry[Trainer] = Registry()
+TRAINERS: Registry[Trainer] = Registry("trainer")
 
 
 def trainer(name: str, **entry: Any) -> Callable[[Callable[..., ModelRef]], Callable[..., ModelRef]]:
     """Register a trainer by its function `fit`; see `Trainer` for what goes with it."""
 
     def register_fit(fit: Callable[..., ModelRef]) -> Callable[..., ModelRef]:
-        TRAINERS[name] = Trainer(fit=fit, **entry)
+        TRAINERS.add(name, Trainer(fit=fit, **entry), fit)
         return fit
 
     return register_fit

@@ -13,18 +13,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-import numpy as np
-
 from trainers.config.experiment import Experiment, is_plain
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
 from trainers.fit.trainer import TRAINERS, training_style
+from trainers.flow.trial import try_parts
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
-from trainers.labels.arms import ARMS, operation
 from trainers.labels.ask import OverChoices
-from trainers.labels.label_set import LabelSet
-from trainers.labels.operations import METHOD_OPS
 from trainers.labels.solutions import Solutions
 from trainers.steps.answers import Answers, Search
 from trainers.steps.arm import Arm
@@ -63,6 +59,7 @@ class Tasks:
         training = harness.task(config.training_task)
         training.check_trainable()
         _check_choices(config, training)
+        try_parts(config, training)
         safety = harness.load(config.safety.tasks) if config.safety else []
         names = [task.name for task in safety]
         for name in config.safety.limits if config.safety else ():
@@ -83,8 +80,7 @@ class Tasks:
 
 
 def _check_choices(config: Experiment, task: HarnessTask) -> None:
-    """Refuse labels of another kind than the task's, and arms and methods that need classes where rows have choices of
-    their own, by calling them on two such rows.
+    """Refuse labels of another kind than the task's, and an arm that needs classes where rows have choices of their own.
 
     Raises:
         UserError: names it.
@@ -95,14 +91,8 @@ def _check_choices(config: Experiment, task: HarnessTask) -> None:
             if config.labels == "generate"
             else f"labels: the output_type of '{task.name}' is generate_until: its labels are solutions, labels: generate."
         )
-    if task.classes or task.generates:
-        return
-    if "unsupervised" in config.arms:
+    if "unsupervised" in config.arms and not task.classes:
         raise UserError(f"arms: unsupervised needs classes, but the rows of '{task.name}' have choices of their own.")
-    ops = [op for method in config.methods for op in parse_method(method).ops if op in METHOD_OPS]
-    ops += [arm for arm in config.arms if arm in ARMS and ARMS[arm].labels and not ARMS[arm].sees_gold]
-    for op in ops:
-        operation(op)(LabelSet.of(("a", "b"), [[0.4, 0.6], [0.1, 0.2, 0.7]]), np.random.default_rng(0))
 
 
 class Layout:

@@ -20,11 +20,13 @@ from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any
 
+from trainers import plugin_loader
 from trainers.flow.jobs import Job, jobs_of
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run
 from trainers.flow.worker import Built
 from trainers.store.stages import Store
+from w2s_tasks import code_scope
 from w2s_tasks.errors import UserError
 from w2s_tasks.sandbox import consent
 
@@ -46,6 +48,7 @@ VARIABLES = (
     "HF_DATASETS_OFFLINE",
     "GOMP_SPINCOUNT",
     consent.VARIABLE,
+    plugin_loader.VARIABLE,
 )
 """What the steps of a cluster get of the driver's environment; never a key."""
 
@@ -92,6 +95,11 @@ def cluster(address: str | None) -> Iterator[str]:
     Raises:
         UserError: Ray is not installed, or no cluster answers there.
     """
+    if code_scope.MAIN in code_scope.GUESTS:
+        raise UserError(
+            "--engine ray: what a notebook or a script defines does not travel to other processes. Write it into a file and "
+            "load that: load_plugin(FILE)."
+        )
     try:
         import ray
     except ImportError as error:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from trainers.config.experiment import Experiment
-from trainers.fit.trainer import TRAINERS, untuned
+from trainers.fit.trainer import TRAINERS, Code, untuned
 from trainers.flow.layout import Layout
 from trainers.flow.progress import Progress
 from trainers.harness.pool import ModelPool
+from trainers.plugin_loader import used_by
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import evaluated_model
 from trainers.steps.step import Step
@@ -18,11 +19,15 @@ from trainers.store import processes
 from trainers.store.costs import Budget
 from trainers.store.remote import Remote, open_remote
 from trainers.store.stages import Stage, Store, recipe_key
-from w2s_tasks.code_scope import code_hash
+from w2s_tasks.code_scope import code_hash, reached
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.plugin.eval_arguments import check_arguments
 from w2s_tasks.sandbox import consent
+
+
+def _code(step: Step) -> list[Code]:
+    return [step.build, *step.code]
 
 
 class Run:
@@ -61,11 +66,18 @@ class Run:
         """All that a step's result depends on; its hash is the stage's key."""
         return {
             "kind": step.kind,
-            "code": code_hash([step.build, *step.code]),
+            "code": code_hash(_code(step)),
             "settings": step.recipe(),
             "inputs": [self.key(i) for i in step.inputs],
             "model": step.base.identity(self._identities) if step.base else None,
         }
+
+    def stage(self, step: Step, store: Store) -> Stage:
+        """The stage of a step, built where it is not there; its inputs are."""
+        plugins = [{"name": p.name, "version": p.version, "sha256": p.sha256} for p in used_by(reached(_code(step)))]
+        stage = store.build(step.kind, self.recipe(step), functools.partial(step.build, self), {"plugins": plugins})
+        self.stages[step.name] = stage
+        return stage
 
     def key(self, step: Step) -> str:
         """The stage key of a step."""
@@ -102,8 +114,7 @@ class Run:
                 self.stages[step.name] = there
                 continue
             with progress.step(number, len(steps), step.title) as shown:
-                stage = store.build(step.kind, self.recipe(step), functools.partial(step.build, self))
-                self.stages[step.name] = stage
+                stage = self.stage(step, store)
                 self.pool.budget.book_stage(stage)
                 shown.done(stage.seconds, stage.reused)
 

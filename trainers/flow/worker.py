@@ -95,7 +95,7 @@ def build_step(plan: Plan, name: str, count: int = 1) -> Built:
         if found is None:
             raise UserError(f"{name}: its input '{one.name}' is not whole in {store.root}; the same command builds it anew.")
         run.stages[one.name] = found
-    stage = store.build(step.kind, run.recipe(step), functools.partial(step.build, run))
+    stage = run.stage(step, store)
     return Built(stage.seconds, stage.reused and count == 1)
 
 

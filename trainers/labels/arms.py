@@ -17,6 +17,8 @@ from trainers.labels.label_set import Array, LabelSet
 from trainers.labels.operations import METHOD_OPS, LabelOp
 from trainers.registry import Registry
 
+UNSEEN = "; no gold label was seen"
+"""Of a student's labels, unless its method was given some."""
 Teacher = Literal["weak", "method", "gold", "all gold", "itself", "search"]
 """Where an arm's labels come from: the weak supervisor; it and what the student's method does; gold labels of the transfer
 rows, or of all; the strong model untuned; labels that predict each other (`trainers.labels.unsupervised`)."""
@@ -43,6 +45,8 @@ class Kind:
 
 
 ARMS: Registry[Kind] = Registry(
+    "arm",
+    space="method",
     zero_shot=Kind("#56b4e9", "no label: the model as it is"),
     zero_shot_calibrated=Kind(
         "#3b7ea1", "no label: the model as it is, without its prior over the choices (calibration)", calibrated=True
@@ -62,7 +66,7 @@ def arm(colour: str, provenance: str, teacher: Teacher = "weak", *, sees_gold: b
     """Register an arm by the function that makes its labels of its teacher's; see `Kind`."""
 
     def register(function: LabelOp) -> LabelOp:
-        ARMS[function.__name__] = Kind(colour, provenance, teacher, labels=function, sees_gold=sees_gold)
+        ARMS.add(function.__name__, Kind(colour, provenance, teacher, labels=function, sees_gold=sees_gold), function)
         return function
 
     return register
@@ -82,7 +86,7 @@ def operation(name: str) -> LabelOp:
 
 @arm(
     "#d55e00",
-    "labels of the weak supervisor ({weak}), {percent} % right on these {n} rows; no gold label was seen",
+    "labels of the weak supervisor ({weak}), {percent} % right on these {n} rows" + UNSEEN,
     "method",
 )
 def student(labels: AnyLabels, rng: np.random.Generator) -> AnyLabels:

@@ -1,14 +1,14 @@
 """What a method of the student does to labels before a trainer sees them: labels -> labels, seeded, without a model.
 
-A new operation is a new function with `METHOD_OPS.entry` above it; its keyword arguments are its settings in an experiment
-file (`method_args`), and the type of its labels says which kinds it takes: `LabelSet`, `TextLabels`, or `AnyLabels`.
+A new operation is a new function with `@label_op` above it; its keyword arguments are its settings in an experiment file
+(`method_args`), and the type of its labels says which kinds it takes: `LabelSet`, `TextLabels`, or `AnyLabels`.
 Operations that need a model are in `trainers.labels.relabel` and `trainers.labels.unsupervised`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field
@@ -21,12 +21,20 @@ from w2s_tasks.scoring.calibration import batch_calibrated
 
 LabelOp = Callable[..., Any]
 """Labels of a kind to labels of that kind."""
-METHOD_OPS: Registry[LabelOp] = Registry()
-NEEDS_CONFIDENCE: Registry[object] = Registry()
+METHOD_OPS: Registry[LabelOp] = Registry("label operation", space="method")
+label_op = METHOD_OPS.entry
+"""Registers an operation under its function's name; a decorator."""
+NEEDS_CONFIDENCE: Registry[Any] = Registry("mark of an operation")
 """Operations that rank rows by the supervisor's probability, so that hard labels are of no use to them."""
+needs_confidence = NEEDS_CONFIDENCE.entry
+"""Marks such an operation; a decorator."""
+NEEDS_GOLD: Registry[Any] = Registry("mark of an operation")
+"""Operations that are given the rows' gold labels, shape [n], as a third argument; the report says so of their students."""
+needs_gold = NEEDS_GOLD.entry
+"""Marks such an operation; a decorator."""
 
 
-@METHOD_OPS.entry
+@label_op
 def harden(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """All weight on the most probable choice: cross-entropy with hard labels."""
     return labels.hardened()
@@ -66,7 +74,7 @@ def confidence_filter(
 
 
 @NEEDS_CONFIDENCE.named("calibrate")
-@METHOD_OPS.entry
+@label_op
 def calibrate(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """The labels with the labeller's preference for some classes taken out: each is divided by its mean over the rows.
 
@@ -80,7 +88,7 @@ def calibrate(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
         return labels.with_soft(np.exp(batch_calibrated(np.log(labels.soft))))
 
 
-@METHOD_OPS.entry
+@label_op
 def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     """As many rows of each labelled class as the rarest has: rows of the commoner ones are left out at random.
 
@@ -94,6 +102,34 @@ def balance(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     for c in classes:
         mask[rng.choice(np.flatnonzero(hard == c), size=counts.min(), replace=False)] = True
     return labels.subset(mask)
+
+
+@needs_gold
+@label_op
+def gold(
+    labels: LabelSet,
+    rng: np.random.Generator,
+    gold: Array,
+    *,
+    rows: Annotated[int, Field(ge=1)] = 64,
+    how: Literal["random", "uncertain"] = "random",
+) -> LabelSet:
+    """A budget of gold labels: some rows get theirs in place of the supervisor's.
+
+    Args:
+        labels: of all rows.
+        rng: draws them.
+        gold: the right choice of each row, shape [n].
+        rows: how many; all where there are no more.
+        how: random; uncertain: those of which the supervisor is least sure (its largest probability is smallest).
+    """
+    if how == "uncertain":
+        chosen = np.argsort(labels.confidence[:, 0], kind="stable")[:rows]
+    else:
+        chosen = rng.permutation(len(labels))[:rows]
+    soft = labels.soft.copy()
+    soft[chosen] = np.eye(soft.shape[1])[gold[chosen]]
+    return labels.with_soft(soft)
 
 
 def _need_classes(labels: LabelSet, name: str) -> None:

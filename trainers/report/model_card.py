@@ -14,7 +14,7 @@ from typing import Any
 
 from jinja2 import Environment, StrictUndefined
 
-from trainers.labels.arms import ARMS
+from trainers.labels.arms import ARMS, UNSEEN
 from trainers.report.section import Report
 from trainers.report.sections.accuracy import Accuracy, Model
 from trainers.report.sections.again import Again
@@ -48,6 +48,8 @@ def _section(model: Model, report: Report) -> Mapping[str, Any]:
 
 def _labels(model: Model, report: Report) -> str:
     text = ARMS[model.arm].provenance if model.arm in ARMS else f"labels of the arm '{model.arm}'"
+    if model.sees_gold:
+        text = text.replace(UNSEEN, "; its method was given gold labels of some of them")
     labels = next((entry for entry in report.of(Setup).weak_labels if entry.seed == model.seed), None)
     if labels is None:
         return text.partition("{")[0].rstrip(" (,")
@@ -103,6 +105,7 @@ def card(model: Model, report: Report) -> str:
         safety=[entry for entry in safety.safety_gaps if entry.group == model.group],
         safety_mean=[e for e in safety.safety_mean_gaps if (e.group, e.split) == (model.group, ALL)],
         interval=points_interval,
+        plugins=report.of(Setup).software.plugins,
         command=_command(commands.get(_title(model))),
     )
 

@@ -67,8 +67,10 @@ class Section(Entry, ABC):
         return {}
 
 
-SECTIONS: Registry[type[Section]] = Registry()
-"""By the classes' names; `@SECTIONS.entry` registers one."""
+SECTIONS: Registry[type[Section]] = Registry("section")
+"""By the classes' names."""
+section = SECTIONS.entry
+"""Registers a section; a decorator of its class."""
 
 
 def in_order() -> list[type[Section]]:

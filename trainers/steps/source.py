@@ -17,6 +17,7 @@ from trainers.labels.arms import ARMS, operation
 from trainers.labels.gold import GOLD, Gold
 from trainers.labels.kinds import AnyLabels, kind_for
 from trainers.labels.label_set import LABELS
+from trainers.labels.operations import NEEDS_GOLD
 from trainers.steps.step import Ground, Step
 from w2s_tasks.errors import MissingDataError, UserError
 from w2s_tasks.rows.overlap import Rule, common, overlapping, texts_of
@@ -181,6 +182,11 @@ class Source:
         return round(self.share * sum(self.split.size(side) for side in self.sides))
 
 
+def needs_gold(name: str) -> bool:
+    """Whether a label operation is given gold labels of the rows."""
+    return name in NEEDS_GOLD or (name in ARMS and ARMS[name].sees_gold)
+
+
 def read_labels(source: Source, ground: Ground, seed: int) -> AnyLabels:
     """The labels that a source stands for, once its steps are built.
 
@@ -198,8 +204,7 @@ def read_labels(source: Source, ground: Ground, seed: int) -> AnyLabels:
     for name, settings in source.ops:
         # A seed of its own for each operation, so that adding an arm changes no other.
         number = int(hashlib.sha256(name.encode()).hexdigest()[:8], 16)
-        control = name in ARMS and ARMS[name].sees_gold
-        gold = (Gold.load(split / GOLD).of(labels.row_id),) if control else ()  # of choices: texts have no such control
+        gold = (Gold.load(split / GOLD).of(labels.row_id),) if needs_gold(name) else ()  # of choices: texts have none
         labels = operation(name)(labels, np.random.default_rng([number, seed]), *gold, **settings)
     found: AnyLabels = labels
     return found

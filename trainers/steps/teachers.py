@@ -65,9 +65,11 @@ class ModelOp:
     """The kinds of labels that it takes."""
     first: bool = False
     """Whether it takes no labels, so that it can only stand first."""
+    sees_gold: bool = False
+    """Whether its steps use gold labels of rows that the student learns; the report says so."""
 
 
-MODEL_OPS: Registry[ModelOp] = Registry()
+MODEL_OPS: Registry[ModelOp] = Registry("operation with models", space="method")
 """By name."""
 
 
@@ -75,7 +77,7 @@ def model_op(name: str, settings: type[Section], **more: Any) -> Callable[[Any],
     """Register an operation by the function that lays out its steps; see `ModelOp`."""
 
     def register(steps: Callable[[Repetition, Source, str, Any], Source]) -> Any:
-        MODEL_OPS[name] = ModelOp(steps, settings, **more)
+        MODEL_OPS.add(name, ModelOp(steps, settings, **more), steps)
         return steps
 
     return register
@@ -106,7 +108,7 @@ def answers_of(repetition: Repetition, whose: str, settings: ModelSettings, fit:
     return repetition.add(answers)
 
 
-def _between(repetition: Repetition, whose: str, settings: ModelSettings, source: Source, more: int = 0) -> Fit:
+def trained(repetition: Repetition, whose: str, settings: ModelSettings, source: Source, more: int = 0) -> Fit:
     """The training of a model that stands between the weak supervisor and a student."""
     task, seed = repetition.split.task, repetition.split.seed + more
     return repetition.add(Fit(task=task, whose=whose, settings=settings, source=source, seed=seed))
@@ -180,7 +182,7 @@ def _ensemble(repetition: Repetition, source: Source, done: str, args: Ensemble)
     fits, answers = [repetition.weak], [repetition.labels]
     for number, (settings, more) in enumerate(args.supervisors(repetition.weak.settings), start=1):
         whose = f"weak member {number}"
-        fits.append(_between(repetition, whose, settings, Source(split=split, sides=("weak",)), more))
+        fits.append(trained(repetition, whose, settings, Source(split=split, sides=("weak",)), more))
         answers.append(answers_of(repetition, whose, settings, fits[-1]))
     average = Average(
         task=split.task,
@@ -215,7 +217,7 @@ def _bootstrap(repetition: Repetition, source: Source, done: str, args: Bootstra
     chain = args.links(repetition.strong)
     for number, settings in enumerate(chain, start=1):
         whose = f"{done}, link {number} of {len(chain)}"
-        fit = _between(repetition, whose, settings, source)
+        fit = trained(repetition, whose, settings, source)
         source = Source(split=repetition.split, made=answers_of(repetition, whose, settings, fit))
     return source
 
@@ -275,7 +277,7 @@ def _relabel(repetition: Repetition, source: Source, done: str, args: Relabel) -
     """Filter, train a first student, let it label the rows left out: 2503.04249; see `relabel.two_stage`."""
     split = repetition.split
     surest = source.then("filter", {"keep": args.keep, "by_class": args.by_class})
-    first = _between(repetition, f"{done}, first stage", repetition.strong, surest)
+    first = trained(repetition, f"{done}, first stage", repetition.strong, surest)
     made = Relabelled(task=split.task, whose=done, split=split, source=source, first=first, shares=args, how=repetition.how)
     return Source(split=split, made=repetition.add(made), share=args.keep + (1 - args.keep) * args.add)
 

@@ -174,6 +174,17 @@ class Stage:
         return part / name
 
 
+@dataclass(frozen=True)
+class _Order:
+    """A stage that is asked for, as `Store.build` is."""
+
+    kind: str
+    key: str
+    recipe: Mapping[str, Any]
+    builder: Callable[[Path], None]
+    about: Mapping[str, Any]
+
+
 class Store:
     """The stages of a run folder."""
 
@@ -231,20 +242,28 @@ class Store:
             self.remote.publish(folder.name, folder)
         return manifest
 
-    def build(self, kind: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+    def build(
+        self,
+        kind: str,
+        recipe: Mapping[str, Any],
+        builder: Callable[[Path], None],
+        about: Mapping[str, Any] | None = None,
+    ) -> Stage:
         """Return the stage of this recipe, building it where it is not there whole.
 
         Args:
             kind: a word for the folder's name.
             recipe: all that the result depends on.
             builder: fills an empty folder (which may hold checkpoints of a killed build).
+            about: what the manifest says too, and no key depends on.
         """
-        key = recipe_key(recipe)
+        order = _Order(kind, recipe_key(recipe), recipe, builder, about or {})
         if processes.count() > 1:
-            return self._build_together(kind, key, recipe, builder)
-        return self.find(kind, key) or self._build_locked(kind, key, recipe, builder)
+            return self._build_together(order)
+        return self.find(kind, order.key) or self._build_locked(order)
 
-    def _build_locked(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+    def _build_locked(self, order: _Order) -> Stage:
+        kind, key = order.kind, order.key
         lock = FileLock(self.root / f".lock-{kind}-{key}")
         try:
             lock.acquire(timeout=0)
@@ -254,7 +273,7 @@ class Store:
         try:
             with self._claimed(kind, key) as found:
                 processes.agree(found is None)
-                return found or self._build(kind, key, recipe, builder)
+                return found or self._build(order)
         finally:
             lock.release()
 
@@ -271,33 +290,33 @@ class Store:
             self.remote.wait(stage, claim)
         yield found
 
-    def _build_together(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
+    def _build_together(self, order: _Order) -> Stage:
         """The same in several processes: the main one builds the stage, the others take part in a folder of their own."""
-        stage = self.find(kind, key) if processes.is_main() else None
+        stage = self.find(order.kind, order.key) if processes.is_main() else None
         if not processes.agree(stage is not None):
             if processes.is_main():
-                stage = self._build_locked(kind, key, recipe, builder)
+                stage = self._build_locked(order)
             else:
-                self._take_part(kind, key, builder)
+                self._take_part(order)
         if stage is not None:
             stage.path  # noqa: B018 - the others read it here
         processes.wait()
-        folder = self.folder_of(kind, key)
+        folder = self.folder_of(order.kind, order.key)
         return stage or Stage(folder, _manifest(folder), reused=True)
 
-    def _take_part(self, kind: str, key: str, builder: Callable[[Path], None]) -> None:
+    def _take_part(self, order: _Order) -> None:
         # Another run may finish the stage while this one waits for its lock; then nothing is built here either.
         if not processes.agree(False):
             return
         processes.wait()
         with tempfile.TemporaryDirectory(dir=self.root, prefix=f".part{processes.index()}-") as folder:
-            shared = self.work_folder(kind, key).absolute() / CHECKPOINTS  # a link is read from where it stands
+            shared = self.work_folder(order.kind, order.key).absolute() / CHECKPOINTS  # a link is read from where it stands
             (Path(folder) / CHECKPOINTS).symlink_to(shared, target_is_directory=True)
-            builder(Path(folder))
+            order.builder(Path(folder))
 
-    def _build(self, kind: str, key: str, recipe: Mapping[str, Any], builder: Callable[[Path], None]) -> Stage:
-        work = self.work_folder(kind, key)
-        final = self.folder_of(kind, key)
+    def _build(self, order: _Order) -> Stage:
+        work = self.work_folder(order.kind, order.key)
+        final = self.folder_of(order.kind, order.key)
         for folder in (work, work / CHECKPOINTS):
             folder.mkdir(exist_ok=True)
         for leftover in work.iterdir():
@@ -309,14 +328,15 @@ class Store:
         processes.wait()  # the others' folders point into this one
         start = time.monotonic()
         with snapshots.sending() if snapshots else contextlib.nullcontext():
-            builder(work)
+            order.builder(work)
         shutil.rmtree(work / CHECKPOINTS, ignore_errors=True)
         seconds = round(time.monotonic() - start, 3)
         files = {p.relative_to(work).as_posix(): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
         manifest = {
-            "kind": kind,
-            "key": key,
-            "recipe": recipe,
+            "kind": order.kind,
+            "key": order.key,
+            "recipe": order.recipe,
+            **order.about,
             "files": files,
             "seconds": seconds,
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -1,8 +1,8 @@
 """Training losses, one function each: the formula is the code.
 
 Every loss takes the student's log-probabilities over the task's choices (normalised), the label's distribution and the
-`State` of the training, and returns one value a row; the trainer averages. A new loss is a new function with `LOSSES.entry`
-above it; its keyword arguments are its settings in an experiment file (`method_args`). In the formulas p is the student's
+`State` of the training, and returns one value a row; the trainer averages. A new loss is a new function with `@loss` above
+it; its keyword arguments are its settings in an experiment file (`method_args`). In the formulas p is the student's
 distribution, y the label's, c runs over the choices, and sg() is no gradient.
 """
 
@@ -21,9 +21,13 @@ from trainers.registry import Registry
 Loss = Callable[..., Tensor]
 Share = Annotated[float, Field(ge=0, le=1)]
 NotNegative = Annotated[float, Field(ge=0)]
-LOSSES: Registry[Loss] = Registry()
-WHOLE_STEP: Registry[Loss] = Registry()
+LOSSES: Registry[Loss] = Registry("loss", space="method")
+loss = LOSSES.entry
+"""Registers a loss under its function's name; a decorator."""
+WHOLE_STEP: Registry[Loss] = Registry("mark of a loss")
 """Losses that look at all rows of an optimizer step, `State.batch`."""
+whole_step = WHOLE_STEP.entry
+"""Marks such a loss; a decorator."""
 
 ABSENT = -1e30
 """The log-probability of a choice that a row doesn't have, where rows have different numbers of them: its exp is 0."""
@@ -56,7 +60,7 @@ def warmed_up(value: float, progress: float, warmup: float) -> float:
     return value * min(1.0, progress / warmup) if warmup > 0 else value
 
 
-@LOSSES.entry
+@loss
 def xent(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     """Cross-entropy with the label, soft or hard: -sum_c y_c log p_c. Naive fine-tuning in Burns et al. 2023 (2312.09390).
 
@@ -84,8 +88,8 @@ def prior_threshold(probs: Tensor, prior: Tensor) -> Tensor:
     return torch.stack([torch.quantile(probs[:, c], 1 - prior[c]) for c in range(probs.shape[1])])
 
 
-@LOSSES.entry
-@WHOLE_STEP.entry
+@loss
+@whole_step
 def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0.5, warmup: Share = 0.2) -> Tensor:
     """Auxiliary confidence loss: CE(p, (1 - a) y + a sg(ŷ)), ŷ the student's own hard label.
 
@@ -111,7 +115,7 @@ def logconf(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0
     return _cross_entropy(logprobs, (1 - a) * targets + a * torch.nn.functional.one_hot(own, targets.shape[1]))
 
 
-@LOSSES.entry
+@loss
 def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0.5, warmup: Share = 0.2) -> Tensor:
     """`logconf` with the soft self-label: CE(p, (1 - a) y + a sg(p)). The "entropy" loss of EleutherAI/w2s (w2s/loss.py).
 
@@ -128,7 +132,7 @@ def entropy(logprobs: Tensor, targets: Tensor, state: State, *, alpha: Share = 0
     return _cross_entropy(logprobs, (1 - a) * targets + a * logprobs.detach().exp())
 
 
-@LOSSES.entry
+@loss
 def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: NotNegative = 1.0, beta: NotNegative = 1.0) -> Tensor:
     """CE(p, q) with q proportional to sg(p)^beta y^alpha: label and student as a product of experts.
 
@@ -148,7 +152,7 @@ def product(logprobs: Tensor, targets: Tensor, state: State, *, alpha: NotNegati
     return _cross_entropy(logprobs, mixed)
 
 
-@LOSSES.entry
+@loss
 def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: Annotated[float, Field(gt=0, lt=1)] = 0.15) -> Tensor:
     """CE(p, y) where the student is unsure, max_c p_c < 1/C + radius, and 0 elsewhere; C is the row's number of choices.
 
@@ -165,7 +169,7 @@ def window(logprobs: Tensor, targets: Tensor, state: State, *, radius: Annotated
     return _cross_entropy(logprobs, targets) * unsure
 
 
-@LOSSES.entry
+@loss
 def reverse_kl(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     """KL(p || y) = sum_c p_c (log p_c - log y_c): zero-forcing, so that it follows sure labels and ignores unsure ones.
 
@@ -182,7 +186,7 @@ def reverse_kl(logprobs: Tensor, targets: Tensor, state: State) -> Tensor:
     return (logprobs.exp() * (logprobs - safe.log()).masked_fill(absent, 0)).sum(dim=-1)
 
 
-@LOSSES.entry
+@loss
 def adaptive_confidence(
     logprobs: Tensor, targets: Tensor, state: State, *, temperature: Annotated[float, Field(gt=0)] = 1.0
 ) -> Tensor:

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from trainers.config.methods import parse_method
 from trainers.labels.arms import ARMS, kind_of
 from trainers.report.blocks import Aside, Block, Cell, Figure, Note, Row, Table
 from trainers.report.collected import Collected, Group, about
 from trainers.report.entries import Entry, Interval, Mode, Objective, OfArm, OfModel
 from trainers.report.figures import Drawing, clean, colour_of, installed, marker_of
 from trainers.report.panels import LEVELS, Column, Point, recovered_panels
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.setup import Setup
 from trainers.report.text import fraction, fractions, group_title, percent, percents, points, points_interval
 from trainers.steps.arm import Arm
@@ -81,6 +82,8 @@ class Model(Scores, OfModel):
     """Where system prompt and description stood in the prompt; null where there was neither."""
     training: Told | None
     """How its training rows were prompted, and what the training warned of."""
+    sees_gold: bool
+    """Whether its method was given gold labels of rows that it learns."""
     unparsed: float
     """Share of the questions without an answer that could be read, 0 to 1."""
     ties: float | None
@@ -115,7 +118,7 @@ class Gap(gap.Gap, OfArm):
         return f"{self.pgr:.2f} {fractions(self.ci95)}" if self.defined else "undefined"
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Accuracy(Section):
     """Accuracy and PGR on the training task."""
@@ -185,6 +188,7 @@ class Accuracy(Section):
         """Every arm, the verdict, what to know before models are compared, and how good the labels are."""
         yield self._means_table(report) if self.several else self._models_table(report)
         yield Note(self.verdict)
+        yield from self._gold_notes()
         setup = report.of(Setup)
         yield from (Note(f"Note: {note}") for note in setup.notes)
         labels = setup.weak_labels[0]
@@ -206,7 +210,13 @@ class Accuracy(Section):
             yield Aside("every model", [models])
         else:
             yield models
+        yield from self._gold_notes()
         yield Note(self._note())
+
+    def _gold_notes(self) -> Iterator[Note]:
+        given = dict.fromkeys(group_title(model.group) for model in self.arms if model.sees_gold)
+        if given:
+            yield Note(f"Given gold labels of some of the rows that they learn: {'; '.join(given)}.")
 
     def _note(self) -> str:
         text = (
@@ -355,6 +365,7 @@ def _model(collected: Collected, arm: Arm) -> Model:
         num_fewshot=asked.style.num_fewshot,
         system_prompt=scores.system_prompt,
         training=Told.load(run.stages[asked.fit.name]) if asked.fit else None,
+        sees_gold=parse_method(arm.method or "xent").sees_gold,
         **Scores.told(scores),
         unparsed=scores.unparsed,
         ties=scores.ties,

@@ -10,7 +10,7 @@ from trainers.flow.run import Run
 from trainers.report.blocks import Block, Code, Note
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.steps.evaluation import Evaluation, evaluated_model
 
 
@@ -24,7 +24,7 @@ class Command(Entry):
     """To be pasted into a shell."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Again(Section):
     """Commands that evaluate the models."""

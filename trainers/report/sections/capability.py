@@ -13,7 +13,7 @@ from trainers.report.blocks import Block, Figure, Heading, Note, Table
 from trainers.report.collected import Collected, Group
 from trainers.report.entries import Interval, Mode, OfArm, OfTask
 from trainers.report.figures import NEUTRAL, Drawing, clean, colour_of, legend_above, marker_of
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy, Gap, capability, recovered
 from trainers.report.sections.safety import ALL, Safety, SafetyMeanGap, mean_gaps
 from trainers.report.text import group_title
@@ -52,7 +52,7 @@ class Association(association.Association, OfTask):
     """What the points are."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Capability(Section):
     """Safety beside capability."""

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from trainers.report.blocks import Aside, Block, Note, Table
 from trainers.report.collected import Collected
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.store.costs import COST_FILE
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Cost(Section):
     """Seconds that the stages took when they were made, and what services were paid."""

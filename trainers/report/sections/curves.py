@@ -11,7 +11,7 @@ from trainers.report.blocks import Block, Figure, Note
 from trainers.report.collected import Collected, about
 from trainers.report.entries import OfModel
 from trainers.report.figures import Drawing, clean, colour_of, legend_above, marker_of
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import group_title
 from trainers.steps.fit import Fit
@@ -25,7 +25,7 @@ class Curve(OfModel):
     """Steps of the optimizer with loss (nats), learning rate, and accuracy on held-back rows."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Curves(Section):
     """Of everything that was trained."""

@@ -10,7 +10,7 @@ import numpy as np
 from trainers.report.blocks import Beside, Block, Heading, Note, Row, Table
 from trainers.report.collected import Collected, about
 from trainers.report.entries import OfModel
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy, Model
 from trainers.report.text import Named, fraction, group_title, percent
 from w2s_tasks.results import diagnostics
@@ -24,7 +24,7 @@ class Diagnosis(diagnostics.Diagnosis, OfModel):
     """A model against the weak supervisor of its seed, on the evaluation rows."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Diagnostics(Section):
     """Every model of the strong section against its supervisor."""

@@ -12,7 +12,7 @@ import numpy as np
 from trainers.report.blocks import Block, Heading, Quote
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.text import fraction
 from w2s_tasks.results.diagnostics import probabilities
 from w2s_tasks.results.read import read_documents
@@ -47,7 +47,7 @@ class Disagreement(Entry):
     """How many such rows there are."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Disagreements(Section):
     """The rows of which the student is surest, rightly and wrongly; rows without probabilities come in the task's order."""

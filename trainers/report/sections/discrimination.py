@@ -17,7 +17,7 @@ from trainers.report.blocks import Block, Cell, Figure, Note, Table
 from trainers.report.collected import Collected, Evaluations, Group, matched
 from trainers.report.entries import Interval, OfArm
 from trainers.report.figures import NEUTRAL, Drawing, clean, colour_of, legend_above, marker_of
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy, Gap, recovered
 from trainers.report.text import Named, fraction, fractions, group_title, percent, percents
 from trainers.steps.arm import Arm
@@ -46,7 +46,7 @@ class OnTask(Discrimination, OfArm):
     """Share of the questions whose likeliest choices are equally likely, 0 to 1."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Auroc(Section):
     """AUROC by arm and task."""

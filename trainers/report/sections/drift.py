@@ -10,7 +10,7 @@ from trainers.report.blocks import Aside, Block, Cell, Figure, Note, Row, Table
 from trainers.report.collected import Collected
 from trainers.report.entries import Objective, OfArm, OfTask
 from trainers.report.figures import NEUTRAL, Drawing, clean, legend_above
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.discrimination import Auroc
 from trainers.report.sections.safety import Safety, pairs
 from trainers.report.text import Named, fraction, group_title, on_split, percent, points, points_interval
@@ -29,7 +29,7 @@ class ArmDrift(drift.Drift, OfTask, OfArm):
     """What the arm's training optimised: choices or language_model."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Drift(Section):
     """Changes of accuracy, split."""

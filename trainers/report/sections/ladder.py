@@ -13,7 +13,7 @@ from trainers.report.collected import Collected, parts_of
 from trainers.report.collected import Scores as ByTask
 from trainers.report.entries import Entry, Interval, Mode, OfArm
 from trainers.report.figures import Drawing, clean, colour_of, legend_above, marker_of
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import group_title, on_split, percent
 from w2s_tasks.results.over_tasks import mean_level
@@ -55,7 +55,7 @@ class Rung(OfArm):
     """Each of the subtasks."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Ladder(Section):
     """Empty with one number of shots."""

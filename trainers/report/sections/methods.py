@@ -10,7 +10,7 @@ from trainers.labels.arms import kind_of
 from trainers.report.blocks import Block, Cell, Note, Row, Table
 from trainers.report.collected import Collected, Group, matched
 from trainers.report.entries import Entry, Interval, OfArm
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Array, scores_of, series
 from trainers.report.text import fraction, fractions, group_title, percent, percents, points, points_interval
 from w2s_tasks.results.gains import UNDEFINED, Ratio, errors_removed, pgr_difference
@@ -52,7 +52,7 @@ class MethodPair(Entry):
     """Fieller's 95 % interval of that difference of PGR."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Methods(Section):
     """Gains, and method against method."""

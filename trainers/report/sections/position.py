@@ -12,7 +12,7 @@ from typing import Any
 from trainers.report.blocks import Block, Note, Table
 from trainers.report.collected import Collected, about
 from trainers.report.entries import OfModel
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.text import group_title, percent
 
 SHARES = ("first", "consistent", "position_bias")
@@ -41,7 +41,7 @@ class Positions(OfModel):
     """Its standard error."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Position(Section):
     """What the place of two candidates decides."""

@@ -12,7 +12,7 @@ from trainers.flow import stamp
 from trainers.report.blocks import Block, Note
 from trainers.report.collected import Collected, Evaluations, Group, matched
 from trainers.report.entries import Entry, Interval
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.text import fraction, fractions, group_title, points, points_interval
 from trainers.steps.arm import Arm
 from w2s_tasks.results.components import Components
@@ -66,7 +66,7 @@ class Named(Entry):
     """How often the run was started with another configuration since."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Primary(Section):
     """The primary endpoint."""

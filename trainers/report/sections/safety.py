@@ -14,7 +14,7 @@ from trainers.report.collected import Collected, Evaluations, Group, about, matc
 from trainers.report.collected import Scores as ByTask
 from trainers.report.entries import Entry, Interval, Mode, Objective, OfArm, OfModel, OfTask
 from trainers.report.figures import NEUTRAL, Drawing, clean, colour_of, legend_above, marker_of
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import Named, group_title, on_split, percent
 from trainers.steps.arm import Arm
@@ -154,7 +154,7 @@ class SafetyFamily(Entry):
     contrasts: list[Contrast]
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Safety(Section):
     """Accuracy and differences on the safety tasks."""

@@ -16,11 +16,12 @@ from trainers.labels import splits
 from trainers.labels.gold import GOLD
 from trainers.labels.kinds import kind_for
 from trainers.labels.label_set import LABELS
+from trainers.plugin_loader import used_by
 from trainers.report.blocks import Aside, Block, Code, Note, Table
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry, Interval
 from trainers.report.notes import SystemPrompt, system_prompts, training_warnings, unlike
-from trainers.report.section import SECTIONS, Report, Section
+from trainers.report.section import SECTIONS, Report, Section, section
 from trainers.report.text import percent
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
@@ -73,14 +74,30 @@ class Base(Entry):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PluginUsed(Entry):
+    """A plug-in, as it was when a stage was made."""
+
+    name: str
+    version: str | None
+    sha256: str
+    """Of its file, or of all Python files of its package."""
+
+    def __str__(self) -> str:
+        """As the report says it."""
+        return f"{self.name}{f' {self.version}' if self.version else ''} (sha256 {self.sha256[:12]})"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Software(Entry):
     """What the stages were made with."""
 
     versions: dict[str, str]
     git: list[str]
+    plugins: list[PluginUsed]
+    """Users' code that a stage or a section of the report stands on."""
 
 
-@SECTIONS.entry
+@section
 @dataclass(frozen=True, kw_only=True)
 class Setup(Section):
     """What was run."""
@@ -146,6 +163,8 @@ class Setup(Section):
             yield f"system prompt, {prompt.task}", f"{prompt.place or 'left out'}: {', '.join(prompt.models)}"
         seeds = ", ".join(map(str, config["seeds"]))
         yield "seeds", f"{len(config['seeds'])} ({seeds}): each is a whole repetition, split, order and initialisation"
+        if self.software.plugins:
+            yield "plug-ins", ", ".join(map(str, self.software.plugins))
         commits = f"; commit {', '.join(self.software.git)}" if self.software.git else ""
         yield "software", ", ".join(f"{k} {v}" for k, v in self.software.versions.items()) + commits
 
@@ -197,9 +216,15 @@ def _software(run: Run) -> Software:
     """Library versions and commits that the stages were made with, from their manifests."""
     versions: dict[str, set[str]] = {}
     commits: set[str] = set()
+    sections = [
+        PluginUsed(name=p.name, version=p.version, sha256=p.sha256) for p in used_by(s.__module__ for s in SECTIONS.values())
+    ]
+    plugins = dict.fromkeys(sections)
     for stage in run.stages.values():
         for library, version in stage.manifest.get("versions", {}).items():
             versions.setdefault(library, set()).add(version)
         if stage.manifest.get("git"):
             commits.add(stage.manifest["git"])
-    return Software(versions={k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}, git=sorted(commits))
+        plugins.update(dict.fromkeys(PluginUsed(**used) for used in stage.manifest.get("plugins", ())))
+    told = {k: ", ".join(sorted(v)) for k, v in sorted(versions.items())}
+    return Software(versions=told, git=sorted(commits), plugins=list(plugins))
