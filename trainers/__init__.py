@@ -12,6 +12,7 @@ Names are imported when they are asked for, torch and transformers when somethin
 """
 
 import importlib
+import warnings
 from typing import Any
 
 PLACES = {
@@ -32,7 +33,9 @@ __all__ = list(PLACES)
 def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(PLACES)}")
-    return getattr(importlib.import_module(PLACES[name]), name)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "IProgress not found")  # the bars of a notebook here are text
+        return getattr(importlib.import_module(PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -203,9 +203,11 @@ def plan(experiment: Given, *, overrides: Overrides | None = None) -> pd.DataFra
     import dataclasses
 
     from trainers.flow.plan import Planned, planned_steps
+    from trainers.quiet import quieted
     from trainers.report.frames import Table
 
-    steps, missing = planned_steps(found)
+    with quieted():
+        steps, missing = planned_steps(found)
     columns = dict.fromkeys((field.name for field in dataclasses.fields(Planned)), "")
     frame = Table("A stage to be.", [dataclasses.asdict(step) for step in steps], columns).frame()
     frame.attrs["limits"] = missing
@@ -283,9 +285,9 @@ def _begin() -> None:
     """What the command does before it loads anything large, and the plug-ins that are installed."""
     if "torch" not in sys.modules:
         machine.share()
-    from trainers.plugin_loader import load_installed
+    from trainers.plugin_loader import load_plugins
 
-    load_installed()
+    load_plugins(())
 
 
 def _named(experiment: Given, overrides: Overrides | None, name: str | None) -> Experiment:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Iterator
 
+from w2s_tasks import notebook
 from w2s_tasks.rows import hub
 
 
@@ -27,13 +28,17 @@ def quiet_libraries() -> None:
 
 @contextlib.contextmanager
 def quieted() -> Iterator[None]:
-    """`quiet_libraries` for a while."""
+    """`quiet_libraries` for a while; in a notebook without the bars of `datasets` too, a line in red for each step."""
+    import datasets
     import transformers
 
     logger, told = logging.getLogger("lm_eval"), transformers.logging
     level, verbosity, bars = logger.level, told.get_verbosity(), told.is_progress_bar_enabled()
+    data_bars = notebook.inside() and not datasets.are_progress_bars_disabled()
     with warnings.catch_warnings():
         quiet_libraries()
+        if data_bars:
+            datasets.disable_progress_bars()
         try:
             yield
         finally:
@@ -41,3 +46,5 @@ def quieted() -> Iterator[None]:
             told.set_verbosity(verbosity)
             if bars:
                 told.enable_progress_bar()
+            if data_bars:
+                datasets.enable_progress_bars()
