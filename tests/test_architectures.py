@@ -14,7 +14,7 @@ import torch
 import transformers as tf
 from tiny_models import VOCABULARY, WINDOW, causal_models, tiny_config, tiny_model
 
-from trainers.fit import lora
+from trainers.fit import language_model, lora
 from trainers.fit.lora import Lora
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
@@ -115,7 +115,7 @@ def check_training(model: Any) -> None:
     except (RuntimeError, AttributeError) as error:
         pytest.skip(f"its scores are the plain ones; PEFT itself can't train all its linear layers: {str(error)[:200]}")
     rows = [asked[i : i + CHOICES] for i in range(0, len(asked), CHOICES)]
-    found = trained(tuned, lora.choice_logprobs(tuned, rows, torch.zeros(len(rows), CHOICES), MAX_LENGTH))
+    found = trained(tuned, language_model.choice_logprobs(tuned, rows, torch.zeros(len(rows), CHOICES), MAX_LENGTH))
     assert found[0] == pytest.approx(expected[0], abs=1e-4)
     assert found[1].keys() == expected[1].keys()
     largest = max(float(grad.abs().max()) for grad in expected[1].values())

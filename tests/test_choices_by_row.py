@@ -16,7 +16,7 @@ from conftest import BAD, EXPERIMENT, FILLER, GOOD
 from test_own_rows import use, write
 
 from trainers.config.reading import load
-from trainers.fit import lora
+from trainers.fit import language_model, lora
 from trainers.fit.lora import Lora
 from trainers.fit.reward import Reward
 from trainers.flow.progress import Progress
@@ -194,7 +194,7 @@ def test_the_lora_trainer_scores_every_choice_as_lm_eval_does(ragged_task: Path,
     docs = task.train_docs[:6]
     requests = [ours.encode(task.pairs(doc, hn.PromptStyle())) for doc in docs]
     with torch.no_grad():
-        found = lora.choice_logprobs(ours.language_model, requests, torch.zeros(6, 5), ours.max_length)
+        found = language_model.choice_logprobs(ours.language_model, requests, torch.zeros(6, 5), ours.max_length)
     answers = iter(ours.loglikelihood(task.requests(docs, hn.PromptStyle()), disable_tqdm=True))
     for row, doc in zip(found, docs, strict=True):
         own = torch.tensor([next(answers)[0] for _ in doc["choices"]]).log_softmax(0)

@@ -17,7 +17,7 @@ import torch
 from sums import write_experiment, write_sums
 
 from trainers.config.reading import load
-from trainers.fit import lora
+from trainers.fit import language_model, lora
 from trainers.fit.lora import Lora
 from trainers.fit.trainer import answering_code
 from trainers.flow.alone import finetune_model, label_rows
@@ -427,7 +427,7 @@ def test_a_target_is_what_few_shot_examples_show(place: Path, lm: W2SHF, templat
 def test_the_tokens_that_are_learnt_are_the_solution_and_its_end(place: Path, task: HarnessTask, lm: W2SHF):
     style, doc = PromptStyle(0), task.train_docs[0]
     labels = TextLabels.of({"a": (task.solution(doc), "1", 0.0, 1.0)})
-    (row,) = lora._rows(task, [doc], labels, lm, style, lora.end_of_reply(lm, style))
+    (row,) = language_model._rows(task, [doc], labels, lm, style, language_model.end_of_reply(lm, style))
     ((prompt, reply),) = row["requests"]
     assert lm.tok_decode(list(prompt)) == task.pairs(doc, style)[0][0]
     assert lm.tok_decode(list(reply[:-1])) == f" {task.solution(doc)}"

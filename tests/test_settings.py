@@ -25,10 +25,11 @@ from trainers.config import experiment as config
 from trainers.config import reading
 from trainers.config.method_args import MethodArgs
 from trainers.config.unused import unused
-from trainers.fit import classifier as weak
-from trainers.fit import lora
 from trainers.fit.classifier import Classifier
+from trainers.fit.full import Full
 from trainers.fit.lora import Lora
+from trainers.fit.probe import Probe
+from trainers.fit.trainer import TRAINERS
 from trainers.flow import run as runs_of
 from trainers.flow.jobs import jobs_of
 from trainers.flow.progress import Progress
@@ -107,18 +108,19 @@ OF_ALL: dict[str, Any] = {
     "trainer_args": {"max_grad_norm": 1e-3},
 }
 OF_CLASSIFIER: dict[str, Any] = {"text": "{{text}} {{text}}", "max_length": 8}
-OF_LORA: dict[str, Any] = {
-    "r": 3,
-    "alpha": 1.0,
+OF_LANGUAGE_MODEL: dict[str, Any] = {
     "chat_template": True,
-    "dropout": 0.5,
-    "target_modules": ["q_proj"],
     "objective": "language_model",
     "system_prompt": "Be brief.",
 }
+OF_ADAPTER: dict[str, Any] = {"r": 3, "alpha": 1.0, "dropout": 0.5, "target_modules": ["q_proj"]}
+OF_LORA = OF_LANGUAGE_MODEL | OF_ADAPTER
+OF_PROBE: dict[str, Any] = {"layer": 1, "pooling": "mean"}
 TRAININGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "classifier": ({"text": "text"}, OF_ALL | OF_CLASSIFIER),
+    "full": ({}, OF_ALL | OF_LANGUAGE_MODEL),
     "lora": ({"r": 2}, OF_ALL | OF_LORA),
+    "probe": ({}, OF_ALL | OF_CLASSIFIER | OF_PROBE),
 }
 """Settings to begin with, and a changed value for every setting."""
 BESIDE: dict[str, dict[str, Any]] = {
@@ -128,7 +130,13 @@ BESIDE: dict[str, dict[str, Any]] = {
 """With which other settings a setting is tried."""
 NOT_OF_TRAINING = {"trainer", "model_args"}
 """Which trainer there is; arguments of the evaluated model."""
-SECTIONS = {"classifier": Classifier, "lora": Lora}
+SECTIONS = {"classifier": Classifier, "full": Full, "lora": Lora, "probe": Probe}
+WEIGHTS = {
+    "classifier": "model/model",
+    "full": "model/model",
+    "lora": "adapter/adapter_model",
+    "probe": "head/head",
+}
 
 
 def trainer(kind: str, models: dict[str, Path], own_task: Path, out: Path) -> Callable[[dict[str, Any]], str]:
@@ -136,8 +144,7 @@ def trainer(kind: str, models: dict[str, Path], own_task: Path, out: Path) -> Ca
     task, pool = hn.Harness([str(own_task)]).task("own_reviews"), hn.ModelPool()
     docs = task.train_docs[:32]
     labels = gold_labels(task.train_ids[:32], [task.gold(d) for d in docs], 2)
-    section = SECTIONS[kind]
-    fit, name = (weak.fit, "model/model") if kind == "classifier" else (lora.fit, "adapter/adapter_model")
+    section, fit, name = SECTIONS[kind], TRAINERS[kind].fit, WEIGHTS[kind]
 
     def train(settings: dict[str, Any]) -> str:
         folder = Path(tempfile.mkdtemp(dir=out))
@@ -173,7 +180,7 @@ def test_every_setting_of_a_training_changes_the_trained_model(
 )
 def test_a_setting_of_the_other_trainer_is_refused(name: str, key: str):
     section = {"model": "m", "trainer": name, key: (OF_CLASSIFIER | OF_LORA)[key]}
-    with pytest.raises(UserError, match=rf"weak\.{key}: unknown key\. It is for trainer: (lora|classifier)( or reward)?\."):
+    with pytest.raises(UserError, match=rf"weak\.{key}: unknown key\. It is for trainer: [\w ]+\."):
         reading.parse(json.dumps(GOOD | {"weak": section}), "x.yaml")
 
 
@@ -193,7 +200,7 @@ def test_a_classifier_is_trained_from_the_revision_that_is_asked_for(
     task = hn.Harness([str(own_task)]).task("own_reviews")
     labels = gold_labels(task.train_ids[:8], [task.gold(d) for d in task.train_docs[:8]], 2)
     settings = Classifier(model=str(encoder_folder), text="text", model_args={"revision": "v2", "token_budget": 64})
-    ref = weak.fit(task, task.train_docs[:8], labels, settings, tmp_path, pool=hn.ModelPool())
+    ref = TRAINERS["classifier"].fit(task, task.train_docs[:8], labels, settings, tmp_path, pool=hn.ModelPool())
     assert asked.count("v2") >= 3
     assert set(asked) == {"v2"}
     assert ref.args == {"pretrained": str(tmp_path / "model"), "token_budget": 64}

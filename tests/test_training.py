@@ -13,9 +13,12 @@ from lm_eval.models.huggingface import HFLM
 from safetensors.torch import load_file
 
 from trainers.fit import classifier as weak
-from trainers.fit import heads, lora
+from trainers.fit import heads, language_model, lora
 from trainers.fit.classifier import Classifier
+from trainers.fit.full import Full
 from trainers.fit.lora import Lora
+from trainers.fit.probe import Probe
+from trainers.fit.trainer import TRAINERS
 from trainers.harness import evaluate as hn
 from trainers.labels.ask import label
 from trainers.labels.gold import gold_labels
@@ -61,7 +64,7 @@ def test_the_trainer_scores_every_choice_as_lm_eval_does(own_task: Path, causal_
     docs = task.train_docs[:6]
     requests = [ours.encode(task.pairs(doc, style, ours)) for doc in docs]
     with torch.no_grad():
-        found = lora.choice_logprobs(ours.language_model, requests, torch.zeros(len(docs), 2), ours.max_length)
+        found = language_model.choice_logprobs(ours.language_model, requests, torch.zeros(len(docs), 2), ours.max_length)
     theirs = HFLM(folder, device="cpu", dtype="float32", batch_size=1)
     logliks = torch.tensor([a[0] for a in theirs.loglikelihood(task.requests(docs, style, theirs), disable_tqdm=True)])
     assert torch.allclose(found, logliks.view(-1, 2).log_softmax(-1), atol=1e-4)
@@ -77,7 +80,7 @@ def test_the_trainer_scores_choices_with_a_common_first_token_as_lm_eval_does(ow
     assert first[0] == first[1]  # SmolLM2 splits ' 0' and ' 1' after the space
     requests = [ours.encode(task.pairs(doc, hn.PromptStyle())) for doc in task.train_docs[:3]]
     with torch.no_grad():
-        found = lora.choice_logprobs(ours.language_model, requests, torch.zeros(3, 2), ours.max_length)
+        found = language_model.choice_logprobs(ours.language_model, requests, torch.zeros(3, 2), ours.max_length)
     theirs = HFLM(smollm2, device="cpu", dtype="float32")
     answers = theirs.loglikelihood(task.requests(task.train_docs[:3], hn.PromptStyle(), theirs), disable_tqdm=True)
     assert torch.allclose(found, torch.tensor([a[0] for a in answers]).view(-1, 2).log_softmax(-1), atol=1e-4)
@@ -215,8 +218,8 @@ def test_a_step_that_is_run_in_parts_is_the_same_step(
     settings = Lora(
         model=str(causal_model("llama")), r=8, lr=1e-3, batch_size=12, holdout=0, chat_template=chat, system_prompt=system
     )
-    original, parts, weights = lora.packing.cut_rows, [], []
-    monkeypatch.setattr(lora.packing, "cut_rows", lambda *a: parts.append(original(*a)) or parts[-1])
+    original, parts, weights = language_model.packing.cut_rows, [], []
+    monkeypatch.setattr(language_model.packing, "cut_rows", lambda *a: parts.append(original(*a)) or parts[-1])
     curves = []
     for size in (10**6, 24):
         monkeypatch.setattr(scoring, "part_tokens", lambda *_, size=size: size)
@@ -253,20 +256,22 @@ def test_out_of_memory_in_training_goes_on_with_gradient_checkpointing(
 ):
     task, settings = _task(own_task), Lora(model=str(causal_model("llama")), batch_size=8, holdout=0.0)
     plain = _fit(task, settings, 32, tmp_path / "plain")
-    original = lora.choice_logprobs
+    original = language_model.choice_logprobs
 
     def short(model: torch.nn.Module, *arguments: object) -> torch.Tensor:
         if not any(getattr(m, "gradient_checkpointing", False) for m in model.modules()):
             raise torch.OutOfMemoryError("no room")
         return original(model, *arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(lora, "choice_logprobs", short)
+    monkeypatch.setattr(language_model, "choice_logprobs", short)
     pool = hn.ModelPool()
     assert _fit(task, settings, 32, tmp_path / "short", pool) == pytest.approx(plain, abs=1e-4)
     assert "going on with gradient checkpointing" in caplog.text
     base = pool.load(lora.base_ref(settings)).language_model
     assert not any(getattr(m, "gradient_checkpointing", False) for m in base.modules())  # the next training keeps them again
-    monkeypatch.setattr(lora, "choice_logprobs", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room")))
+    monkeypatch.setattr(
+        language_model, "choice_logprobs", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("no room"))
+    )
     with pytest.raises(UserError, match="gradient_accumulation_steps"):
         _fit(task, settings, 32, tmp_path / "never")
 
@@ -287,18 +292,19 @@ def test_length_sorted_parts_give_every_rows_logits(encoder_folder: Path):
     assert sum(seen[1:]) == 2 * 9 + 2 * 7 + 2 * 3 + 1
 
 
-@pytest.mark.parametrize("trainer", ["lora", "classifier"])
+@pytest.mark.parametrize("trainer", ["lora", "full", "probe", "classifier"])
 def test_training_goes_on_after_a_kill_with_equal_weights(
     own_task: Path, causal_model, encoder_folder: Path, tmp_path: Path, trainer: str, monkeypatch: pytest.MonkeyPatch
 ):
     task = _task(own_task)
-    fit = lora.fit if trainer == "lora" else weak.fit
-    settings = (
-        _lora(causal_model("llama"))
-        if trainer == "lora"
-        else Classifier(model=str(encoder_folder), text="text", epochs=3, lr=1e-3, batch_size=16)
-    )
-    result = "adapter" if trainer == "lora" else "model"
+    fit, strong = TRAINERS[trainer].fit, {"model": str(causal_model("llama")), "epochs": 3, "lr": 1e-3, "batch_size": 16}
+    settings = {
+        "lora": lambda: _lora(causal_model("llama")),
+        "full": lambda: Full(**strong),
+        "probe": lambda: Probe(**strong),
+        "classifier": lambda: Classifier(**strong | {"model": str(encoder_folder), "text": "text"}),
+    }[trainer]()
+    result = {"lora": "adapter", "probe": "head"}.get(trainer, "model")
     (tmp_path / "whole").mkdir()
     (tmp_path / "cut").mkdir()
     args = (task, task.train_docs[:100], _gold(task, 100), settings)
@@ -317,7 +323,7 @@ def test_training_goes_on_after_a_kill_with_equal_weights(
     monkeypatch.undo()
     assert newest_checkpoint(tmp_path / "cut" / "checkpoints") is not None
     fit(*args, tmp_path / "cut", pool=hn.ModelPool(), seed=3)
-    for name in ("model.safetensors", "adapter_model.safetensors"):
+    for name in ("model.safetensors", "adapter_model.safetensors", "head.safetensors"):
         if (tmp_path / "whole" / result / name).exists():
             assert (tmp_path / "whole" / result / name).read_bytes() == (tmp_path / "cut" / result / name).read_bytes()
     assert (tmp_path / "whole" / "curves.json").read_text() == (tmp_path / "cut" / "curves.json").read_text()

@@ -475,7 +475,7 @@ def finetune(
     out: Annotated[Path, typer.Option(help="The folder to write; must not exist.")],
     task: Annotated[str, typer.Option(help="A trainable multiple_choice task.")],
     model: Annotated[str, typer.Option(help="A folder, a hub id, or pypi:NAME.")],
-    trainer: Annotated[str, typer.Option(help="lora, classifier, reward, openai, or a plug-in's.")] = "lora",
+    trainer: Annotated[str, typer.Option(help="lora, full, probe, classifier, reward, openai, or a plug-in's.")] = "lora",
     labels: Annotated[Path | None, typer.Option(help="A label set; without it the gold labels.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="The first n rows.")] = None,
     assignments: Annotated[list[str] | None, typer.Option("--set", help="A setting: --set lr=1e-3 (repeatable).")] = None,

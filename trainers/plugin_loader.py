@@ -185,23 +185,13 @@ def _told(error: Exception) -> str:
 
 
 def _place(error: Exception) -> str | None:
-    """File and line of a user's code where an error came from; None where it has no part in it."""
+    """File and line of the last call that led to an error and is of neither Python, nor this suite, nor a library."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
-    return place_in(error, {str(place) for place in code_scope.GUESTS.values() if place is not None} | _beginning(error))
-
-
-def _beginning(error: Exception) -> set[str]:
-    """The file that was being loaded: the first one in the traceback that is no part of Python or this suite."""
-    own = str(Path(__file__).parents[1])
-    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
-    return set([file for file in files if not file.startswith(("<", own)) and "importlib" not in file][:1])
-
-
-def place_in(error: BaseException, places: Iterable[str]) -> str | None:
-    """File and line of the last call, among those that led to an error, that stands in some files or folders."""
-    found = [f for f in traceback.extract_tb(error.__traceback__) if any(f.filename.startswith(p) for p in places)]
-    return f"{Path(found[-1].filename).name}:{found[-1].lineno}" if found else None
+    suite, python = Path(__file__).parents[1], str(Path(os.__file__).parent)
+    others = (python, "<", *(str(suite / package) for package in code_scope.PACKAGES))
+    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else None
 
 
 def _version(module: ModuleType) -> str | None:

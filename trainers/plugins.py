@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from trainers.report.section import Section, section
     from trainers.section import Section as Settings
     from trainers.steps.source import Labels, Source, read_labels
-    from trainers.steps.teachers import Repetition, answers_of, model_op, trained
+    from trainers.steps.teachers import Repetition, answers_of, computed, embeddings_of, model_op, trained
     from trainers.training.losses import State, loss, whole_step
     from w2s_tasks.errors import UserError
 
@@ -52,6 +52,8 @@ PLACES = {
     "read_labels": "trainers.steps.source",
     "Repetition": "trainers.steps.teachers",
     "answers_of": "trainers.steps.teachers",
+    "computed": "trainers.steps.teachers",
+    "embeddings_of": "trainers.steps.teachers",
     "model_op": "trainers.steps.teachers",
     "trained": "trainers.steps.teachers",
     "State": "trainers.training.losses",
@@ -74,6 +76,8 @@ __all__ = [
     "UserError",
     "answers_of",
     "arm",
+    "computed",
+    "embeddings_of",
     "label_op",
     "load_plugin",
     "loss",

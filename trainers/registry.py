@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -67,8 +68,17 @@ def _a(what: str) -> str:
     return f"{'an' if what[0] in 'aeiou' else 'a'} {what}"
 
 
-def place_of(made_by: Any) -> str:
-    """File and line of a function or class, for errors; the module where there is no file, as in a notebook."""
+def place_of(made_by: Any, error: BaseException | None = None) -> str:
+    """File and line of a function or class, for errors; the module where there is no file, as in a notebook.
+
+    Args:
+        made_by: the function or class.
+        error: what was raised in it: then the last line of users' code that led to it, where there is one.
+    """
+    guests = tuple(str(place) for place in code_scope.GUESTS.values() if place is not None)
+    calls = traceback.extract_tb(error.__traceback__) if error else []
+    if guests and (own := [call for call in calls if call.filename.startswith(guests)]):
+        return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
     made_by = code_scope.unwrapped(made_by)
     try:
         file, line = inspect.getsourcefile(made_by), inspect.getsourcelines(made_by)[1]

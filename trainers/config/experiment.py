@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
@@ -11,8 +10,8 @@ from trainers.config.method_args import AnyMethodArgs, known
 from trainers.config.methods import parse_method, takes_labels
 from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
-from trainers.fit.trainer import TRAINERS, Role
-from trainers.labels.arms import ARMS
+from trainers.fit.trainer import TRAINERS, Role, named
+from trainers.labels.arms import ARMS, SHOTS, is_arm, is_plain, kind_of
 from trainers.labels.kinds import takes
 from trainers.labels.label_set import LabelSet
 from trainers.labels.operations import NEEDS_CONFIDENCE
@@ -30,18 +29,11 @@ from w2s_tasks.plugin.forms import MARK
 from w2s_tasks.scoring.calibration import Calibration
 from w2s_tasks.user_text import shown
 
-SHOTS = re.compile(r"few_shot\(([1-9][0-9]*)\)")
-
-
-def is_plain(arm: str) -> bool:
-    """Whether an arm is a model that no label of this experiment trains: untuned, prompted, or the supervisor itself."""
-    return SHOTS.fullmatch(arm) is not None or (arm in ARMS and ARMS[arm].teacher is None)
-
 
 def _asks_untuned(arm: str) -> bool:
     """Whether an arm is the untuned strong model, or learns what that says."""
-    kind = ARMS[arm.partition("(")[0]]
-    return kind.model == "strong" and (is_plain(arm) or kind.teacher in ("itself", "search"))
+    kind = kind_of(arm)
+    return kind.model == "strong" and (is_plain(arm) or kind.shots is not None or kind.teacher in ("itself", "search"))
 
 
 DEFAULT_TRAINER: dict[Role, str] = {"weak": "classifier", "strong": "lora"}
@@ -78,7 +70,8 @@ def _check_writes(where: str, settings: ModelSettings) -> None:
     """Refuse a model that can't learn to write solutions."""
     if not TRAINERS[settings.trainer].texts or settings.learns != "language_model":
         raise ValueError(
-            f"{where}: labels: generate needs a model that writes solutions: trainer: lora with objective: language_model"
+            f"{where}: labels: generate needs a model that writes solutions: trainer: "
+            f"{named('strong', lambda t: t.texts)} with objective: language_model"
         )
     if isinstance(settings, LocalSettings) and settings.checkpoint == "holdout_agreement":
         raise ValueError(f"{where}.checkpoint: solutions don't agree or differ as a whole; use holdout_loss or last")
@@ -90,9 +83,9 @@ class Evaluate(Section):
     limit: int | None = Field(default=None, ge=2)
     """The first n documents; null for all."""
     num_fewshot: int = Field(default=0, ge=0)
-    """Shots of every arm but few_shot."""
+    """Shots of every arm but few_shot and in_context."""
     few_shot_k: int = Field(default=8, ge=1)
-    """Shots of the arm few_shot; few_shot(K) names its own."""
+    """Shots of the arms few_shot and in_context; few_shot(K) and in_context(K) name their own."""
     calibration: Calibration = "batch"
     """How the arm zero_shot_calibrated knows the model's prior over the choices: from its answers to all rows (batch), to
     a prompt with nothing in it (contextual), or to the end of the prompt alone (domain)."""
@@ -181,7 +174,8 @@ class Experiment(Section):
     method_args: AnyMethodArgs = Field(default_factory=lambda: known()())
     """Settings of the methods, e.g. {logconf: {alpha: 0.75}}."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
-    """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder."""
+    """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder of gold
+    examples in the prompt, in_context(4), in_context(16) one of examples that the supervisor labelled."""
     unsupervised: Unsupervised = Unsupervised()
     """Settings of the arm unsupervised."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
@@ -225,8 +219,9 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _known_names(self) -> Experiment:
         for arm in self.arms:
-            if arm not in ARMS and not is_plain(arm):
-                raise ValueError(f"arms: no arm '{arm}'.{nearest(arm, ARMS)} Known: {', '.join(ARMS)}, few_shot(K).")
+            if not is_arm(arm):
+                known = ", ".join(name + ("(K)" if kind.shots else "") for name, kind in ARMS.items())
+                raise ValueError(f"arms: no arm '{arm}'.{nearest(arm, ARMS)} Known: {known}.")
         for method in self.methods:
             try:
                 ops = parse_method(method).ops
@@ -263,11 +258,13 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _trainer_can(self) -> Experiment:
         strong = TRAINERS[self.strong.trainer]
+        adapters = named("strong", lambda t: t.keeps)
+        scoring = named("strong", lambda t: t.base_model == "w2s-hf")
         others = ", ".join(sorted({parse_method(m).loss for m in self.methods} - {"xent"}))
         if others and not strong.local:
             raise ValueError(
                 f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
-                "Use methods: [xent], operations on the labels, or strong.trainer: lora."
+                f"Use methods: [xent], operations on the labels, or strong.trainer: {named('strong', lambda t: t.local)}."
             )
         if others and self.strong.learns == "language_model":
             raise ValueError(
@@ -286,18 +283,22 @@ class Experiment(Section):
                 "evaluate.tuned_task out"
             )
         if self.evaluate.checkpoints and not strong.keeps:
-            raise ValueError("evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: lora")
-        if self.evaluate.engine == "vllm" and strong.model != "w2s-hf":
             raise ValueError(
-                "evaluate.engine: vllm serves language models and their adapters; it needs strong.trainer: lora"
+                f"evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: {adapters}"
+            )
+        if self.evaluate.engine == "vllm" and not (strong.keeps and strong.model == "w2s-hf"):
+            raise ValueError(
+                f"evaluate.engine: vllm serves a language model and its adapters; it needs strong.trainer: {adapters}"
             )
         calibrated = next((arm for arm in self.arms if arm in ARMS and ARMS[arm].calibrated), None)
-        if calibrated and (self.evaluate.engine == "vllm" or strong.model != "w2s-hf"):
-            raise ValueError(f"arms: {calibrated} needs strong.trainer: lora, evaluated here (evaluate.engine: hf)")
+        if calibrated and (self.evaluate.engine == "vllm" or strong.base_model != "w2s-hf"):
+            raise ValueError(f"arms: {calibrated} needs strong.trainer: {scoring}, evaluated here (evaluate.engine: hf)")
         if calibrated and self.resources.evaluate.processes > 1:
             raise ValueError(f"arms: {calibrated} is evaluated in one process; leave resources.evaluate.processes out")
-        if "unsupervised" in self.arms and not strong.in_pool:
-            raise ValueError("arms: unsupervised scores thousands of answers in context; it needs strong.trainer: lora")
+        if "unsupervised" in self.arms and strong.base_model != "w2s-hf":
+            raise ValueError(
+                f"arms: unsupervised scores thousands of answers in context; it needs strong.trainer: {scoring}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -321,7 +322,7 @@ class Experiment(Section):
         for name in ("weak", "strong"):
             _check_writes(name, getattr(self, name))
         for arm in self.arms:
-            entry = ARMS[arm.partition("(")[0]]
+            entry = kind_of(arm)
             if entry.calibrated or entry.teacher == "search" or (entry.labels and not takes(entry.labels, kind)):
                 raise ValueError(f"arms: {arm} is over choices; with labels: generate there are none")
         return self
@@ -335,7 +336,7 @@ class Experiment(Section):
         """The name of the task in its form."""
         return self.task if self.form is None else f"{self.task}{MARK}{self.form}"
 
-    def few_shot_k(self, arm: str) -> int | None:
-        """Shots of an arm few_shot or few_shot(K); None for every other arm."""
-        found = SHOTS.fullmatch(arm)
-        return int(found[1]) if found else self.evaluate.few_shot_k if arm == "few_shot" else None
+    def own_shots(self, arm: str) -> int | None:
+        """Shots of an arm that has its own, few_shot(K) or in_context(K), without K `evaluate.few_shot_k`; else None."""
+        sized = SHOTS.fullmatch(arm)
+        return None if kind_of(arm).shots is None else int(sized[2]) if sized else self.evaluate.few_shot_k

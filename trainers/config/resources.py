@@ -27,6 +27,8 @@ class Resources(Section):
     """The split into halves."""
     labels: StepResources = StepResources()
     """Labels of a supervisor, or of a search without one."""
+    embeddings: StepResources = StepResources()
+    """Hidden states of rows, for methods that ask for them."""
     fit: StepResources = StepResources()
     """Trainings."""
     evaluate: StepResources = StepResources()

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trainers.config.experiment import Experiment, is_plain
+from trainers.config.experiment import Experiment
 from trainers.config.methods import parse_method
 from trainers.fit.trainer import training_style
+from trainers.labels.arms import ARMS, is_plain
 
 
 def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
@@ -24,8 +25,8 @@ def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
     if "generate" in config.model_fields_set and config.labels != "generate":
         yield "generate", "labels: generate"
     evaluate, safety = config.evaluate, config.safety
-    if "few_shot_k" in evaluate.model_fields_set and "few_shot" not in config.arms:
-        yield "evaluate.few_shot_k", "the arm few_shot"
+    if "few_shot_k" in evaluate.model_fields_set and not any(name in ARMS and ARMS[name].shots for name in config.arms):
+        yield "evaluate.few_shot_k", "the arms few_shot and in_context without a number of their own"
     if all(map(is_plain, config.arms)):
         for key in sorted({"checkpoints", "tuned_task"} & evaluate.model_fields_set):
             yield f"evaluate.{key}", "an arm that is trained"

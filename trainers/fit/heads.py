@@ -70,6 +70,10 @@ class View:
             for question, doc in zip(questions, docs, strict=True)
         ]
 
+    def system_place(self, task: HarnessTask) -> str | None:
+        """Where the task's description stands in what is read; None where it is not."""
+        return system_place.PLAIN if reads_prompt(self.text) and task.has_system(PromptStyle()) else None
+
 
 def with_head(settings: LocalSettings, args: Mapping[str, Any], seed: int, **more: Any) -> tuple[Any, Any]:
     """A pretrained model with a random head, in float32 on the device that trains, and its tokenizer.
@@ -207,5 +211,4 @@ def fit_head(
         cut=cut if view.pairs else None,
         **training,
     )
-    in_prompt = system_place.PLAIN if reads_prompt(view.text) and task.has_system(PromptStyle()) else None
-    Told(in_prompt, tuple(warnings)).save(out)
+    Told(view.system_place(task), tuple(warnings)).save(out)

@@ -200,6 +200,8 @@ def fit(
         )
     if processes.count() > 1:
         raise UserError("trainer: openai sends its work to a service; run it in one process, without accelerate launch.")
+    if labels.weight is not None:
+        raise UserError("a service counts every row alike: a method that weighs rows needs strong.trainer: lora.")
     train, held, counts = prepare(task, docs, labels.hard.tolist(), settings, seed)
     (out / "train.jsonl").write_text(to_jsonl(train), encoding="utf-8")
     if held:

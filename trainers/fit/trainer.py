@@ -40,8 +40,10 @@ class Trainer:
     """The sections of an experiment that may have it."""
     local: bool = True
     """Whether it trains here, by one of `trainers.training.losses.LOSSES`."""
+    untuned_model: str | None = None
+    """What lm_eval calls the model before training, where it is called otherwise."""
     keeps: bool = False
-    """Whether it can keep the model as it is part of the way through (`evaluate.checkpoints`)."""
+    """Whether it trains an adapter: one can be kept part of the way through (`evaluate.checkpoints`) and put on a server."""
     check: Callable[..., None] | None = None
     """Refuses settings whose model it can't train, before others are trained."""
     answers_untuned: bool = True
@@ -49,7 +51,12 @@ class Trainer:
     texts: bool = False
     """Whether it can learn texts (`trainers.labels.text_labels`), where its settings' `learns` is language_model."""
     in_pool: bool = False
-    """Whether it trains on the loaded untuned model, which scores any answer in any context."""
+    """Whether it trains the loaded untuned model, or what is put on it."""
+
+    @property
+    def base_model(self) -> str:
+        """What lm_eval calls the model before training."""
+        return self.untuned_model or self.model
 
 
 TRAINERS: Registry[Trainer] = Registry("trainer")
@@ -75,9 +82,15 @@ def untuned(settings: ModelSettings, task: HarnessTask) -> ModelRef:
     return TRAINERS[settings.trainer].untuned(settings, task)
 
 
-def answering_code(settings: ModelSettings) -> tuple[Code, ...]:
+def named(role: Role, has: Callable[[Trainer], bool]) -> str:
+    """The trainers of a role that have something, as an error names them: full or lora."""
+    return " or ".join(name for name, entry in TRAINERS.items() if role in entry.roles and has(entry))
+
+
+def answering_code(settings: ModelSettings, *, tuned: bool = True) -> tuple[Code, ...]:
     """What loads and runs a model of these settings; of lm_eval's own models the renderer's hash has the version."""
-    return model_code(TRAINERS[settings.trainer].model)
+    entry = TRAINERS[settings.trainer]
+    return model_code(entry.model if tuned else entry.base_model)
 
 
 def model_code(name: str) -> tuple[Code, ...]:
@@ -90,7 +103,7 @@ def training_code(settings: ModelSettings, loss: str) -> tuple[Code, ...]:
     """What trains a model of these settings by a loss."""
     entry = TRAINERS[settings.trainer]
     by = (LOSSES[loss],) if entry.local else ()
-    return entry.fit, *by, *(answering_code(settings) if entry.in_pool else ())
+    return entry.fit, *by, *(answering_code(settings, tuned=False) if entry.in_pool else ())
 
 
 def variant(settings: ModelSettings, changes: dict[str, Any], where: str) -> ModelSettings:

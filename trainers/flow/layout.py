@@ -13,18 +13,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from trainers.config.experiment import Experiment, is_plain
+from trainers.config.experiment import Experiment
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
 from trainers.fit.trainer import TRAINERS, training_style
-from trainers.flow.trial import try_parts
+from trainers.flow.trial import try_computed, try_parts
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
+from trainers.labels.arms import is_plain, kind_of
 from trainers.labels.ask import OverChoices
 from trainers.labels.solutions import Solutions
 from trainers.steps.answers import Answers, Search
 from trainers.steps.arm import Arm
-from trainers.steps.evaluation import Evaluation, SafetyEvaluation
+from trainers.steps.evaluation import Evaluation, InContext, SafetyEvaluation
 from trainers.steps.fit import Fit
 from trainers.steps.source import Source, Split
 from trainers.steps.step import Step
@@ -117,7 +118,9 @@ class Layout:
     @classmethod
     def load(cls, config: Experiment, harness: Harness | None = None) -> Layout:
         """The layout over the experiment's tasks, as `Tasks.load` checks them; `harness` is an index to share."""
-        return cls(config, Tasks.load(config, harness or Harness(config.include_path)))
+        found = cls(config, Tasks.load(config, harness or Harness(config.include_path)))
+        try_computed(found.steps.values(), found.task)
+        return found
 
     def _check_primary(self, primary: Primary) -> None:
         """Refuse an endpoint that no evaluation will answer, before anything is built.
@@ -156,25 +159,32 @@ class Layout:
         if "weak_untrained" in config.arms:
             self._evaluate(Arm("weak_untrained", None, seed), None)
         repetition = Repetition(split, weak, labels, config.strong, how, self._add)
-        for arm in self._trained_arms(seed):
-            fit = self._fit(arm, self._source(arm, repetition))
+        for arm in self._taught_arms(seed):
+            source = self._source(arm, repetition)
+            if arm.kind.shots:
+                self._evaluate(arm, None, source)
+                continue
+            fit = self._fit(arm, source)
             for at in (None, *config.evaluate.checkpoints):
                 self._evaluate(replace(arm, at=at), fit)
 
-    def _trained_arms(self, seed: int) -> Iterator[Arm]:
+    def _taught_arms(self, seed: int) -> Iterator[Arm]:
         for name in self.config.arms:
-            if not is_plain(name):
-                by_method = Arm(name).kind.teacher == "method"
-                yield from (Arm(name, method, seed) for method in (self.config.methods if by_method else ["xent"]))
+            if is_plain(name):
+                continue
+            kind = kind_of(name)
+            methods = self.config.methods if kind.teacher == "method" else [None if kind.shots else "xent"]
+            yield from (Arm(name, method, seed) for method in methods)
 
     def _source(self, arm: Arm, repetition: Repetition) -> Source:
-        """What an arm's model learns."""
+        """What an arm's model learns, or is shown."""
         split, strong = repetition.split, self.config.strong
         match arm.kind.teacher:
             case "method":
                 return labels_for(parse_method(arm.method or "xent").ops, self.config.method_args.section, repetition)
             case "weak":
-                return Source(split=split, made=repetition.labels).then(arm.name)
+                source = Source(split=split, made=repetition.labels)
+                return source.then(arm.name) if arm.kind.labels else source
             case "itself":
                 if arm.kind.labels is None:
                     return Source(split=split, made=answers_of(repetition, arm.name, strong, None))
@@ -204,21 +214,25 @@ class Layout:
         )
         return self._add(fit)
 
-    def _evaluate(self, arm: Arm, fit: Fit | None) -> None:
-        """The arm's evaluations: on the training task; on the safety tasks, which no classifier can answer."""
+    def _evaluate(self, arm: Arm, fit: Fit | None, shown: Source | None = None) -> None:
+        """The arm's evaluations: on the training task, with `shown` in its prompt; on the safety tasks, which no classifier
+        can answer.
+        """
         config, settings = self.config, self._settings(arm)
         asked = {self._asked(arm): config.evaluate.limit}
-        shots = config.few_shot_k(arm.name) or config.evaluate.num_fewshot
+        own = config.own_shots(arm.name)
+        shots = own or config.evaluate.num_fewshot
         of_arm: dict[str, Any] = {"arm": arm, "settings": settings, "fit": fit, "harness": self.tasks.harness}
         if arm.kind.model == "strong":
             of_arm |= {"calibration": config.evaluate.calibration} if arm.kind.calibrated else {}
             of_arm |= {"engine": config.evaluate.engine, "base_url": config.evaluate.base_url}
         style = training_style(settings, shots)
-        self.evaluations[arm] = self._asking(Evaluation(task=self.task, **of_arm, limits=asked, style=style))
+        of_task: dict[str, Any] = {"task": self.task, **of_arm, "limits": asked, "style": style}
+        evaluation = InContext(**of_task, shown=shown) if shown else Evaluation(**of_task)
+        self.evaluations[arm] = self._asking(evaluation)
         safety = config.safety
-        # A few-shot or calibrated arm is the untuned model again.
-        again = config.few_shot_k(arm.name) or arm.kind.calibrated
-        if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or again:
+        # An arm with shots of its own, or calibrated, is the untuned model again.
+        if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or own or arm.kind.calibrated:
             return
         limits = {task: safety.limits.get(task.name, safety.limit) for task in self.tasks.safety}
         for number in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
@@ -235,7 +249,8 @@ class Layout:
         """The task that evaluates an arm: the training task, or one that asks the same documents another way."""
         evaluate = self.config.evaluate
         name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
-        other = name and arm.kind.model == "strong" and not arm.kind.calibrated  # replies have no log-likelihoods
+        # Replies have no log-likelihoods; and labels of rows are shown as the training task shows them.
+        other = name and arm.kind.model == "strong" and not (arm.kind.calibrated or arm.kind.shots == "weak")
         return self.tasks.asked[name] if name and other else self.task
 
     def _settings(self, arm: Arm) -> ModelSettings:

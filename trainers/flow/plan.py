@@ -86,7 +86,7 @@ def show_plan(config: Experiment, console: Console) -> None:
         table.add_row(*cells)
     console.print(table)
     trained = sum(p.rows or 0 for p in planned if p.kind == "fit")
-    asked = sum(p.rows or 0 for p in planned if p.kind in ("evaluate", "safety", "labels"))
+    asked = sum(p.rows or 0 for p in planned if p.kind in ("evaluate", "safety", "labels", "embeddings"))
     console.print(
         f"Rows trained on, each epoch: {trained:,}; documents answered: {asked:,}. {_cost(config, planned)}", soft_wrap=True
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,11 @@ from trainers.labels.kinds import AnyLabels
 from trainers.labels.label_set import Array, LabelSet
 from trainers.labels.operations import METHOD_OPS
 from trainers.labels.text_labels import TextLabels
-from trainers.plugin_loader import place_in
 from trainers.registry import place_of
+from trainers.steps.computed import Computed, called
+from trainers.steps.embeddings import Embeddings
 from trainers.steps.source import needs_gold
+from trainers.steps.step import Step
 from trainers.steps.teachers import MODEL_OPS
 from trainers.training.losses import ABSENT, LOSSES, WHOLE_STEP, State
 from trainers.training.rows import normalised
@@ -28,7 +30,8 @@ from w2s_tasks import code_scope
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
 
-ROWS = 12
+ROWS, WIDTH = 24, 16
+"""Made rows, and numbers in a hidden state."""
 GOLD_NAMES = frozenset({"gold", "solution", "Gold", "GoldTexts", "GOLD", "gold_labels", "doc_to_target"})
 """What a user's code gets at gold labels by."""
 
@@ -42,8 +45,7 @@ def try_parts(config: Experiment, task: HarnessTask) -> None:
     """
     methods = [parse_method(method) for method in config.methods] if "student" in config.arms else []
     arms = [arm for arm in config.arms if arm in ARMS and ARMS[arm].labels]
-    sizes = [len(task.classes)] * ROWS if task.classes else [2, 3, 4] * (ROWS // 3)
-    labels, gold = _labels(sizes, bool(task.classes), texts=task.generates)
+    labels, gold = _rows_of(task)
     for name in [op for method in methods for op in method.ops if op in METHOD_OPS] + arms:
         _try_operation(name, labels, gold, config.method_args.of(name) if name in METHOD_OPS else {})
     for name in dict.fromkeys(op for method in methods for op in method.ops if op in MODEL_OPS):
@@ -52,6 +54,25 @@ def try_parts(config: Experiment, task: HarnessTask) -> None:
     if isinstance(labels, LabelSet):
         for loss in dict.fromkeys(method.loss for method in methods):
             _try_loss(loss, labels, config.method_args.of(loss))
+
+
+def try_computed(steps: Iterable[Step], task: HarnessTask) -> None:
+    """Call the functions of steps that compute labels, on made rows, labels and hidden states.
+
+    Raises:
+        UserError: as `try_parts`.
+    """
+    for step in (step for step in steps if isinstance(step, Computed)):
+        labels, gold = _rows_of(task)
+        states = np.random.default_rng(1).normal(size=(len(labels), WIDTH)).astype(np.float32)
+        given = [states if isinstance(one, Embeddings) else labels for one in step.given]
+        more = (gold,) if step.gold else ()
+        called(step.function, step.whose, labels, *given, np.random.default_rng(0), *more, **step.settings)
+
+
+def _rows_of(task: HarnessTask) -> tuple[AnyLabels, Array]:
+    sizes = [len(task.classes)] * ROWS if task.classes else [2, 3, 4] * (ROWS // 3)
+    return _labels(sizes, bool(task.classes), texts=task.generates)
 
 
 def _labels(sizes: list[int], classes: bool, *, texts: bool) -> tuple[AnyLabels, Array]:
@@ -66,14 +87,13 @@ def _labels(sizes: list[int], classes: bool, *, texts: bool) -> tuple[AnyLabels,
 
 @contextlib.contextmanager
 def _blaming(name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Tell what a user's function raises, with the place in the user's code."""
+    """Tell what a user's loss raises, with the place in the user's code."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        guests = [str(place) for place in code_scope.GUESTS.values() if place is not None]
-        place = place_in(error, guests) or place_of(function)
+        place = place_of(function, error)
         raise UserError(f"{place}: {name} can't be used: {type(error).__name__}: {one_line(error)}") from error
 
 
@@ -124,13 +144,7 @@ def _try_operation(name: str, labels: AnyLabels, gold: Array, settings: dict[str
             )
             raise _wrong(name, function, what)
         _refuse_gold(name, function)
-    with _blaming(name, function):
-        made = function(labels, np.random.default_rng(0), *((gold,) if told else ()), **settings)
-    if type(made) is not type(labels):
-        raise _wrong(name, function, f"gives {shown(made)}, no {type(labels).__name__}")
-    strange = [i for i in made.row_id if i not in set(labels.row_id)]
-    if strange:
-        raise _wrong(name, function, f"gives a label to {shown(strange[0])}, a row that it was not given")
+    called(function, name, labels, labels, np.random.default_rng(0), *((gold,) if told else ()), **settings)
 
 
 def _refuse_gold(name: str, function: Callable[..., Any]) -> None:

@@ -56,6 +56,12 @@ class ModelPool:
             meter.max_cost = meter.cost + limit["max_cost"]
         return self._lm
 
+    def take(self, ref: ModelRef) -> LM:
+        """The lm_eval model of a ref, for who alters it: the pool has it no more, and loads its base anew when asked."""
+        found = self.load(ref)
+        self._lm, self._key = None, None
+        return found
+
     @contextlib.contextmanager
     def booked(self, lm: LM, out: Path | None = None) -> Iterator[None]:
         """Book what a service's answers cost, and keep it in ``out``; local models cost nothing."""

@@ -182,12 +182,17 @@ class HarnessTask:
             continuation = reply if style.chat_template else f"{self.task.config.target_delimiter}{reply}"
         return str(self.pairs(doc, style, lm)[0][0]), continuation
 
-    def with_shots(self, docs: Sequence[Mapping[str, Any]], replies: Sequence[str]) -> HarnessTask:
-        """The same task with these documents as its few-shot examples, and these texts as their answers: gold is in none."""
+    def with_shots(self, docs: Sequence[Mapping[str, Any]], answers: Sequence[str] | Sequence[int]) -> HarnessTask:
+        """The same task with these documents as its few-shot examples: gold is in none of them.
+
+        Args:
+            docs: the examples.
+            answers: for each the text that stands as its answer, or the number of a choice.
+        """
         task = self.as_loaded()
-        told = {id(doc): reply for doc, reply in zip(docs, replies, strict=True)}
+        told, gold = {id(doc): answer for doc, answer in zip(docs, answers, strict=True)}, self.task.doc_to_target
         task.sampler = GivenShots(docs)
-        task.doc_to_target = lambda doc, doc_to_target=None: told.get(id(doc), "")
+        task.doc_to_target = lambda doc, asked=None: told[id(doc)] if id(doc) in told else gold(doc, asked)
         return HarnessTask(task)
 
     @property

@@ -6,6 +6,7 @@ labels train, and those whose labels a model finds, are entries of `ARMS`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -38,6 +39,8 @@ class Kind:
     """The section of the experiment whose model it is."""
     labels: LabelOp | None = None
     """What makes its labels of its teacher's."""
+    shots: Literal["gold", "weak"] | None = None
+    """Whose labels the examples in its prompt have, of which NAME(K) says how many; None for an arm without its own."""
     calibrated: bool = False
     """Whether its answers are given without the model's prior over the choices (`evaluate.calibration`)."""
     sees_gold: bool = False
@@ -51,7 +54,10 @@ ARMS: Registry[Kind] = Registry(
     zero_shot_calibrated=Kind(
         "#3b7ea1", "no label: the model as it is, without its prior over the choices (calibration)", calibrated=True
     ),
-    few_shot=Kind("#0072b2", "no label: the model as it is, with examples in its prompt"),
+    few_shot=Kind("#0072b2", "no label: the model as it is, with examples in its prompt", shots="gold"),
+    in_context=Kind(
+        "#c44e52", "no training: labels of the weak supervisor ({weak}) on examples in its prompt", "weak", shots="weak"
+    ),
     weak=Kind("#777777", "gold labels of the weak half of the training split", model="weak"),
     weak_untrained=Kind("#aaaaaa", "no label: the weak model as it is", model="weak"),
     self_labels=Kind("#6a5acd", "the untuned strong model's own zero-shot labels; no teacher", "itself"),
@@ -72,9 +78,23 @@ def arm(colour: str, provenance: str, teacher: Teacher = "weak", *, sees_gold: b
     return register
 
 
+SHOTS = re.compile(r"(\w+)\(([1-9][0-9]*)\)")
+
+
 def kind_of(name: str) -> Kind:
     """The entry of an arm; few_shot(4) is a few_shot."""
     return ARMS[name.partition("(")[0]]
+
+
+def is_arm(name: str) -> bool:
+    """Whether there is such an arm: an entry, or NAME(K) of one that has examples in its prompt."""
+    sized = SHOTS.fullmatch(name)
+    return name in ARMS or (sized is not None and sized[1] in ARMS and ARMS[sized[1]].shots is not None)
+
+
+def is_plain(name: str) -> bool:
+    """Whether an arm is a model that no label of this experiment teaches: untuned, prompted, or the supervisor itself."""
+    return is_arm(name) and kind_of(name).teacher is None
 
 
 def operation(name: str) -> LabelOp:

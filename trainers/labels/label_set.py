@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from w2s_tasks.user_text import one_line, shown
 
 Array = npt.NDArray[Any]
 COLUMNS = ("row_id", "soft", "hard")
+WEIGHT = "weight"
+"""A column that is there where rows count differently."""
 CLASSES = "w2s_classes"
 """Metadata of a label file: whether all rows have the same choices."""
 LABELS = "labels.parquet"
@@ -32,12 +34,14 @@ class LabelSet:
 
     ``soft`` holds a probability for each choice, shape [n, choices]; where rows have choices of their own, as many as the
     most, and 0 behind a row's last. ``sizes`` is the number of each row's choices then, shape [n]; None where all have the
-    same ones. What is right stands elsewhere: `trainers.labels.gold`.
+    same ones. ``weight`` is how much each row counts in the loss, shape [n], at least 0; None for 1 each: a mean of 1 leaves
+    the learning rate what it is. What is right stands elsewhere: `trainers.labels.gold`.
     """
 
     row_id: tuple[str, ...]
     soft: Array
     sizes: Array | None = None
+    weight: Array | None = None
 
     def __post_init__(self) -> None:
         n = len(self.row_id)
@@ -53,6 +57,8 @@ class LabelSet:
             )
         if self.sizes is not None and self.soft[~self.present].any():
             raise UserError("label set: a probability stands behind a row's last choice.")
+        if self.weight is not None:
+            _check_weight(self.weight, n)
 
     @classmethod
     def of(cls, row_id: Sequence[str], soft: Sequence[Sequence[float]], classes: bool | None = None) -> LabelSet:
@@ -110,7 +116,11 @@ class LabelSet:
 
     def with_soft(self, soft: Array) -> LabelSet:
         """The same rows with other labels of the same choices."""
-        return LabelSet(self.row_id, soft, self.sizes)
+        return replace(self, soft=soft)
+
+    def with_weight(self, weight: Array) -> LabelSet:
+        """The same labels, of which each row counts so much in the loss; shape [n]."""
+        return replace(self, weight=weight)
 
     def subset(self, mask: Array) -> LabelSet:
         """The rows where a mask of shape [n] is true, in their order."""
@@ -118,18 +128,23 @@ class LabelSet:
 
     def take(self, rows: Array | Sequence[int]) -> LabelSet:
         """The rows of these numbers, in that order."""
-        sizes = None if self.sizes is None else self.sizes[rows]
-        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows], sizes)
+        sizes, weight = (None if part is None else part[rows] for part in (self.sizes, self.weight))
+        return LabelSet(tuple(self.row_id[i] for i in rows), self.soft[rows], sizes, weight)
 
     def join(self, other: LabelSet) -> LabelSet:
         """These rows, then another set's."""
-        return LabelSet.of((*self.row_id, *other.row_id), [*self.lists, *other.lists], self.sizes is None)
+        joined = LabelSet.of((*self.row_id, *other.row_id), [*self.lists, *other.lists], self.sizes is None)
+        if self.weight is None and other.weight is None:
+            return joined
+        parts = [np.ones(len(part)) if part.weight is None else part.weight for part in (self, other)]
+        return joined.with_weight(np.concatenate(parts))
 
     def permuted(self, rng: np.random.Generator) -> LabelSet:
         """The labels dealt out to other rows; where rows have choices of their own, each row's among these."""
         if self.sizes is None:
             return self.with_soft(self.soft[rng.permutation(len(self))])
-        return LabelSet.of(self.row_id, [rng.permutation(row).tolist() for row in self.lists], classes=False)
+        dealt = LabelSet.of(self.row_id, [rng.permutation(row).tolist() for row in self.lists], classes=False)
+        return replace(dealt, weight=self.weight)
 
     def pairs(
         self, task: HarnessTask, docs: Sequence[Mapping[str, Any]], style: PromptStyle, lm: LM | None
@@ -142,10 +157,12 @@ class LabelSet:
         return found
 
     def save(self, path: Path) -> None:
-        """Write parquet with the columns row_id, soft (a list a row, as long as it has choices), hard."""
+        """Write parquet with the columns row_id, soft (a list a row, as long as it has choices), hard, and any weight."""
         soft = pa.array(self.lists, type=pa.list_(pa.float64()))
         columns = [pa.array(self.row_id), soft, pa.array(self.hard, type=pa.int64())]
         table = pa.table(columns, names=list(COLUMNS))
+        if self.weight is not None:
+            table = table.append_column(WEIGHT, pa.array(self.weight, type=pa.float64()))
         pq.write_table(table.replace_schema_metadata({CLASSES: str(self.sizes is None)}), path)
 
     @classmethod
@@ -161,6 +178,10 @@ class LabelSet:
         try:
             told = (pq.read_schema(path).metadata or {}).get(CLASSES.encode())
             labels = cls.of(columns["row_id"], columns["soft"], None if told is None else told == b"True")
+            if WEIGHT in pq.read_schema(path).names:
+                weight = read_columns(path, (WEIGHT,))[WEIGHT]
+                check_values(path, {"row_id": columns["row_id"], WEIGHT: weight}, {WEIGHT: ((int, float), "a number")})
+                labels = labels.with_weight(np.array(weight, dtype=float))
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
         wrong = labels.hard != np.array(columns["hard"])
@@ -168,6 +189,14 @@ class LabelSet:
             row = int(np.argmax(wrong))
             raise UserError(f"{path}, row {row}: the column hard does not follow from soft; the file was altered.")
         return labels
+
+
+def _check_weight(weight: Array, n: int) -> None:
+    """Refuse weights that are not one number from 0 for each row, or all 0."""
+    if weight.shape != (n,) or not np.isfinite(weight).all() or (weight < 0).any() or (n and not weight.any()):
+        raise UserError(
+            f"label set: weights are one number from 0 for each of {n} rows, not all 0; found {shown(weight.tolist())}."
+        )
 
 
 def _present(sizes: Array, widest: int) -> Array:

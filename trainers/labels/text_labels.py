@@ -76,6 +76,10 @@ class TextLabels:
         """All rows have one."""
 
     @property
+    def weight(self) -> None:
+        """None: every solution counts alike."""
+
+    @property
     def confidence(self) -> Array:
         """Self-consistency, then log-probability among equals, shape [n, 2]."""
         return np.stack([self.agreement, self.logprob], axis=1)

@@ -25,7 +25,10 @@ from trainers.steps.arm import Arm
 from trainers.store.stages import write_atomic
 from w2s_tasks.paths import file_name
 
-SETTINGS = ("trainer", "lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "r", "alpha", "target_modules")
+SETTINGS = (
+    *("trainer", "lr", "epochs", "batch_size", "schedule", "warmup", "weight_decay", "r", "alpha", "target_modules"),
+    *("layer", "pooling"),
+)
 
 
 def card_name(model: Model) -> str:
@@ -97,6 +100,7 @@ def card(model: Model, report: Report) -> str:
         base_model=_Command(json.dumps(model.model)),
         title=_title(model),
         adapter="r" in section,  # LoRA's rank
+        probe="layer" in section,
         labels=_labels(model, report),
         settings={k: section[k] for k in SETTINGS if section.get(k) is not None},
         stage=report.head.stages[f"fit/{_title(model)}"],

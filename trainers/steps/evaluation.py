@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
+
 from trainers.fit.trainer import Code, model_code, untuned
 from trainers.harness.evaluate import Harness, evaluate
 from trainers.harness.tasks import HarnessTask, PromptStyle
+from trainers.labels import shots
 from trainers.steps.arm import Arm
 from trainers.steps.fit import Asking, model_of
-from trainers.steps.step import Ground
+from trainers.steps.source import Source, read_labels
+from trainers.steps.step import Ground, Step
 from trainers.training.kept import adapter_at
 from w2s_tasks.models.ref import VLLM_MODEL, ModelRef
 from w2s_tasks.models.vllm import on_server
@@ -71,9 +75,43 @@ class Evaluation(Asking):
         """How many documents of each task it asks."""
         return {task.name: task.eval_rows(limit) for task, limit in self.limits.items()}
 
+    def questions(self, ground: Ground) -> Mapping[HarnessTask, int | None]:
+        """The tasks as they are asked, with their limits."""
+        return self.limits
+
     def build(self, ground: Ground, out: Path) -> None:
         """Leave lm_eval's own files."""
-        evaluate(self.harness, ground.pool, evaluated_model(self, ground), self.limits, out, style=self.style)
+        evaluate(self.harness, ground.pool, evaluated_model(self, ground), self.questions(ground), out, style=self.style)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class InContext(Evaluation):
+    """lm_eval on an untuned model, with rows in its prompt that another one labelled."""
+
+    shown: Source
+    """The labels."""
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """Where the labels come from."""
+        return self.shown.inputs
+
+    @property
+    def code(self) -> tuple[Code, ...]:
+        """What answers, and what makes shots of labels."""
+        return *super().code, *self.shown.code, HarnessTask.with_shots
+
+    def recipe(self) -> dict[str, Any]:
+        """The labels and the draw too."""
+        return {**super().recipe(), **self.shown.recipe(), "seed": self.shown.split.seed}
+
+    def questions(self, ground: Ground) -> Mapping[HarnessTask, int | None]:
+        """The task with the same shots before every document."""
+        seed, k = self.shown.split.seed, self.style.num_fewshot or 0
+        labels = read_labels(self.shown, ground, seed)
+        rows = shots.drawn(labels, k, np.random.default_rng(seed)).tolist()
+        docs = self.task.docs_of([labels.row_id[row] for row in rows])
+        return {task.with_shots(docs, shots.answers(labels, rows)): limit for task, limit in self.limits.items()}
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

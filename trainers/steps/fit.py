@@ -124,7 +124,7 @@ class Asking(Step):
     @property
     def code(self) -> tuple[Code, ...]:
         """What answers."""
-        return answering_code(self.settings)
+        return answering_code(self.settings, tuned=self.fit is not None)
 
 
 def model_of(fit: Fit | None, settings: ModelSettings, task: HarnessTask, ground: Ground) -> ModelRef:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from trainers.fit.trainer import Code, answering_code, training_style, untuned, variant
+from trainers.fit.trainer import TRAINERS, Code, answering_code, training_style, untuned, variant
 from trainers.labels import relabel
 from trainers.labels.ask import Asking
 from trainers.labels.kinds import AnyLabels
@@ -24,10 +24,13 @@ from trainers.labels.text_labels import TextLabels
 from trainers.registry import Registry
 from trainers.section import Section
 from trainers.steps.answers import Answers, ask_model
+from trainers.steps.computed import Computed, Input
+from trainers.steps.embeddings import WITH_STATES, Embeddings, Pooling
 from trainers.steps.fit import Fit
 from trainers.steps.source import Labels, Source, Split, read_labels
 from trainers.steps.step import Ground, Step
 from trainers.training.settings import ModelSettings
+from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import shown
 
 AnyStep = TypeVar("AnyStep", bound=Step)
@@ -108,10 +111,74 @@ def answers_of(repetition: Repetition, whose: str, settings: ModelSettings, fit:
     return repetition.add(answers)
 
 
+def embeddings_of(
+    repetition: Repetition,
+    settings: ModelSettings,
+    fit: Fit | None = None,
+    *,
+    layer: int = -1,
+    pooling: Pooling | None = None,
+) -> Embeddings:
+    """Hidden states of the transfer rows' prompts, for a method to stand on; `read_embeddings` reads them.
+
+    Args:
+        repetition: whose rows.
+        settings: the section of the model: `repetition.strong`, or that of the weak supervisor, `repetition.weak.settings`.
+        fit: the step that trained it; None for the untuned model.
+        layer: behind which layer (`w2s_tasks.models.hidden.hidden_states`).
+        pooling: the last token's, or the mean over a prompt's tokens; None for last, in encoders for the mean.
+
+    Raises:
+        UserError: a model whose hidden states are not on this machine.
+    """
+    entry = TRAINERS[settings.trainer]
+    name = entry.base_model if fit is None else entry.model
+    if name not in WITH_STATES:
+        raise UserError(
+            f"the hidden states of {settings.model} are not here: it answers as {name} (trainer: {settings.trainer}). Take "
+            f"a model that runs on this machine ({' or '.join(WITH_STATES)})."
+        )
+    split = repetition.split
+    step = Embeddings(task=split.task, split=split, settings=settings, fit=fit, layer=layer, pooling=pooling)
+    return repetition.add(step)
+
+
 def trained(repetition: Repetition, whose: str, settings: ModelSettings, source: Source, more: int = 0) -> Fit:
     """The training of a model that stands between the weak supervisor and a student."""
     task, seed = repetition.split.task, repetition.split.seed + more
     return repetition.add(Fit(task=task, whose=whose, settings=settings, source=source, seed=seed))
+
+
+def computed(
+    repetition: Repetition,
+    whose: str,
+    function: Callable[..., Any],
+    *given: Input,
+    gold: bool = False,
+    share: float = 1.0,
+    **settings: Any,
+) -> Source:
+    """Labels that a function makes of what other steps left.
+
+    Args:
+        repetition: of which seed.
+        whose: what the labels are called; a step's name is its own in an experiment.
+        function: called with a value for each of `given`, a random generator, and gold labels if asked for; gives labels.
+        *given: a `Source` or a step of labels gives its labels, `embeddings_of` an array of the first labels' rows.
+        gold: give the right choices of the first labels' rows too, shape [n]; say ``sees_gold=True`` to `model_op` then.
+        share: about how many of the rows are left, for a plan.
+        **settings: the function's keyword arguments.
+    """
+    made = Computed(
+        task=repetition.split.task,
+        whose=whose,
+        split=repetition.split,
+        function=function,
+        given=given,
+        settings=settings,
+        gold=gold,
+    )
+    return Source(split=repetition.split, made=repetition.add(made), share=share)
 
 
 EnsembleWeights = Literal["mean", "accuracy"] | list[Annotated[float, Field(ge=0)]]
@@ -312,7 +379,7 @@ class Agreeing(Labels):
     @property
     def code(self) -> tuple[Code, ...]:
         """What answers, and the operations before."""
-        return *answering_code(self.settings), *self.source.code
+        return *answering_code(self.settings, tuned=False), *self.source.code
 
     def recipe(self) -> dict[str, Any]:
         """The shots and prompts, and the operations before."""

@@ -8,6 +8,7 @@ micro-batches.
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -44,6 +45,7 @@ class ChoiceTrainer(Trainer):
         cut: Cut | None = None,
         **kwargs: Any,
     ) -> None:
+        kwargs["data_collator"] = functools.partial(_weighted, kwargs["data_collator"])
         super().__init__(*args, **kwargs)
         self._choice_logprobs, self._loss, self._cut = choice_logprobs, loss, cut
         self.prior, self._classes, self._whole_step = prior, classes, whole_step
@@ -54,7 +56,7 @@ class ChoiceTrainer(Trainer):
         self.loss_is_scaled_for_ga = True
 
     def _score(self, model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
-        return self._choice_logprobs(model, {k: v for k, v in batch.items() if k not in ("targets", "real")})
+        return self._choice_logprobs(model, {k: v for k, v in batch.items() if k not in ("targets", "real", "weight")})
 
     def _probs_of_step(self, parts: list[dict[str, Any]]) -> torch.Tensor | None:
         """The student's probabilities of all rows of a step, before it: None where one micro-batch is the whole step.
@@ -121,8 +123,9 @@ class ChoiceTrainer(Trainer):
         progress = self.state.global_step / max(1, self.state.max_steps)
         state = State(progress, self.prior.to(logprobs), self._step_probs, classes=self._classes)
         losses = self._loss(logprobs, targets.to(logprobs), state)
-        if "real" in inputs:
-            losses = losses * inputs["real"].to(losses)
+        for factor in ("weight", "real"):
+            if factor in inputs:
+                losses = losses * inputs[factor].to(losses)
         loss = losses.sum() / (num_items_in_batch if num_items_in_batch is not None else len(losses))
         self.losses_finite = self.losses_finite and all_finite([loss.detach()])
         return (loss, {"logprobs": logprobs}) if return_outputs else loss
@@ -139,7 +142,8 @@ class ChoiceTrainer(Trainer):
     def mean_loss(self, rows: Sequence[Row], logprobs: torch.Tensor) -> float:
         """The training's own loss at its end, a row, of such log-probabilities of rows."""
         targets = torch.tensor([row["targets"] for row in rows])
-        return float(self._loss(logprobs, targets, State(1.0, self.prior, None, classes=self._classes)).mean())
+        losses = self._loss(logprobs, targets, State(1.0, self.prior, None, classes=self._classes))
+        return float((losses * torch.tensor([row.get("weight", 1.0) for row in rows])).mean())
 
     def evaluate(self, eval_dataset: Any = None, **_: Any) -> dict[str, float]:
         """On the rows that were held back: cross-entropy to and agreement with the labels, and accuracy against gold.
@@ -171,6 +175,12 @@ class ChoiceTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self.model.train()
         return metrics
+
+
+def _weighted(collate: Collate, rows: Sequence[Row]) -> dict[str, Any]:
+    """A batch with its rows' weights in the loss, where rows have them."""
+    batch = collate(rows)
+    return batch | {"weight": torch.tensor([row["weight"] for row in rows])} if "weight" in rows[0] else batch
 
 
 def _rows_of(batch: Mapping[str, Any], part: Sequence[int]) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from trainers.labels.kinds import AnyLabels
 from trainers.training.losses import ABSENT
 
 Row = dict[str, Any]
-"""What a trainer needs of a row, with ``targets``, ``gold`` where it has choices, and, where rows differ in it, the number
-of its ``choices``."""
+"""What a trainer needs of a row, with ``targets``, ``gold`` where it has choices, and, where rows differ in them, the number
+of its ``choices`` and its ``weight`` in the loss."""
 
 
 def label_columns(labels: AnyLabels, gold: Sequence[int] | None) -> list[Row]:
@@ -25,9 +25,10 @@ def label_columns(labels: AnyLabels, gold: Sequence[int] | None) -> list[Row]:
     rows: list[Row] = [{"targets": target} for target in labels.soft.tolist()]
     for row, right in zip(rows, gold or (), strict=gold is not None):
         row["gold"] = right
-    if labels.sizes is None:
-        return rows
-    return [{**row, "choices": size} for row, size in zip(rows, labels.sizes.tolist(), strict=True)]
+    for name, values in (("choices", labels.sizes), ("weight", labels.weight)):
+        for row, value in zip(rows, () if values is None else values.tolist(), strict=values is not None):
+            row[name] = value
+    return rows
 
 
 def by_row(scores: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], fill: float) -> torch.Tensor:

@@ -14,6 +14,7 @@ from w2s_tasks.models.ref import identity_of
 SET_BY_RUNS = {
     "pretrained": "write the model as `model`",
     "peft": "each arm has the adapter that it trained; a model that is tuned already has to be merged and saved first",
+    "head": "each arm has the head that it trained",
     "delta": "a model that is tuned already has to be merged and saved first",
     "text": "write it as `text` of the section",
     "untrained_head": "it is what the arm weak_untrained has",

@@ -72,7 +72,7 @@ def adapter_folder(name: str) -> Path:
     Raises:
         UserError: no adapter, one with pickled weights only, or one of a kind or with an option that is not in `TAKEN`.
     """
-    found = Path(resolve(name, adapter=True))
+    found = Path(resolve(name, key="peft"))
     if not found.is_dir():
         from huggingface_hub import snapshot_download
 

