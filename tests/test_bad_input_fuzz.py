@@ -24,7 +24,7 @@ from trainers.fit.classifier import Classifier
 from trainers.fit.lora import Lora
 from trainers.labels.label_set import LabelSet
 from trainers.labels.splits import SplitSettings
-from trainers.sweep import parse_grid
+from trainers.sweeping import parse_grid
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.recorded import read_replies

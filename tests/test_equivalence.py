@@ -21,7 +21,7 @@ from trainers.flow.progress import Progress
 from trainers.report.collected import collect
 from trainers.report.report import read_report, write_report
 from trainers.report.sections.primary import Primary, _p
-from trainers.sweep import open_sweep, parse_grid, run_cells
+from trainers.sweeping import open_sweep, parse_grid, run_cells
 from w2s_tasks.results.components import crossed
 from w2s_tasks.results.equivalence import equivalence
 from w2s_tasks.results.planning import Expected, drawn

@@ -116,10 +116,10 @@ def test_training_that_ends_early_is_no_model(experiment_file: Path, tmp_path: P
 
 def test_sigterm_outside_training_ends_at_once_and_handlers_are_put_back():
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(stopping.Terminated), stopping.on_sigterm():
+    with pytest.raises(stopping.Terminated), stopping.on_signals():
         signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before
-    with stopping.on_sigterm():
+    with stopping.on_signals():
         with stopping.training():
             signal.raise_signal(signal.SIGTERM)
             assert stopping.asked()

@@ -15,8 +15,8 @@ from conftest import OWN_TASK, write_own_task
 from trainers.config.reading import parse
 from trainers.flow.alone import finetune_model, label_rows
 from trainers.store.stages import Store
-from trainers.sweep import LONGEST_NAME as LONGEST_CELL
-from trainers.sweep import _cell_name
+from trainers.sweeping import LONGEST_NAME as LONGEST_CELL
+from trainers.sweeping import _cell_name
 from w2s_tasks import cli, register
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import LONGEST_NAME, check_folder, check_place, file_name

@@ -234,7 +234,9 @@ def test_the_page_draws_checkpoints_as_small_marks_on_a_line(report):
 def test_safety_change_stands_against_pgr_where_there_is_a_gap(report):
     def figure() -> str:
         changed = of(report)
-        return str(changed.of(Capability).figure(changed))
+        drawing = changed.of(Capability).figure(changed)
+        assert drawing is not None
+        return str(drawing.svg())
 
     assert not report["gap"]["defined"]
     assert "performance gap recovered" not in figure()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trainers import sweep as sw
+from trainers import sweeping as sw
 from trainers.cli import app, main
 from trainers.config.reading import load
 from trainers.flow.progress import Progress

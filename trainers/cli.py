@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 import math
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -16,14 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from trainers import store_cli
+from trainers.quiet import quiet_libraries
 from w2s_tasks import __version__, machine
 from w2s_tasks import cli as tasks_cli
 from w2s_tasks.errors import UserError
-from w2s_tasks.paths import check_folder
 from w2s_tasks.sandbox import consent
 
 if TYPE_CHECKING:
     from trainers.config.experiment import Experiment
+    from trainers.running import Terms
 
 app = typer.Typer(
     name="w2s",
@@ -108,7 +108,7 @@ def _interruptible() -> Iterator[None]:
     from trainers.store import stopping
 
     try:
-        with stopping.on_sigterm():
+        with stopping.on_signals():
             yield
     except stopping.Terminated:
         typer.echo("terminated: what was finished is kept, a training up to this step; the same command goes on.", err=True)
@@ -124,70 +124,11 @@ def _load_plugins(named: list[str] | None) -> None:
     load_plugins(named)
 
 
-def _check_engine(engine: Engine, address: str | None, max_cost: float | None) -> None:
-    from trainers.store import processes
-
-    if engine is Engine.local and address:
-        raise UserError("--address names a Ray cluster; it needs --engine ray.")
-    if engine is Engine.ray and max_cost is not None:
-        raise UserError("--max-cost counts what one process spends, so several can't keep to it. Use --engine local.")
-    if engine is Engine.ray and processes.count() > 1:
-        raise UserError(
-            "--engine ray starts its own processes; leave accelerate launch out (resources: {fit: {processes: 2}})."
-        )
-
-
 def _tell_unused(experiment: Experiment) -> None:
     from trainers.config.unused import unused
 
     for line in unused(experiment):
         typer.echo(f"note: {line}.", err=True)
-
-
-def _prepare(folder: Path, if_exists: IfExists) -> None:
-    check_folder(folder, "--runs-dir")
-    if folder.exists() and if_exists is IfExists.fail:
-        raise UserError(f"{folder} exists. Go on with --if-exists resume, or start anew with --if-exists delete.")
-    if folder.exists() and if_exists is IfExists.delete:
-        from trainers.report.report import WRITTEN
-        from trainers.store.stages import busy
-
-        if folder.is_symlink():
-            raise UserError(f"{folder} is a link; not deleted. Delete what it points to, or choose another --runs-dir.")
-        at_work = busy(folder)
-        if at_work:
-            raise UserError(f"another process is building {at_work} in {folder}; not deleted. Wait for it, or end it.")
-        known = {"stages", *WRITTEN}
-        if (folder / "sweep.json").exists():
-            raise UserError(f"{folder} holds a sweep that shares its stages; not deleted. Choose another --runs-dir.")
-        foreign = [p.name for p in folder.iterdir() if p.name not in known and not p.name.startswith(".")]
-        if foreign:
-            raise UserError(
-                f"{folder} holds {foreign[0]}, which is not ours; not deleted. Move it, or choose another --runs-dir."
-            )
-        from trainers.flow import stamp
-
-        with stamp.kept(folder):
-            shutil.rmtree(folder)
-
-
-def _quiet_libraries() -> None:
-    import logging
-    import os
-    import warnings
-
-    from w2s_tasks.rows import hub
-
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    hub.knock()
-    import transformers
-
-    hub.settle()
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", module=r"torch|transformers|peft|accelerate|lm_eval")
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)
 
 
 @app.command()
@@ -222,40 +163,46 @@ def run(
     """
     _load_plugins(plugins)
     from trainers.config.reading import load
+    from trainers.report.report import show_report
+    from trainers.running import carry_out
     from trainers.store import processes
 
-    _check_engine(engine, address, max_cost)
-    consent.give(unsafe)
+    terms = _terms(runs_dir, max_cost, engine, address, store, unsafe, quiet)
     experiment, _ = load(config, assignments)
     if processes.is_main():
         _tell_unused(experiment)
-        if store and if_exists is IfExists.delete:
-            raise UserError("--if-exists delete: what is in the store would come back; delete it there (w2s store gc).")
-        _prepare(runs_dir / experiment.name, if_exists)
-    _quiet_libraries()
-    from trainers.flow.progress import Progress
-    from trainers.flow.run import open_run
-    from trainers.flow.stamp import stamp
-    from trainers.report.report import WRITTEN, show_report, write_report
-
     with _interruptible():
-        opened = open_run(experiment, runs_dir, max_cost, store)
-        if processes.is_main():
-            stamp(experiment, opened.folder, opened.remote)
-        if engine is Engine.ray:
-            from trainers.flow import ray_engine
-
-            ray_engine.build(opened, Progress(quiet), address)
-        opened.build(Progress(quiet or engine is Engine.ray))
-        if not processes.is_main():
-            return
-        report, path = write_report(opened)
-        if opened.remote is not None:
-            opened.remote.send_report(opened.folder, WRITTEN)
+        opened, report = carry_out(experiment, terms, if_exists.value)
+    if report is None:
+        return
     show_report(report)
-    typer.echo(f"report: {path}")
+    typer.echo(f"report: {(opened.folder / 'report.json').resolve()}")
     if opened.remote is not None:
         typer.echo(f"also: w2s report {opened.remote.url}")
+
+
+def _terms(
+    runs_dir: Path,
+    max_cost: float | None,
+    engine: Engine,
+    address: str | None,
+    store: str | None,
+    unsafe: bool,
+    quiet: bool,
+) -> Terms:
+    from trainers.running import Terms
+
+    terms = Terms(
+        runs_dir=runs_dir,
+        max_cost=max_cost,
+        engine=engine.value,
+        address=address,
+        store=store,
+        unsafe=unsafe,
+        quiet=quiet,
+    )
+    terms.check()
+    return terms
 
 
 def _numbers(value: str, option: str) -> list[int]:
@@ -349,28 +296,21 @@ def sweep(
     w2s sweep my.yaml --grid seed=0,1,2,3 --store s3://my-bucket/w2s --shard 1/4      # each machine its own shard
     """
     _load_plugins(plugins)
-    from trainers.sweep import lay_out, of_shard, open_sweep, parse_grid, run_cells, run_cells_on_ray, show_cells, show_sweep
+    from trainers.sweeping import lay_out, of_shard, open_sweep, parse_grid, run_sweep, show_cells, show_sweep
 
-    _check_engine(engine, address, max_cost)
-    consent.give(unsafe)
+    terms = _terms(runs_dir, max_cost, engine, address, store, unsafe, quiet)
     values = parse_grid(grid or [])
     if dry_run:
         show_cells(of_shard(lay_out(config, assignments or [], values)[1], shard))
         return
-    _quiet_libraries()
-    from trainers.flow.progress import Progress
-
-    opened = open_sweep(config, assignments or [], values, runs_dir, max_cost, store)
-    cells = of_shard(opened.cells, shard)
     with _interruptible():
-        progress = Progress(quiet, new_only=True)
-        on_ray = engine is Engine.ray
-        outcomes = list(run_cells_on_ray(opened, cells, progress, address) if on_ray else run_cells(opened, cells, progress))
-        path = opened.write()
+        opened = open_sweep(config, assignments or [], values, runs_dir, max_cost, store)
+        cells = of_shard(opened.cells, shard)
+        outcomes = run_sweep(opened, cells, terms)
     failed = [o for o in outcomes if o["status"] == "failed"]
     if outcomes:
         show_sweep(outcomes)
-    typer.echo(f"sweep: {path}")
+    typer.echo(f"sweep: {(opened.folder / 'sweep.json').resolve()}")
     for outcome in failed:
         typer.echo(f"error: {outcome['cell']}: {outcome['error']}", err=True)
     if failed:
@@ -450,7 +390,7 @@ def report(
 
     folders = runs_of([here(place, stages=recompute) for place in runs])
     if recompute:
-        _quiet_libraries()
+        quiet_libraries()
         for folder in folders:
             recomputed(folder)
     reports = [read_report(path) for path in folders]
@@ -486,7 +426,7 @@ def view(
     _load_plugins(plugins)
     from trainers.report.report import here, present, read_report, reopened
 
-    _quiet_libraries()
+    quiet_libraries()
     from trainers.report.collected import collect
     from trainers.report.questions import write_questions
 
@@ -537,7 +477,7 @@ def label(
     w2s label --task w2s_sst2 --model_args pretrained=runs/quickstart/stages/fit-.../model --limit 500 --out labels.parquet
     w2s label --task w2s_boolq --model w2s-hf --model_args pretrained=pypi:smollm2-135m-instruct --limit 100 --out l.parquet
     """
-    _quiet_libraries()
+    quiet_libraries()
     from trainers.flow.alone import label_rows
 
     with _interruptible():
@@ -565,7 +505,7 @@ def finetune(
     w2s finetune --task w2s_sst2 --model pypi:all-minilm-l6-v2 --trainer classifier --limit 1000 --set text=sentence --out weak
     """
     _load_plugins(plugins)
-    _quiet_libraries()
+    quiet_libraries()
     from trainers.flow.alone import finetune_model
 
     with _interruptible():

@@ -45,7 +45,7 @@ def begin(folder: Path) -> list[Path]:
     folder.mkdir(parents=True)
     written = []
     for template in sorted(files("trainers").joinpath("templates/new_plugin").iterdir(), key=lambda file: file.name):
-        path = folder / template.name.replace(NAME, name)
+        path = folder / template.name.removesuffix(".in").replace(NAME, name)
         path.write_text(template.read_text(encoding="utf-8").replace(NAME, name), encoding="utf-8")
         written.append(path)
     return written

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +21,8 @@ from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.paths import LONGEST_NAME, cut, size
 from w2s_tasks.user_text import LONGEST, SHOWN, parse_yaml, read_text, shown
 
+Given = Experiment | Mapping[str, Any] | str | os.PathLike[str]
+"""What stands for an experiment in Python."""
 MOST_ERRORS = 20
 """Lines of an error about an experiment file."""
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -113,7 +118,7 @@ def set_value(data: dict[str, Any], assignment: str) -> None:
     node[last] = parse_yaml(raw, f"--set {cut(path, SHOWN)}")
 
 
-def parse(text: str, where: str, overrides: list[str] | None = None) -> Experiment:
+def parse(text: str, where: str, overrides: Sequence[str] | None = None) -> Experiment:
     """Read an experiment from YAML text.
 
     Raises:
@@ -122,6 +127,10 @@ def parse(text: str, where: str, overrides: list[str] | None = None) -> Experime
     data = parse_yaml(text, where)
     if not isinstance(data, dict):
         raise UserError(f"{where}: an experiment is a mapping of keys; see harness_configs/experiments/quickstart.yaml.")
+    return _checked(data, where, text, overrides)
+
+
+def _checked(data: dict[str, Any], where: str, text: str, overrides: Sequence[str] | None) -> Experiment:
     for assignment in overrides or []:
         set_value(data, assignment)
     try:
@@ -154,13 +163,56 @@ def find_config(name: str) -> Path:
     )
 
 
-def load(name: str, overrides: list[str] | None = None) -> tuple[Experiment, Path]:
+def load(name: str, overrides: Sequence[str] | None = None) -> tuple[Experiment, Path]:
     """Read an experiment file by path or shipped name, with ``--set`` overrides; folders become absolute."""
     path = find_config(name)
     text = read_text(path, most=LONGEST)
     config = parse(text, str(path), overrides)
-    folders = [str((path.parent / p).resolve()) for p in config.include_path]
+    folders = _absolute(config.include_path, path.parent)
     name = config.name or path.stem
     if not name.strip(".") or size(name) > LONGEST_NAME:
         raise UserError(f"{path}: its name can't name a run folder; put `name: my_experiment` into it.")
     return config.model_copy(update={"include_path": folders, "name": name}), path
+
+
+def _absolute(folders: Sequence[str], start: Path) -> list[str]:
+    return [str((start / folder).resolve()) for folder in folders]
+
+
+def read(given: Given, overrides: Sequence[str] | None = None) -> Experiment:
+    """An experiment from whatever a caller has of it: itself, its keys, or its file as `load` finds it.
+
+    Args:
+        given: folders in an experiment or a mapping are relative to the working folder.
+        overrides: as ``--set`` has them, e.g. strong.lr=1e-3.
+
+    Raises:
+        UserError: as `parse` and `find_config`.
+    """
+    if isinstance(given, str | os.PathLike):
+        return load(os.fspath(given), overrides)[0]
+    if isinstance(given, Experiment):
+        data = given.model_dump(exclude_unset=True)
+    elif isinstance(given, Mapping):
+        data = copy.deepcopy(dict(given))
+    else:
+        raise UserError(
+            f"an experiment is an Experiment, its keys, a file or a name that ships, not {type(given).__name__}."
+        )
+    config = _checked(data, "the experiment", "", overrides)
+    return config.model_copy(update={"include_path": _absolute(config.include_path, Path())})
+
+
+def as_assignments(overrides: Mapping[str, Any] | None) -> list[str]:
+    """Overrides by dotted key as ``--set`` has them.
+
+    Raises:
+        UserError: a value that could not stand in a file.
+    """
+    found = []
+    for key, value in (overrides or {}).items():
+        try:
+            found.append(f"{key}={json.dumps(value, allow_nan=False)}")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"overrides: {key}: no plain number, word, list or mapping ({error}).") from error
+    return found

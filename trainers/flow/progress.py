@@ -1,7 +1,8 @@
-"""One line a step on the terminal: number, what it does, how long it took, or that it was there already."""
+"""One line a step, on a terminal or in a notebook: number, what it does, how long it took, or that it was there already."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from trainers.store import processes
+from w2s_tasks import notebook
 
 
 class Shown:
@@ -24,7 +26,7 @@ class Shown:
 
 
 class Progress:
-    """Writes to standard error, so that standard output holds only results."""
+    """Writes to standard error, so that standard output holds only results; in a notebook into the cell."""
 
     def __init__(self, quiet: bool = False, *, new_only: bool = False) -> None:
         """Set up.
@@ -34,7 +36,13 @@ class Progress:
             new_only: write no line for a step that was there already.
         """
         self.new_only, self.quiet = new_only, quiet
-        self.console = Console(stderr=True, quiet=quiet or not processes.is_main(), highlight=False)
+        quiet = quiet or not processes.is_main()
+        if notebook.inside():  # as text: rich's own way there writes no line over another
+            self.console = Console(
+                file=sys.stdout, quiet=quiet, highlight=False, force_jupyter=False, force_terminal=True, width=110
+            )
+        else:
+            self.console = Console(stderr=True, quiet=quiet, highlight=False)
         self.start = time.monotonic()
 
     @contextmanager

@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import lm_eval.api.model
@@ -147,6 +148,24 @@ def evaluate(
     *,
     style: PromptStyle,
 ) -> None:
+    """Evaluate a model through lm_eval and leave its result and sample files, which are read as well, below `out`.
+
+    Args and raises: as `ask`; the files that lm_eval wrote are not whole.
+    """
+    results = ask(harness, pool, ref, limits, out, style=style)
+    if results is not None:
+        read_evaluation(out, {task.name: task.eval_rows(limit) for task, limit in limits.items()})
+
+
+def ask(
+    harness: Harness,
+    pool: ModelPool,
+    ref: ModelRef,
+    limits: Mapping[HarnessTask, int | None],
+    out: Path,
+    *,
+    style: PromptStyle,
+) -> dict[str, Any] | None:
     """Evaluate a model through lm_eval and leave its result and sample files below `out`.
 
     Args:
@@ -157,8 +176,11 @@ def evaluate(
         out: the folder to fill.
         style: how to prompt.
 
+    Returns:
+        lm_eval's results; None in further processes of a launch.
+
     Raises:
-        UserError: a file could not be written, or the files that lm_eval wrote are not whole.
+        UserError: a file could not be written.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     lm = pool.load(ref)
@@ -183,11 +205,11 @@ def evaluate(
             confirm_run_unsafe_code=consent.given(),
         )
         if not processes.is_main():
-            return  # the main process gathered the answers
+            return None  # the main process gathered the answers
         results["config"]["model"] = ref.model
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
             tracker.save_results_samples(task_name=task, samples=samples[task])
     tracker.check()
-    read_evaluation(out, {name: len(rows) for name, rows in chosen.items()})
+    return dict(results)

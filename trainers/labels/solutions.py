@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.ask import Docs, tell_unanswered
@@ -23,6 +22,7 @@ from trainers.labels.text_labels import TextLabels
 from trainers.section import Section
 from trainers.store import processes
 from trainers.store.stages import CHECKPOINTS, write_atomic
+from w2s_tasks import notebook
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.sampling import Sample, sample
 from w2s_tasks.rows.forms import draws
@@ -127,9 +127,7 @@ class Solutions:
         """The samples of rows, those that a killed labelling left included."""
         work.mkdir(parents=True, exist_ok=True)
         found = {i: own for i, own in _kept(work) if len(own) == self.settings.samples}
-        with tqdm(
-            total=len(ids), desc="sampling", unit="row", leave=False, disable=None if processes.is_main() else True
-        ) as bar:
+        with notebook.bar(total=len(ids), desc="sampling", unit="row", disable=not processes.is_main()) as bar:
             for start in range(0, len(ids), TOGETHER):
                 now = slice(start, start + TOGETHER)
                 # As a whole, so that packs, and with them the last digits, are those of a labelling that was not killed.

@@ -34,13 +34,12 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import Field, model_validator
-from tqdm import tqdm
 
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import Array, LabelSet
 from trainers.section import Section
 from trainers.store.stages import CHECKPOINTS, write_atomic
-from w2s_tasks import packing
+from w2s_tasks import notebook, packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.scoring.calibration import batch_calibrated
 
@@ -247,7 +246,7 @@ def find_labels(
     saved = work / "search.json"
     work.mkdir(parents=True, exist_ok=True)
     search = Search.load(saved, settings, predict) if saved.is_file() else Search.start(settings, predict, choices, rng)
-    with tqdm(total=settings.steps, initial=search.step, desc=title, unit="step", leave=False, disable=None) as bar:
+    with notebook.bar(total=settings.steps, initial=search.step, desc=title, unit="step") as bar:
         while search.step < settings.steps:
             asked = search.advance()
             bar.update()

@@ -11,6 +11,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as Printed
 
+from trainers.report.figures import Drawing
+
 
 @dataclass(frozen=True)
 class Heading:
@@ -64,9 +66,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """An SVG of our own, or None where there is nothing to draw, with a caption."""
+    """A figure, or None where there is nothing to draw, with a caption."""
 
-    svg: str | None
+    drawing: Drawing | None
     caption: str = ""
 
 
@@ -111,9 +113,10 @@ def _html(block: Block) -> Markup:
             return Markup("<pre>{}</pre>").format(text)
         case Quote(text, below):
             return Markup('<div class="quote">{}<br><small>{}</small></div>').format(text, below)
-        case Figure(None, _):
-            return Markup()
-        case Figure(svg, caption):
+        case Figure(drawing, caption):
+            svg = drawing.svg() if drawing else None
+            if svg is None:
+                return Markup()
             # The SVG is our own, and matplotlib escapes the text in it.
             told = Markup("<figcaption>{}</figcaption>").format(caption) if caption else ""
             return Markup("<figure>{}{}</figure>").format(Markup(svg), told)  # noqa: S704

@@ -27,8 +27,11 @@ class OfModel(Entry):
     """What is told of one model; method and seed are null where nothing was trained."""
 
     arm: str
+    """How the model came about: weak, zero_shot, student, ceiling, a control."""
     method: str | None
+    """Label operations and loss that it was trained with; null where nothing was trained."""
     seed: int | None
+    """The repetition that it is of; null where no seed changes it."""
 
     @property
     def group(self) -> tuple[str, str | None]:
@@ -41,8 +44,11 @@ class OfArm(Entry):
     """What is told of an arm and method over its seeds; [null] where no seed changes it."""
 
     arm: str
+    """How its models came about: weak, zero_shot, student, ceiling, a control."""
     method: str | None
+    """Label operations and loss that they were trained with; null where nothing was trained."""
     seeds: list[int | None]
+    """The repetitions that the numbers are taken over; [null] where no seed changes them."""
 
     @property
     def group(self) -> tuple[str, str | None]:
@@ -55,5 +61,8 @@ class OfTask(Entry):
     """What is told of a safety task."""
 
     subtask: str
+    """The task's short name."""
     split: str
+    """Which rows: test, hard."""
     mode: Mode
+    """How answers were scored: loglikelihood, first_token, generated, classifier."""

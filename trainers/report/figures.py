@@ -1,4 +1,4 @@
-"""Figures of the report as inline SVG: no scripts, no network, text that stays text.
+"""Figures of the report: inline SVG without scripts and network in the page, matplotlib's own figures in a notebook.
 
 matplotlib comes with the extra ``[report]``; without it the page has its tables only and says so. Figures are narrow, so
 that their text is readable on a phone. Each section draws its own; here is what they share.
@@ -6,20 +6,36 @@ that their text is readable on a phone. Each section draws its own; here is what
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from markupsafe import escape
 
 from trainers.labels.arms import ARMS
 from trainers.report.entries import OfArm
 from trainers.report.text import Named
+from w2s_tasks.errors import UserError
+
+if TYPE_CHECKING:
+    import matplotlib.figure
 
 WIDTH = 5.0  # inches
 
 FURTHER = ("#b22222", "#ff9d5c", "#8c510a", "#e7298a", "#c7a500", "#7570b3", "#1f9e89")
 MARKERS = "osD^vP*X"
 NEUTRAL = "#808080"
+STYLE = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "svg.hashsalt": "w2s",
+    "text.parse_math": False,
+}
+"""Text as text scales with the reader's font, and is no formula; the page's currentColor follows light and dark."""
 
 
 def colour_of(group: Named, arms: Sequence[OfArm]) -> str:
@@ -41,44 +57,65 @@ def marker_of(group: Named, arms: Sequence[OfArm]) -> str:
     return MARKERS[(groups.index(group) if group in groups else 0) % len(MARKERS)]
 
 
-def svg(draw: Callable[[Any], None], height: float, about: str, width: float = WIDTH) -> str | None:
-    """Draw on a figure of this size (inches) and return it as SVG text; None without matplotlib.
+def installed() -> bool:
+    """Whether matplotlib is here."""
+    return importlib.util.find_spec("matplotlib") is not None
 
-    Args:
-        draw: fills the figure.
-        height: inches.
-        about: what it shows, for those who can't see it.
-        width: inches.
-    """
-    try:
+
+@dataclass(frozen=True)
+class Drawing:
+    """A figure that is not drawn yet: the report's page takes it as SVG, a notebook as a figure of matplotlib's."""
+
+    draw: Callable[[Any], None]
+    """Fills a figure."""
+    height: float
+    """Inches."""
+    about: str
+    """What it shows, for those who can't see it."""
+    width: float = WIDTH
+    """Inches."""
+
+    def figure(self) -> matplotlib.figure.Figure:
+        """As a figure, which a notebook shows and `savefig` writes.
+
+        Raises:
+            UserError: matplotlib is not here.
+        """
+        if not installed():
+            raise UserError("figures need matplotlib: pip install 'w2s-harness[report]'.")
         import matplotlib as mpl
-    except ImportError:
-        return None
-    mpl.use("svg")
-    from markupsafe import escape
-    from matplotlib.figure import Figure
 
-    # Text as text scales with the reader's font; currentColor follows light and dark.
-    style = {
-        "svg.fonttype": "none",
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "svg.hashsalt": "w2s",
-        "text.parse_math": False,
-    }
-    with mpl.rc_context(style):
-        figure = Figure(figsize=(width, height), layout="constrained")
-        figure.patch.set_alpha(0)
-        draw(figure)
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = text.replace("#000000", "currentColor")
-    # matplotlib leaves glyph text without a colour of its own, which would be black on a dark page.
-    return text.replace("<svg ", f'<svg role="img" aria-label="{escape(about)}" fill="currentColor" ', 1)
+        from trainers.report.notebook_figure import NotebookFigure
+
+        with mpl.rc_context(STYLE):
+            figure = self._drawn(NotebookFigure)
+            figure.draw_without_rendering()  # ticks are made here: their text, too, is never read as a formula
+        return figure
+
+    def svg(self) -> str | None:
+        """As SVG text; None without matplotlib."""
+        if not installed():
+            return None
+        import matplotlib as mpl
+        from matplotlib.figure import Figure
+
+        with mpl.rc_context(STYLE):
+            figure = self._drawn(Figure)
+            figure.patch.set_alpha(0)
+            buffer = io.StringIO()
+            figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+        text = buffer.getvalue()
+        text = text[text.index("<svg") :]
+        text = re.sub(r'(<svg [^>]*?) width="[^"]*" height="[^"]*"', r"\1", text, count=1)
+        text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+        text = text.replace("#000000", "currentColor")
+        # matplotlib leaves glyph text without a colour of its own, which would be black on a dark page.
+        return text.replace("<svg ", f'<svg role="img" aria-label="{escape(self.about)}" fill="currentColor" ', 1)
+
+    def _drawn(self, kind: type[matplotlib.figure.Figure]) -> matplotlib.figure.Figure:
+        figure = kind(figsize=(self.width, self.height), layout="constrained")
+        self.draw(figure)
+        return figure
 
 
 def clean(axes: Any) -> None:

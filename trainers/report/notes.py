@@ -17,8 +17,11 @@ class SystemPrompt(Entry):
     """Where a task's system prompt or description stood, in the prompts of which models."""
 
     task: str
+    """The task."""
     place: str | None
+    """Where system prompt and description stood in the prompt; null where they were left out."""
     models: list[str]
+    """In whose prompts."""
 
 
 def training_warnings(run: Run) -> list[str]:

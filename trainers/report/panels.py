@@ -8,7 +8,7 @@ from typing import Any
 
 from trainers.labels.arms import ARMS
 from trainers.report.entries import Interval
-from trainers.report.figures import clean, legend_above, svg
+from trainers.report.figures import Drawing, clean, legend_above
 
 LEVELS = ("weak", "zero_shot", "ceiling")
 
@@ -39,7 +39,7 @@ class Column:
     points: Sequence[Point]
 
 
-def recovered_panels(columns: Sequence[Column], what: str) -> str | None:
+def recovered_panels(columns: Sequence[Column], what: str) -> Drawing | None:
     """The figure; None with fewer than two columns.
 
     Args:
@@ -83,7 +83,7 @@ def recovered_panels(columns: Sequence[Column], what: str) -> str | None:
             clean(axes)
         legend_above(figure, upper, 3)
 
-    return svg(draw, 5.2, f"accuracy and PGR by {what if not sized else 'size of the strong model'}")
+    return Drawing(draw, 5.2, f"accuracy and PGR by {what if not sized else 'size of the strong model'}")
 
 
 def _name_columns(axes: Any, labels: Sequence[str], what: str) -> None:

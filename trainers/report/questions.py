@@ -7,7 +7,7 @@ text. `w2s view` writes it beside the report.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +21,8 @@ from trainers.harness.tasks import PromptStyle
 from trainers.labels.gold import GOLD
 from trainers.labels.kinds import kind_for
 from trainers.labels.label_set import LABELS
-from trainers.report.collected import Collected, Evaluations
+from trainers.report.collected import Collected, Evaluations, about
+from trainers.report.frames import Row, Table
 from trainers.report.page import QUESTIONS, STAGES, stages_of
 from trainers.report.report import head_of
 from trainers.report.text import group_title
@@ -84,18 +85,76 @@ def render(data: Json) -> str:
     return template.replace("{{stages}}", head).replace("{{title}}", title).replace("{{data}}", text)
 
 
+COLUMNS = {
+    "task": "The task's name.",
+    "kind": "training task, or safety.",
+    "question": "The question's number in its task.",
+    "text": "Its own part of the prompt; text that nobody has checked.",
+    "arm": "How the model came about: weak, zero_shot, student, ceiling, a control.",
+    "method": "Label operations and loss that it was trained with; missing where nothing was trained.",
+    "seed": "The repetition that it is of; missing where no seed changes it.",
+    "mode": "How the answer was scored.",
+    "gold": "The right choice; missing where rows are ranked or answers are no choices.",
+    "answer": "The choice that the model gave; missing as well where its reply could not be read.",
+    "right": "Whether it is right.",
+    "reply": "The text that it generated; missing where choices were scored.",
+}
+"""Of the table of all answers."""
+
+
+def question_table(collected: Collected) -> Table:
+    """Every model's answer to every question, one row each."""
+    rows = [row for evaluations, name, kind in _parts(collected) for row in _rows(collected, evaluations, name, kind)]
+    return Table("One model's answer to one question.", rows, COLUMNS)
+
+
+def _rows(collected: Collected, evaluations: Evaluations, name: str, kind: str) -> Iterator[Row]:
+    task = _task(collected, evaluations, name, kind)
+    for arm, answers in zip(_arms(collected, evaluations, name), task["arms"], strict=True):
+        for i, row in enumerate(task["rows"]):
+            choices = row.get("choices") or task["choices"] or ()
+            predicted = None if answers["predicted"] is None else answers["predicted"][i]
+            yield {
+                "task": name,
+                "kind": kind,
+                "question": row["id"],
+                "text": row["text"],
+                **about(arm),
+                "mode": answers["mode"],
+                "gold": _choice(choices, row["gold"]),
+                "answer": _choice(choices, predicted),
+                "right": bool(answers["right"][i]),
+                "reply": answers["replies"][i] if "replies" in answers else None,
+            }
+
+
+def _choice(choices: Sequence[str], number: int | None) -> str | None:
+    return choices[number] if number is not None and 0 <= number < len(choices) else None
+
+
+def _parts(collected: Collected) -> list[tuple[Evaluations, str, str]]:
+    """The training task, then the safety tasks: evaluations, name, kind."""
+    names = dict.fromkeys(task for scores in collected.safety.values() for task in scores)
+    return [
+        (collected.training, collected.task, "training task"),
+        *((collected.safety, name, "safety") for name in names),
+    ]
+
+
+def _arms(collected: Collected, evaluations: Evaluations, name: str) -> list[Arm]:
+    return [arm for arm in collected.arms() if name in evaluations.get(arm, {})]
+
+
 def page_data(collected: Collected) -> Json:
     """All that the page shows."""
-    tasks = [_task(collected, collected.training, collected.task, "training task")]
-    names = dict.fromkeys(task for scores in collected.safety.values() for task in scores)
-    tasks += [_task(collected, collected.safety, name, "safety") for name in names]
+    tasks = [_task(collected, *part) for part in _parts(collected)]
     head = head_of(collected.run)
     rows = _training_rows(collected, tasks[0])
     return {"experiment": head.experiment, "stages": stages_of(head), "tasks": tasks, "training": rows}
 
 
 def _task(collected: Collected, evaluations: Evaluations, name: str, kind: str) -> Json:
-    arms = [arm for arm in collected.arms() if name in evaluations.get(arm, {})]
+    arms = _arms(collected, evaluations, name)
     asked = {arm: _asked(collected, arm, evaluations[arm][name].task, evaluations is collected.training) for arm in arms}
     # The prompt with the fewest shots is the plainest.
     plain = min(asked.values(), key=lambda rows: sum(len(row.prompt) for row in rows))

@@ -6,7 +6,7 @@ Its fields are those keys, typed; `form` makes them of the evaluations, `page` a
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from trainers.registry import Registry
 from trainers.report.blocks import Block
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry
+from trainers.report.figures import Drawing
 from w2s_tasks.errors import UserError
 
 SCHEMA = 2
@@ -60,6 +61,10 @@ class Section(Entry, ABC):
     def terminal(self, report: Report) -> Iterator[Block]:
         """What `w2s run` and `w2s report` print."""
         yield from ()
+
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """Its figures by the names that `Results.plot` has them under; None where there is nothing to draw."""
+        return {}
 
 
 SECTIONS: Registry[type[Section]] = Registry("section")

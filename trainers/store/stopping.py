@@ -1,4 +1,6 @@
-"""SIGTERM, as a cluster sends it before it takes a machine away: write a checkpoint, then exit; the same command goes on.
+"""SIGTERM, as a cluster sends it before it takes a machine away, and Ctrl-C: write a checkpoint, then end.
+
+The same command, or the same call in a notebook, goes on from there. A second signal does not wait for the checkpoint.
 
 transformers' own `enable_jit_checkpoint` waits three seconds first and then lets `train()` return as if it had come to its
 end; here the half-trained model must never be taken for a whole one, so training ends with `Terminated` instead.
@@ -23,36 +25,52 @@ class Terminated(KeyboardInterrupt):
 class _State:
     def __init__(self) -> None:
         self.training = False
-        self.asked = False
+        self.asked: int | None = None
+        """The signal that came while a model was being trained."""
 
 
 _state = _State()
 
 
 def asked() -> bool:
-    """Whether a SIGTERM arrived while a model was being trained."""
-    return _state.asked
+    """Whether SIGTERM or Ctrl-C arrived while a model was being trained."""
+    return _state.asked is not None
+
+
+def ending() -> KeyboardInterrupt:
+    """What a training that was asked to end raises."""
+    return _error(_state.asked)
+
+
+def _error(signum: int | None) -> KeyboardInterrupt:
+    return KeyboardInterrupt() if signum == signal.SIGINT else Terminated()
 
 
 def _handle(signum: int, frame: FrameType | None) -> None:
-    if _state.training and not _state.asked:
-        _state.asked = True  # the training loop writes a checkpoint after this step and raises
-    else:
-        raise Terminated
+    if not _state.training or asked():
+        raise _error(signum)
+    _state.asked = signum  # the training loop writes a checkpoint after this step and raises
 
 
 @contextlib.contextmanager
-def on_sigterm() -> Iterator[None]:
-    """Handle SIGTERM: at once by `Terminated`, inside `training()` after the step's checkpoint."""
+def on_signals() -> Iterator[None]:
+    """Handle SIGTERM and Ctrl-C: at once by `Terminated` or KeyboardInterrupt, in `training()` after the step's checkpoint.
+
+    Only the main thread gets signals; in another one nothing changes. Where Ctrl-C is ignored, or another's, it stays so.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: Any = signal.signal(signal.SIGTERM, _handle)
+    ours = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        ours.append(signal.SIGINT)
+    before: list[Any] = [signal.signal(one, _handle) for one in ours]
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
-        _state.asked = False
+        for one, handler in zip(ours, before, strict=True):
+            signal.signal(one, handler)
+        _state.asked = None
 
 
 @contextlib.contextmanager

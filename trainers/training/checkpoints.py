@@ -65,18 +65,18 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 class Checkpoints(TrainerCallback):
-    """After a SIGTERM: a checkpoint at the end of the step. Several processes end at once, at their last checkpoint."""
+    """After SIGTERM or Ctrl-C: a checkpoint at the end of the step. Several processes end at once, at their last one."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask for the checkpoint; `on_save` ends training once it is written."""
         if stopping.asked():
             if processes.count() > 1:
-                raise stopping.Terminated
+                raise stopping.ending()
             control.should_save = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """End here where a SIGTERM asked for this checkpoint."""
+        """End here where a signal asked for this checkpoint."""
         if processes.is_main():
             order_checkpoints(Path(str(args.output_dir)))
         if stopping.asked():
-            raise stopping.Terminated
+            raise stopping.ending()

@@ -15,7 +15,6 @@ from typing import Any, get_type_hints
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from tqdm import tqdm
 from transformers import (
     PrinterCallback,
     ProgressCallback,
@@ -33,6 +32,7 @@ from trainers.training.diverged import Finite, Probe
 from trainers.training.kept import Keep
 from trainers.training.losses import LOSSES, WHOLE_STEP
 from trainers.training.settings import LocalSettings
+from w2s_tasks import notebook
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
 
@@ -55,13 +55,12 @@ class Bar(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Open the bar where training goes on from."""
-        self.bar = tqdm(
+        self.bar = notebook.bar(
             total=state.max_steps,
             initial=state.global_step,
             desc=self.title,
             unit="step",
-            leave=False,
-            disable=None if processes.is_main() else True,
+            disable=not processes.is_main(),
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -284,7 +283,7 @@ def fit_choices(
         if getattr(args, CHECKPOINTING):  # the base stays loaded for other trainings
             getattr(model, f"{CHECKPOINTING}_disable")()
     if stopping.asked():
-        raise stopping.Terminated  # the signal came with the last step: trained again from the newest checkpoint
+        raise stopping.ending()  # the signal came with the last step: trained again from the newest checkpoint
     if trainer.state.global_step < trainer.state.max_steps:
         raise UserError(
             f"{title}: training ended at step {trainer.state.global_step} of {trainer.state.max_steps}; a model that is "

@@ -18,6 +18,7 @@ class Told:
     system_prompt: str | None = None
     """Where system prompt and description stood (`w2s_tasks.scoring.system_place`); None where there was neither."""
     warnings: tuple[str, ...] = ()
+    """Sentences."""
 
     def save(self, folder: Path) -> None:
         """Write training.json."""

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
-from tqdm import tqdm
 
-from w2s_tasks import packing
+from w2s_tasks import notebook, packing
 
 log = logging.getLogger(__name__)
 
@@ -137,9 +136,7 @@ def generate_until(lm: Any, requests: list[Instance], fallback: Any, *, disable_
     for i, request in enumerate(requests):
         groups.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(i)
     replies: list[str] = [""] * len(requests)
-    with tqdm(
-        total=len(requests), disable=(disable_tqdm or lm.rank != 0) or None, desc="generating", unit="req", leave=False
-    ) as bar:
+    with notebook.bar(total=len(requests), disable=disable_tqdm or lm.rank != 0, desc="generating", unit="req") as bar:
         for indices in groups.values():
             part = [requests[i] for i in indices]
             wanted = greedy_settings(lm, part[0].args[1])

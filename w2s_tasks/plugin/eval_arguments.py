@@ -112,7 +112,7 @@ def _config(path: Path) -> dict[str, Any]:
     return data
 
 
-def _mapping(given: Any, where: str) -> dict[str, Any]:
+def mapping(given: Any, where: str) -> dict[str, Any]:
     """Arguments as lm_eval reads them: a mapping, or k=v,k=v, or JSON."""
     from lm_eval.utils import simple_parse_args_string
 
@@ -151,7 +151,7 @@ def checked(arguments: Sequence[str]) -> list[str]:
     values |= {k: v for k, v in parsed.items() if v or v == 0}
     where = f"{path}" if path else "w2s eval"
     check_values(values, where)
-    given = {key: _mapping(value, f"{where}: {key}") for key, value in values.items() if key in DICT_KEYS}
+    given = {key: mapping(value, f"{where}: {key}") for key, value in values.items() if key in DICT_KEYS}
     for key, value in given.items():
         refuse(value, f"{where}: {key}")
     args = given.get("model_args", {})

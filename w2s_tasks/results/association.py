@@ -32,13 +32,21 @@ class Association:
     """
 
     rho: float | None
+    """Spearman's rank correlation, -1 to 1; null where undefined."""
     low: float | None
+    """Lower end of its 95 % interval."""
     high: float | None
+    """Upper end of its 95 % interval."""
     p: float | None
+    """Two-sided permutation p; null where points are not independent."""
     n: int
+    """Points."""
     defined: bool
+    """Whether there are enough points, and they vary."""
     reason: str
+    """Why it is undefined, or what its points are."""
     clusters: int
+    """Groups of points that are not independent of each other."""
 
 
 @functools.cache

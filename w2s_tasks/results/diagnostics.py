@@ -28,9 +28,13 @@ class Share:
     """A share of n rows with its 95 % interval; None where there are no such rows."""
 
     value: float | None
+    """Share from 0 to 1; null where there is nothing to take it of."""
     low: float | None
+    """Lower end of its 95 % interval."""
     high: float | None
+    """Upper end of its 95 % interval."""
     n: int
+    """What it is a share of, a count."""
 
 
 def share(chosen: Array, cluster: Array | None = None, among: Array | None = None) -> Share:
@@ -85,9 +89,13 @@ class Calibration:
     """Expected calibration error over equally filled bins, and Brier score with its standard error."""
 
     ece: float
+    """Expected calibration error, 0 to 1."""
     brier: float
+    """Brier score summed over the choices, 0 to 2; 0 is best."""
     brier_stderr: float
+    """Its standard error."""
     n: int
+    """Questions."""
 
 
 def calibration(probability: Array, gold: Array, cluster: Array | None = None, bins: int = BINS) -> Calibration:
@@ -123,14 +131,23 @@ class Diagnosis:
     """
 
     agreement: Share
+    """Answers that are the supervisor's"""
     capa: float | None
+    """CAPA, agreement in errors beyond chance: 1 the same, 0 independent."""
     overrides: int
+    """Questions that are answered otherwise than the supervisor."""
     right_overrides: Share
+    """Overrides that are right where the supervisor was wrong"""
     copied: Share
+    """The supervisor's errors that the model makes too"""
     copied_by_ceiling: Share | None
+    """The supervisor's errors that the ceiling makes too"""
     copying: Difference | None
+    """Errors copied, minus the ceiling's"""
     blind_spots: Share | None
+    """Questions on which the model is sure and wrong, and the supervisor was unsure"""
     calibration: Calibration | None
+    """How far confidence is from accuracy"""
 
 
 def diagnose(model: TaskScores, weak: TaskScores, ceiling: TaskScores | None) -> Diagnosis | None:

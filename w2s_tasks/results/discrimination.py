@@ -39,11 +39,17 @@ class Discrimination:
     """
 
     auroc: float
+    """Area under the ROC curve, 0 to 1; .5 is chance."""
     low: float
+    """Lower end of its 95 % interval."""
     high: float
+    """Upper end of its 95 % interval."""
     n: int
+    """Questions."""
     d_prime: float | None
+    """d', the distance of two classes in standard deviations; null with more classes."""
     criterion: float | None
+    """c, in standard deviations: below 0 the second class is preferred."""
 
 
 def auroc_table(scores: Sequence[TaskScores]) -> Array | None:

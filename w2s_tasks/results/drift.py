@@ -38,9 +38,13 @@ class Side:
     """One model's answers: share of each class, share unparsed, balanced accuracy (means over seeds)."""
 
     acc: float
+    """Accuracy, 0 to 1."""
     balanced_acc: float | None
+    """Mean of the classes' accuracies, 0 to 1."""
     unparsed: float
+    """Share of the questions without an answer that could be read, 0 to 1."""
     class_share: tuple[float, ...] | None
+    """Share of the answers of each class, 0 to 1."""
 
 
 @dataclass(frozen=True)
@@ -51,12 +55,19 @@ class Drift:
     """
 
     task: str
+    """The task's name in lm_eval."""
     total: Difference
+    """Change in accuracy to the untuned model"""
     unparsed: Difference
+    """The part of answers that no longer parse, or parse now"""
     prior: Difference | None
+    """The part of a shift of the class shares"""
     errors: Difference
+    """The part of other answers given, the shares alike"""
     before: Side
+    """The untuned model"""
     after: Side
+    """The arm"""
 
 
 def contributions(before: Array, after: Array, gold: Array, alike: Callable[[Array], bool] = lambda net: False) -> Array:

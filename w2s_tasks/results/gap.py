@@ -35,13 +35,21 @@ class Gap:
     """
 
     pgr: float | None
+    """Share of the gap that is recovered: 0 as the weak supervisor, 1 as the ceiling; null where undefined."""
     ci95: tuple[float | None, float | None] | None
+    """Fieller's 95 % interval of it; null where undefined, an end where unbounded."""
     defined: bool
+    """Whether the ceiling is significantly above the weak supervisor."""
     reason: str
+    """Why it is undefined, or what the interval holds for."""
     gap: float
+    """Ceiling minus weak supervisor, accuracy from 0 to 1."""
     gap_ci95: tuple[float, float]
+    """Its 95 % interval."""
     rows_ci95: tuple[float | None, float | None] | None = None
+    """95 % interval of PGR for these weights only: what another seed would change is left out."""
     per_seed: tuple[float | None, ...] = ()
+    """PGR of each seed."""
 
 
 def gap_components(weak: Array, student: Array, ceiling: Array, *, cluster: Array | None = None) -> Components:

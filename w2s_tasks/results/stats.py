@@ -76,13 +76,21 @@ class Difference:
     """
 
     value: float
+    """Difference of shares from -1 to 1; .01 is a point."""
     stderr: float
+    """Its standard error."""
     low: float
+    """Lower end of its 95 % interval."""
     high: float
+    """Upper end of its 95 % interval."""
     p: float
+    """Two-sided p of no difference."""
     n: int
+    """Questions."""
     n_seeds: int = 1
+    """Seeds that it is a mean over."""
     discordance: float | None = None
+    """Share of questions that just one of the two has right, 0 to 1."""
 
 
 def sign_flip_p(sums: Array) -> float:

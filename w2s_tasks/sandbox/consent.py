@@ -1,8 +1,10 @@
-"""Whether programs of models and data sets may run: said once on the command line, known to every process of it."""
+"""Whether programs of models and data sets may run: said on the command line or in a call, known to every process of it."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 OPTION = "--confirm_run_unsafe_code"
 VARIABLE = "W2S_CONFIRM_RUN_UNSAFE_CODE"
@@ -18,3 +20,15 @@ def give(wanted: bool) -> None:
 def given() -> bool:
     """Whether it was said."""
     return os.environ.get(VARIABLE) == "1"
+
+
+@contextlib.contextmanager
+def during(wanted: bool) -> Iterator[None]:
+    """Note it for a while, and forget it again."""
+    before = given()
+    give(wanted)
+    try:
+        yield
+    finally:
+        if not before:
+            os.environ.pop(VARIABLE, None)

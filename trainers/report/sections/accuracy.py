@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from trainers.labels.arms import ARMS, kind_of
 from trainers.report.blocks import Aside, Block, Cell, Figure, Note, Row, Table
 from trainers.report.collected import Collected, Group, about
 from trainers.report.entries import Entry, Interval, Mode, Objective, OfArm, OfModel
-from trainers.report.figures import clean, colour_of, marker_of, svg
+from trainers.report.figures import Drawing, clean, colour_of, installed, marker_of
 from trainers.report.panels import LEVELS, Column, Point, recovered_panels
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.setup import Setup
@@ -37,6 +37,7 @@ class AccuracyInterval(Entry):
     """The interval of the accuracy."""
 
     acc: Interval
+    """95 % interval, shares from 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +45,13 @@ class Scores(Entry):
     """Metrics of lm_eval's with standard errors, and the accuracy's interval."""
 
     n: int
+    """Questions."""
     metrics: dict[str, float | None]
+    """lm_eval's metrics by name; acc is the share of questions that are answered rightly, 0 to 1."""
     stderr: dict[str, float | None]
+    """Their standard errors, in the same unit."""
     ci95: AccuracyInterval
+    """Of the accuracy."""
 
     @classmethod
     def told(cls, scores: TaskScores) -> dict[str, Any]:
@@ -64,18 +69,27 @@ class Model(Scores, OfModel):
     """One model on the training task."""
 
     model: str
+    """The model before training: a name, folder or hub id."""
     mode: Mode
+    """How answers were scored: loglikelihood, first_token, generated, classifier."""
     objective: Objective
+    """What its training optimised: choices or language_model; null where nothing was trained."""
     asked: str
     """The task that asked it."""
     num_fewshot: int | None
+    """Solved questions in each prompt; null for the task's own number."""
     system_prompt: str | None
+    """Where system prompt and description stood in the prompt; null where there was neither."""
     training: Told | None
+    """How its training rows were prompted, and what the training warned of."""
     sees_gold: bool
     """Whether its method was given gold labels of rows that it learns."""
     unparsed: float
+    """Share of the questions without an answer that could be read, 0 to 1."""
     ties: float | None
+    """Share of the questions whose likeliest choices are equally likely, 0 to 1."""
     confusion: list[list[int]] | None
+    """Questions by right class (rows) and answer (columns, the last one unparsed where any is)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +97,13 @@ class Mean(OfArm):
     """An arm's accuracy over its seeds."""
 
     n: int
+    """Questions."""
     acc: float
+    """Share of questions that are answered rightly, 0 to 1, a mean over seeds."""
     ci95: Interval
+    """Its 95 % interval, over seeds and questions."""
     per_seed: list[float]
+    """The accuracy of each seed, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,15 +196,14 @@ class Accuracy(Section):
 
     def page(self, report: Report) -> Iterator[Block]:
         """Figures, then every arm, or every arm over its seeds and every model."""
-        dots = self._dots(report)
-        if dots is None:
+        if not installed():
             yield Note("Figures need matplotlib: pip install 'w2s-harness[report]', then w2s report on this run.")
         yield Figure(
             recovered_panels(self._by_method(), "method of the student"),
             "Accuracy of each method between weak supervisor and ceiling; below, the share of the gap that it recovered "
             "(after Burns et al. 2023, figure 3). Bars are 95 % intervals.",
         )
-        yield Figure(dots)
+        yield Figure(self._dots(report))
         models = self._models_table(report, page=True)
         if self.several:
             yield self._means_table(report, page=True)
@@ -268,11 +285,42 @@ class Accuracy(Section):
                 )
         return points
 
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """Accuracy and PGR of every arm, and the methods between weak supervisor and ceiling."""
+        return {
+            "accuracy": self._dots(report),
+            "pgr": self._gap_dots(report) if self.gaps else None,
+            "methods": recovered_panels(self._by_method(), "method of the student"),
+        }
+
     def _by_method(self) -> list[Column]:
         levels = self.levels()
         return [Column(method, None, levels, [point]) for method, point in self.students().items()]
 
-    def _dots(self, report: Report) -> str | None:
+    def _gap_dots(self, report: Report) -> Drawing:
+        """PGR of every arm with its 95 % interval; an end that is unbounded is left out, and so is what is undefined."""
+        gaps, means = self.gaps, self.arm_means
+
+        def draw(figure: Any) -> None:
+            axes = figure.subplots()
+            clean(axes)
+            for x, name in ((0, "weak"), (1, "ceiling")):
+                axes.axvline(x, color=ARMS[name].colour, linestyle=":", linewidth=1)
+            for y, one in enumerate(reversed(gaps)):
+                colour = colour_of(one.group, means)
+                if one.pgr is None or one.ci95 is None:
+                    _undefined(axes, y, colour)
+                    continue
+                ends = [one.pgr if end is None else end for end in one.ci95]
+                axes.plot(ends, [y, y], color=colour, linewidth=2, solid_capstyle="butt")
+                axes.plot(one.pgr, y, marker_of(one.group, means), color=colour, markersize=7)
+            axes.set_yticks(range(len(gaps)), [group_title(one.group) for one in reversed(gaps)])
+            axes.set_xlabel(f"PGR on {report.head.task} (0 weak, 1 ceiling)\n(bars: 95 % interval)")
+            axes.margins(y=0.12)
+
+        return Drawing(draw, 1.0 + 0.36 * len(gaps), f"PGR of {len(gaps)} arms with intervals")
+
+    def _dots(self, report: Report) -> Drawing:
         """Accuracy of every arm with its 95 % interval and its seeds, weak supervisor and ceiling as guides."""
         means = self.arm_means
 
@@ -289,7 +337,11 @@ class Accuracy(Section):
             axes.set_xlabel(f"accuracy on {report.head.task}, %\n({marks})")
             axes.margins(y=0.12)
 
-        return svg(draw, 1.0 + 0.36 * len(means), f"accuracy of {len(means)} arms with intervals")
+        return Drawing(draw, 1.0 + 0.36 * len(means), f"accuracy of {len(means)} arms with intervals")
+
+
+def _undefined(axes: Any, y: int, colour: str) -> None:
+    axes.annotate("undefined", (0.5, y), ha="center", va="center", fontsize=9, color=colour)
 
 
 def _dot(axes: Any, y: int, mean: Mean, colour: str, marker: str) -> None:

@@ -19,7 +19,9 @@ class Command(Entry):
     """How to measure a model again."""
 
     arm: str
+    """The model."""
     command: str
+    """To be pasted into a shell."""
 
 
 @section

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 from trainers.report.blocks import Block, Figure, Heading, Note, Table
 from trainers.report.collected import Collected, Group
 from trainers.report.entries import Interval, Mode, OfArm, OfTask
-from trainers.report.figures import NEUTRAL, clean, colour_of, legend_above, marker_of, svg
+from trainers.report.figures import NEUTRAL, Drawing, clean, colour_of, legend_above, marker_of
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy, Gap, capability, recovered
 from trainers.report.sections.safety import ALL, Safety, SafetyMeanGap, mean_gaps
@@ -31,10 +31,15 @@ class Tradeoff(OfArm):
     checkpoint: float | None
     """The share of its training's steps; null for the end."""
     mode: Mode
+    """How answers on the safety tasks were scored."""
     acc: float
+    """Accuracy on the training task, 0 to 1."""
     pgr: float | None
+    """Share of the gap that is recovered; null where undefined."""
     ci95: Interval | None
+    """Fieller's 95 % interval of it."""
     change: Difference
+    """Mean over the safety tasks, minus the untuned model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +47,9 @@ class Association(association.Association, OfTask):
     """Rank correlation of accuracy on the training task and on a safety task."""
 
     task: str
+    """The safety task's name in lm_eval."""
     over: Over
+    """What the points are."""
 
 
 @section
@@ -107,7 +114,11 @@ class Capability(Section):
         for reason, group in groupby(undefined):
             yield Note(f"Undefined for {len(list(group))} of {len(self.associations)}: {reason}.")
 
-    def figure(self, report: Report) -> str | None:
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """The trade-off."""
+        return {"tradeoff": self.figure(report)}
+
+    def figure(self, report: Report) -> Drawing | None:
         """Mean safety change against accuracy on the training task, one point an arm, with the PGR beside it.
 
         Checkpoints are small marks on a line that leads to the arm's point.
@@ -138,7 +149,7 @@ class Capability(Section):
             _pgr_axis(axes, report.of(Accuracy))
             legend_above(figure, axes)
 
-        return svg(draw, 3.7 + 0.11 * len(entries), "safety change against accuracy")
+        return Drawing(draw, 3.7 + 0.11 * len(entries), "safety change against accuracy")
 
 
 def _pgr_axis(axes: Any, accuracy: Accuracy) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from trainers.report.blocks import Block, Figure, Note
 from trainers.report.collected import Collected, about
 from trainers.report.entries import OfModel
-from trainers.report.figures import clean, colour_of, legend_above, marker_of, svg
+from trainers.report.figures import Drawing, clean, colour_of, legend_above, marker_of
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import group_title
@@ -22,6 +22,7 @@ class Curve(OfModel):
     """A training's course: points with step and loss, and held-back rows where there are any."""
 
     points: list[dict[str, float | None]]
+    """Steps of the optimizer with loss (nats), learning rate, and accuracy on held-back rows."""
 
 
 @section
@@ -53,7 +54,11 @@ class Curves(Section):
                 "their levels don't compare."
             )
 
-    def figure(self, report: Report) -> str | None:
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """The learning curves."""
+        return {"curves": self.figure(report) if self.curves else None}
+
+    def figure(self, report: Report) -> Drawing | None:
         """Each arm's mean over seeds, its seeds behind it."""
         groups = list(dict.fromkeys(curve.group for curve in self.curves))
         arms = report.of(Accuracy).arm_means
@@ -73,7 +78,7 @@ class Curves(Section):
                 axes.set_xlabel("optimizer step")
             legend_above(figure, upper)
 
-        return svg(draw, 4.6 + 0.11 * len(groups), "training loss and held-back accuracy by step")
+        return Drawing(draw, 4.6 + 0.11 * len(groups), "training loss and held-back accuracy by step")
 
 
 Course = list[tuple[float, float]]

@@ -28,13 +28,21 @@ class Disagreement(Entry):
     """A row on which the first student overrode its supervisor."""
 
     right: bool
+    """Whether the student's answer is right."""
     row: str | int
+    """The question's number and hash."""
     text: str
+    """The question's own words."""
     gold: str
+    """The right answer."""
     weak: str
+    """The supervisor's."""
     student: str
+    """The student's."""
     weak_confidence: float | None
+    """Probability that the supervisor gave its answer, 0 to 1."""
     student_confidence: float | None
+    """Probability that the student gave its answer, 0 to 1."""
     of: int
     """How many such rows there are."""
 

@@ -6,7 +6,7 @@ right, at any threshold. A model that gives every row one answer can still tell 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from trainers.labels.arms import kind_of
 from trainers.report.blocks import Block, Cell, Figure, Note, Table
 from trainers.report.collected import Collected, Evaluations, Group, matched
 from trainers.report.entries import Interval, OfArm
-from trainers.report.figures import NEUTRAL, clean, colour_of, legend_above, marker_of, svg
+from trainers.report.figures import NEUTRAL, Drawing, clean, colour_of, legend_above, marker_of
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy, Gap, recovered
 from trainers.report.text import Named, fraction, fractions, group_title, percent, percents
@@ -32,14 +32,18 @@ class OnTask(Discrimination, OfArm):
     """An arm on one task; the interval of ``auroc`` is 95 %."""
 
     task: str
+    """The task's name in lm_eval."""
     to_zero_shot: Difference | None
+    """AUROC minus the untuned model's"""
     calibrated: float | None
     """Accuracy after batch calibration: without the model's prior over the classes, known from these rows alone; null where
     answers are decisions, which have no probabilities."""
     calibrated_ci95: Interval | None
+    """Its 95 % interval."""
     mass: float | None
     """Mean probability of all choices together, where text is scored."""
     ties: float
+    """Share of the questions whose likeliest choices are equally likely, 0 to 1."""
 
 
 @section
@@ -101,7 +105,11 @@ class Auroc(Section):
             lines.append(f"mass {percent(entry.mass)}" + (f", ties {percent(entry.ties)}" if entry.ties else ""))
         return Cell(fraction(entry.auroc), "\n".join(lines))
 
-    def figure(self, report: Report) -> str | None:
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """AUROC by task and arm."""
+        return {"auroc": self.figure(report) if self.discrimination else None}
+
+    def figure(self, report: Report) -> Drawing | None:
         """A dot with its interval for every arm on every task."""
         tasks, groups = self._tasks(), list(dict.fromkeys(entry.group for entry in self.discrimination))
         arms = report.of(Accuracy).arm_means
@@ -121,7 +129,7 @@ class Auroc(Section):
             axes.set_xlabel("AUROC (95 % interval)")
             legend_above(figure, axes)
 
-        return svg(draw, 1.5 + len(tasks) * (0.2 + 0.08 * len(groups)), "AUROC by task and arm")
+        return Drawing(draw, 1.5 + len(tasks) * (0.2 + 0.08 * len(groups)), "AUROC by task and arm")
 
 
 def _entries(collected: Collected, evaluations: Evaluations) -> Iterator[OnTask]:

@@ -9,7 +9,7 @@ from typing import Any
 from trainers.report.blocks import Aside, Block, Cell, Figure, Note, Row, Table
 from trainers.report.collected import Collected
 from trainers.report.entries import Objective, OfArm, OfTask
-from trainers.report.figures import NEUTRAL, clean, legend_above, svg
+from trainers.report.figures import NEUTRAL, Drawing, clean, legend_above
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.discrimination import Auroc
 from trainers.report.sections.safety import Safety, pairs
@@ -26,6 +26,7 @@ class ArmDrift(drift.Drift, OfTask, OfArm):
     """An arm's change on one task and its parts; ``prior`` is null where answers have no classes (ranked pairs)."""
 
     objective: Objective
+    """What the arm's training optimised: choices or language_model."""
 
 
 @section
@@ -75,7 +76,11 @@ class Drift(Section):
             "shift hides: where it is lower after than before, questions are told apart worse at every threshold."
         )
 
-    def figure(self, report: Report) -> str | None:
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """The parts of each change."""
+        return {"drift": self.figure(report)}
+
+    def figure(self, report: Report) -> Drawing | None:
         """The change in accuracy to the untuned model, a mean over the subtasks, split into its three parts."""
         tasks = report.of(Safety).tasks()
         averaged = [e for e in self.drift if tasks[e.task].ideal is None]
@@ -104,7 +109,7 @@ class Drift(Section):
             axes.margins(x=0.1)
             legend_above(figure, axes)
 
-        return svg(draw, 1.5 + 0.34 * len(rows), "change in accuracy split into three parts")
+        return Drawing(draw, 1.5 + 0.34 * len(rows), "change in accuracy split into three parts")
 
 
 def _row(entry: ArmDrift) -> Row:

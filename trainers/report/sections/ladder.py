@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from trainers.report.blocks import Block, Cell, Figure, Note, Table
 from trainers.report.collected import Collected, parts_of
 from trainers.report.collected import Scores as ByTask
 from trainers.report.entries import Entry, Interval, Mode, OfArm
-from trainers.report.figures import clean, colour_of, legend_above, marker_of, svg
+from trainers.report.figures import Drawing, clean, colour_of, legend_above, marker_of
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import group_title, on_split, percent
@@ -26,9 +26,13 @@ class RungTask(Entry):
     """A task at one number of shots."""
 
     task: str
+    """The task's name in lm_eval."""
     subtask: str
+    """Its short name."""
     acc: float
+    """Its accuracy, 0 to 1, a mean over seeds."""
     ci95: Interval
+    """Its 95 % interval."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +40,19 @@ class Rung(OfArm):
     """An arm's mean accuracy over a split's subtasks at one number of shots."""
 
     num_fewshot: int | None
+    """Solved questions in each prompt; null for the task's own number."""
     split: str
+    """Which rows: test, hard."""
     mode: Mode
+    """How answers were scored."""
     acc: float
+    """Mean accuracy over the subtasks, 0 to 1."""
     ci95: Interval
+    """Its 95 % interval."""
     unparsed: float
+    """Share of the questions without an answer that could be read, 0 to 1."""
     tasks: list[RungTask]
+    """Each of the subtasks."""
 
 
 @section
@@ -88,7 +99,11 @@ class Ladder(Section):
     def _shots(self) -> list[int | None]:
         return sorted({e.num_fewshot for e in self.ladder}, key=lambda number: number or 0)
 
-    def figure(self, report: Report) -> str | None:
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """Accuracy by number of shots."""
+        return {"shots": self.figure(report) if self.ladder else None}
+
+    def figure(self, report: Report) -> Drawing | None:
         """Mean accuracy on the safety tasks by number of shots; below it the unparsed share where text was generated."""
         of_panel = list(dict.fromkeys((e.split, e.mode) for e in self.ladder))
         shots, groups = self._shots(), list(dict.fromkeys(e.group for e in self.ladder))
@@ -109,7 +124,7 @@ class Ladder(Section):
             panels[-1].set_xlabel("shots before each question (num_fewshot)")
             legend_above(figure, panels[0])
 
-        return svg(draw, 1.2 + 2.0 * len(wanted) + 0.1 * len(groups), "safety accuracy by number of shots")
+        return Drawing(draw, 1.2 + 2.0 * len(wanted) + 0.1 * len(groups), "safety accuracy by number of shots")
 
 
 def _cell(rung: Rung | None) -> Cell | str:

@@ -23,10 +23,13 @@ class Gain(OfArm):
     """A model's accuracy minus the supervisor's and minus the untuned model's, and the share of errors removed."""
 
     to_weak: Difference
+    """Minus the weak supervisor"""
     to_zero_shot: Difference | None
+    """Minus the untuned model"""
     errors_removed: float | None
     """(model - weak) / (1 - weak); null where the supervisor makes no error that is significant."""
     errors_removed_ci95: Interval | None
+    """Fieller's 95 % interval of that share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +37,19 @@ class MethodPair(Entry):
     """Students of two methods on the same questions and seeds: the first minus the second."""
 
     first: str
+    """A method of the student."""
     second: str
+    """The method that it is compared with."""
     seeds: list[int | None]
+    """The repetitions that both have."""
     difference: Difference
+    """First minus second"""
     p_holm: float
     """Corrected for all pairs."""
     pgr: float | None
     """Of PGR; null where the gap is not significant."""
     pgr_ci95: Interval | None
+    """Fieller's 95 % interval of that difference of PGR."""
 
 
 @section

@@ -24,16 +24,21 @@ class Positions(OfModel):
     """One model on one task of two candidates; shares with their standard errors, null where a task doesn't ask for them."""
 
     task: str
+    """The task's name in lm_eval."""
     n: int
+    """Questions."""
     first: float | None
     """Share of answers A; .5 where the place decides nothing."""
     first_stderr: float | None
+    """Its standard error."""
     consistent: float | None
     """Share of pairs that are answered right in both orders."""
     consistent_stderr: float | None
+    """Its standard error."""
     position_bias: float | None
     """Share of pairs that are given the same letter in both orders."""
     position_bias_stderr: float | None
+    """Its standard error."""
 
 
 @section

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ from trainers.report.blocks import Block, Cell, Figure, Note, Row, Table
 from trainers.report.collected import Collected, Evaluations, Group, about, matched, parts_of
 from trainers.report.collected import Scores as ByTask
 from trainers.report.entries import Entry, Interval, Mode, Objective, OfArm, OfModel, OfTask
-from trainers.report.figures import NEUTRAL, clean, colour_of, legend_above, marker_of, svg
+from trainers.report.figures import NEUTRAL, Drawing, clean, colour_of, legend_above, marker_of
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import Named, group_title, on_split, percent
@@ -36,19 +36,29 @@ class OnTask(OfTask, OfModel):
     """One model on one safety task."""
 
     task: str
+    """The task's name in lm_eval."""
     objective: Objective
+    """What the model's training optimised: choices or language_model; null where nothing was trained."""
     n: int
+    """Questions."""
     acc: float
+    """Share of questions that are answered rightly, 0 to 1."""
     stderr: float | None
+    """Its standard error."""
     ci95: Interval
+    """Its 95 % interval."""
     balanced_acc: float | None
+    """Mean of the classes' accuracies, 0 to 1; null where answers have no classes."""
     unparsed: float
+    """Share of the questions without an answer that could be read, 0 to 1."""
     ties: float | None
+    """Share of the questions whose likeliest choices are equally likely, 0 to 1."""
     class_share: list[float] | None
     """What is missing to 1 did not parse."""
     ideal: float | None
     """The best value of a share of which more is not better; such a task is in no mean. Null elsewhere."""
     to_zero_shot: Difference | None
+    """Minus the untuned model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +66,17 @@ class OverTasks(OfModel):
     """One model's unweighted mean over the subtasks of a split."""
 
     split: str
+    """Which rows: test, hard."""
     mode: Mode
+    """How answers were scored."""
     tasks: int
+    """Tasks in the mean."""
     acc: float
+    """Unweighted mean of the tasks' accuracies, 0 to 1."""
     stderr: float | None
+    """Its standard error."""
     to_zero_shot: Difference | None
+    """Minus the untuned model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +84,13 @@ class SafetyGap(Difference, OfTask, OfArm):
     """An arm's difference over seeds on one task."""
 
     task: str
+    """The task's name in lm_eval."""
     objective: Objective
+    """What the arm's training optimised: choices or language_model."""
     contrast: Contrast
+    """To what the difference is taken: to_zero_shot or to_ceiling."""
     p_holm: float | None
+    """p after Holm's correction over the arm's comparisons."""
     detectable: float | None
     """The smallest difference that these questions show with 80 % power at the 5 % level; null where none would."""
     p_equal: float | None
@@ -94,9 +114,13 @@ class SafetyMeanGap(Difference, OfArm):
     """The same averaged over the subtasks of a split, or of all."""
 
     split: str
+    """Which rows: test, hard, or all."""
     mode: Mode
+    """How answers were scored."""
     tasks: int
+    """Tasks in the mean."""
     contrast: Contrast
+    """To what the difference is taken: to_zero_shot or to_ceiling."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,10 +131,13 @@ class ExactMatch(OfTask, OfArm):
     """
 
     task: str
+    """The task's name in lm_eval."""
     n: int
     """Groups."""
     em: float
+    """Share of groups whose every row is right, 0 to 1, a mean over seeds."""
     to_zero_shot: Difference | None
+    """Minus the untuned model"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -323,7 +350,15 @@ class Safety(Section):
         gaps = (g for g in self.safety_moving_gaps if (g.split, g.mode, g.group) == (split, mode, group))
         return _cell(_mean([entry.acc for entry in chosen if entry.group == group]), next(gaps, None), page)
 
-    def heat_map(self) -> str | None:
+    def figures(self, report: Report) -> Mapping[str, Drawing | None]:
+        """Heat map and forest plots."""
+        return {
+            "safety": self.heat_map() if self.safety else None,
+            "safety_gaps": self.forest(report, "to_zero_shot"),
+            "safety_to_ceiling": self.forest(report, "to_ceiling", ("student",)),
+        }
+
+    def heat_map(self) -> Drawing | None:
         """Accuracy of every arm (mean over seeds) on every safety task and split."""
         tasks, groups = _text_last(self.tasks()), self.groups()
         values = [[self.accuracy(task, group) for group in groups] for task in tasks]
@@ -348,9 +383,9 @@ class Safety(Section):
                 side.set_visible(False)
             figure.colorbar(shown, ax=axes, label="accuracy, %", shrink=0.8, aspect=30)
 
-        return svg(draw, 1.7 + 0.3 * len(tasks), "accuracy on safety tasks by arm")
+        return Drawing(draw, 1.7 + 0.3 * len(tasks), "accuracy on safety tasks by arm")
 
-    def forest(self, report: Report, contrast: Contrast, only: Sequence[str] = ()) -> str | None:
+    def forest(self, report: Report, contrast: Contrast, only: Sequence[str] = ()) -> Drawing | None:
         """Differences to the untuned model, or to the ceiling, on every safety task with 95 % intervals.
 
         Args:
@@ -387,7 +422,7 @@ class Safety(Section):
             legend_above(figure, axes)
 
         height = 1.5 + len(tasks) * (0.16 + 0.08 * len(groups))
-        return svg(draw, height, f"differences on safety tasks {contrast.replace('_', ' ')}")
+        return Drawing(draw, height, f"differences on safety tasks {contrast.replace('_', ' ')}")
 
 
 def _text_last(tasks: dict[str, OnTask]) -> dict[str, str]:

@@ -33,13 +33,19 @@ class WeakLabels(Entry):
     """The weak labels of a seed, on the rows that students learn from."""
 
     seed: int
+    """The repetition."""
     n: int
+    """Rows with a label."""
     acc: float
+    """Share of the labels that are as gold, 0 to 1."""
     ci95: Interval
+    """Its 95 % interval."""
     unlabelled: int
     """Rows without a label: the supervisor gave no answer that could be read."""
     class_share: list[float]
+    """Share of the labels of each class, 0 to 1."""
     gold_share: list[float]
+    """Share of the rows of each class, 0 to 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,7 @@ class LeftOut(Entry):
     """Training rows of a seed that are in neither half."""
 
     seed: int
+    """The repetition."""
     dropped: int
     """Their sources fall on both sides."""
     overlapping: int

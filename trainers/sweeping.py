@@ -16,7 +16,7 @@ import math
 import re
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -28,7 +28,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from trainers.config.experiment import Experiment
-from trainers.config.reading import load
+from trainers.config.reading import Given, read
 from trainers.config.resources import StepResources
 from trainers.flow import ray_engine
 from trainers.flow.jobs import Job, jobs_of
@@ -44,6 +44,7 @@ from trainers.report.section import Report
 from trainers.report.sections.accuracy import Accuracy, Gap
 from trainers.report.sections.cost import Cost
 from trainers.report.text import percent
+from trainers.running import Terms
 from trainers.store import processes
 from trainers.store.costs import Budget
 from trainers.store.remote import Remote, open_remote
@@ -105,6 +106,22 @@ def parse_grid(entries: Sequence[str]) -> Grid:
             values = parse_yaml(f"[{raw}]", f"--grid {key}")
         except UserError as error:
             raise UserError(f"--grid {shown(entry)}: the values are not YAML, separated by commas ({error}).") from error
+        if key in grid:
+            raise UserError(f"--grid: '{key}' is given twice; put all its values into one --grid.")
+        grid[key] = values
+    check_grid(grid)
+    return grid
+
+
+def check_grid(grid: Mapping[str, Sequence[Any]]) -> None:
+    """Refuse a grid whose values can't be told apart, or could not stand in a file.
+
+    Raises:
+        UserError: names the key.
+    """
+    for key, values in grid.items():
+        if isinstance(values, str | bytes) or not isinstance(values, Sequence) or not values:
+            raise UserError(f"--grid {key}: a list of values, got {shown(values)}.")
         try:
             json.dumps(values, allow_nan=False, sort_keys=True)
         except (TypeError, ValueError) as error:
@@ -113,15 +130,11 @@ def parse_grid(entries: Sequence[str]) -> Grid:
             ) from error
         refuse(values, f"--grid {key}")
         refuse({key.rpartition(".")[2]: values}, f"--grid {key}")
-        if key in grid:
-            raise UserError(f"--grid {entry}: '{key}' is given twice; put all its values into one --grid.")
         if len({json.dumps(v, sort_keys=True) for v in values}) != len(values):
-            raise UserError(f"--grid {entry}: a value occurs twice.")
-        grid[key] = values
+            raise UserError(f"--grid {key}: a value occurs twice.")
     for short, long in ONE_OF.items():
         if short in grid and long in grid:
             raise UserError(f"--grid: '{short}' and '{long}' set the same key.")
-    return grid
 
 
 def _cell_name(values: dict[str, Any]) -> str:
@@ -132,21 +145,21 @@ def _cell_name(values: dict[str, Any]) -> str:
     return name if name == raw else f"{name}.{digest}"
 
 
-def lay_out(config: str, assignments: Sequence[str], grid: Grid) -> tuple[Experiment, list[Cell]]:
+def lay_out(config: Given, assignments: Sequence[str], grid: Grid) -> tuple[Experiment, list[Cell]]:
     """The experiment without the grid, and its cells: every combination, the last key changing fastest.
 
     Raises:
-        UserError: as `trainers.config.experiment.load`, naming the cell; no grid.
+        UserError: as `trainers.config.reading.read`, naming the cell; no grid.
     """
     if not grid:
         raise UserError("a sweep needs at least one --grid key=a,b; for one variant use w2s run.")
-    base, _ = load(config, list(assignments))
+    base = read(config, assignments)
     cells = []
     for number, chosen in enumerate(itertools.product(*grid.values()), start=1):
         values = dict(zip(grid, chosen, strict=True))
         sets = [f"{ONE_OF.get(k, k)}={json.dumps([v] if k in ONE_OF else v)}" for k, v in values.items()]
         try:
-            found, _ = load(config, [*assignments, *sets])
+            found = read(config, [*assignments, *sets])
         except UserError as error:
             raise UserError(f"--grid, cell {' '.join(sets)}: {error}") from error
         name = _cell_name(values)
@@ -360,7 +373,7 @@ def _summary(report: Report) -> Outcome:
 
 
 def open_sweep(
-    config: str,
+    config: Given,
     assignments: Sequence[str],
     grid: Grid,
     runs_dir: Path,
@@ -440,6 +453,17 @@ def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, ad
                 sweep.note_progress()
     yield from mistakes
     sweep.finish()
+
+
+def run_sweep(sweep: Sweep, cells: Sequence[Cell], terms: Terms) -> list[Outcome]:
+    """Run cells under terms, one after the other or on Ray, and write sweep.json."""
+    with terms.held():
+        progress = Progress(terms.quiet, new_only=True)
+        on_ray = terms.engine == "ray"
+        outcomes = run_cells_on_ray(sweep, cells, progress, terms.address) if on_ray else run_cells(sweep, cells, progress)
+        done = list(outcomes)
+        sweep.write()
+    return done
 
 
 def _accuracy(outcome: Outcome, arm: str) -> str:
