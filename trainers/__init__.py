@@ -8,7 +8,7 @@ In Python::
     results.gaps
     results.plot.accuracy()
 
-Names are imported when they are asked for, torch and transformers when something runs.
+Names are imported when they are asked for; torch comes with the first call, or with `Experiment`.
 """
 
 import importlib
