@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -293,3 +294,34 @@ def report(run_folder: Path) -> dict[str, Any]:
     from trainers.report.report import read_report
 
     return read_report(run_folder).json()
+
+
+@pytest.fixture
+def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
+    """Writes a plug-in's file and loads it; what it registered is gone after the test."""
+    from trainers import plugin_loader
+    from trainers.registry import Registry
+    from w2s_tasks import code_scope
+
+    before = [(registry, dict(registry), dict(registry.places)) for registry in Registry.known]
+    loaded, guests, modules, paths = dict(plugin_loader.LOADED), dict(code_scope.GUESTS), set(sys.modules), list(sys.path)
+    monkeypatch.setenv(plugin_loader.VARIABLE, "[]")
+
+    def load(folder: Path, name: str, text: str) -> Any:
+        (folder / name).write_text(text, encoding="utf-8")
+        return plugin_loader.load_plugin(folder / name)
+
+    yield load
+    for registry, entries, places in before:
+        registry.clear()
+        registry.update(entries)
+        registry.places = places
+    for name in {plugin.module for plugin in plugin_loader.LOADED.values()} - {p.module for p in loaded.values()}:
+        for module in [m for m in sys.modules if m not in modules and m.partition(".")[0] == name]:
+            del sys.modules[module]
+    plugin_loader.LOADED.clear()
+    plugin_loader.LOADED.update(loaded)
+    code_scope.GUESTS.clear()
+    code_scope.GUESTS.update(guests)
+    code_scope.forget()
+    sys.path[:] = paths

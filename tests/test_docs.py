@@ -148,6 +148,8 @@ def expanded(words: list[str]) -> list[str]:
 def check_ours(words: list[str]) -> None:
     """`w2s`: its own reading of the options, the config and the task names; nothing is loaded."""
     group = GROUPS.get(words[0])
+    if group is not None and group.invoke_without_command and words[1:2] in ([], ["--path"]):
+        group = None  # `w2s tasks` itself
     if group is not None:
         words = words[1:]
     name, arguments = words[0], expanded(words[1:])
@@ -163,7 +165,7 @@ def check_ours(words: list[str]) -> None:
         check_evaluation(context.args, ours=True)
     if name in ("label", "finetune"):
         assert_tasks([values["task"]])
-    if name == "validate":
+    if name == "validate" and not values["include_path"]:
         assert_tasks(values["names"] or [])
 
 
@@ -292,7 +294,7 @@ def test_a_command_in_a_sentence_has_that_name_and_those_options(code: str):
         assert (ROOT / words[0]).exists(), code
         return
     command = COMMAND.commands.get(words[1])
-    if words[1] in GROUPS and len(words) > 2 and "|" not in words[2]:
+    if words[1] in GROUPS and len(words) > 2 and "|" not in words[2] and not words[2].startswith("-"):
         command = GROUPS[words[1]].commands.get(words[2])
     assert command is not None, f"no command {words[1]}"
     if words[1] != "eval":

@@ -14,46 +14,22 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = (
+    *("w2s_tasks", "w2s_tasks.errors", "w2s_tasks.user_text", "w2s_tasks.paths", "w2s_tasks.keys"),
     *(
-        "w2s_tasks",
-        "w2s_tasks.errors",
-        "w2s_tasks.user_text",
-        "w2s_tasks.paths",
-        "w2s_tasks.keys",
         "w2s_tasks.machine",
         "w2s_tasks.notebook",
-    ),
-    *(
         "w2s_tasks.code_scope",
         "w2s_tasks.sandbox",
         "w2s_tasks.rows",
         "w2s_tasks.scoring",
-        "w2s_tasks.packing",
-        "w2s_tasks.models",
     ),
-    *("w2s_tasks.plugin", "w2s_tasks.results", "w2s_tasks.study"),
-    *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.cli"),
-    *(
-        "trainers",
-        "trainers.quiet",
-        "trainers.registry",
-        "trainers.plugin_loader",
-        "trainers.section",
-        "trainers.store",
-        "trainers.harness",
-        "trainers.labels",
-    ),
-    *("trainers.training", "trainers.services", "trainers.fit", "trainers.steps", "trainers.config", "trainers.flow"),
-    *(
-        "trainers.report",
-        "trainers.plugins",
-        "trainers.power",
-        "trainers.running",
-        "trainers.measuring",
-        "trainers.sweeping",
-    ),
-    *("trainers.swept", "trainers.api", "trainers.store_cli"),
-    "trainers.cli",
+    *("w2s_tasks.packing", "w2s_tasks.models", "w2s_tasks.plugin", "w2s_tasks.results", "w2s_tasks.study"),
+    *("w2s_tasks.doctor", "w2s_tasks.validate", "w2s_tasks.own", "w2s_tasks.cli"),
+    *("trainers", "trainers.quiet", "trainers.registry", "trainers.plugin_loader", "trainers.section"),
+    *("trainers.store", "trainers.harness", "trainers.labels", "trainers.training", "trainers.services"),
+    *("trainers.fit", "trainers.steps", "trainers.config", "trainers.flow", "trainers.report"),
+    *("trainers.plugins", "trainers.new_plugin", "trainers.power", "trainers.running", "trainers.measuring"),
+    *("trainers.sweeping", "trainers.swept", "trainers.api", "trainers.store_cli", "trainers.cli"),
 )
 """From the ground up: a module or package imports only what stands before it, and what is in its own package."""
 

@@ -113,6 +113,7 @@ def test_the_wheel_runs_the_quickstart_in_an_empty_environment(built: dict[str, 
     found = _run(python, "-c", ENTRY_POINTS, cwd=tmp_path).stdout.splitlines()
     assert sorted(found) == [
         "True",
+        "w2s-chat W2SChat",
         "w2s-classifier W2SClassifier",
         "w2s-hf W2SHF",
         "w2s-recorded Recorded",

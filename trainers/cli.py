@@ -322,6 +322,21 @@ def sweep(
 
 
 @app.command()
+def init(name: Annotated[Path, typer.Argument(help="The new folder; the method is called like it.")]) -> None:
+    """Begin a method of your own: a folder with a plug-in, its test, an experiment that compares it, and a README.
+
+    \b
+    w2s init my_method
+    cd my_method && pytest && w2s run experiment.yaml --plugin my_method.py
+    """
+    from trainers.new_plugin import begin
+
+    for path in begin(name):
+        typer.echo(path)
+    typer.echo(f"next: cd {name} && pytest && w2s run experiment.yaml --plugin {name.name}.py")
+
+
+@app.command()
 def plan(config: Config, assignments: Set = None, plugins: Plugins = None) -> None:
     """Show the stages of an experiment with their sizes; loads no weights and needs no network.
 

@@ -3,12 +3,12 @@
 A plug-in is a Python file or module. What it defines with one of these decorators is there under its name in experiment
 files, as the suite's own is, which is defined with the same ones:
 
-    loss            a training loss, one value a row           trainers.training.losses
+    loss            a training loss, one value a row            trainers.training.losses
     whole_step      marks a loss that looks at a whole step
-    label_op        labels -> labels, without a model           trainers.labels.operations
+    label_op        labels to labels, without a model           trainers.labels.operations
     needs_confidence, needs_gold
                     mark operations that rank soft labels, or that are given gold ones
-    model_op       labels by steps that train or ask a model   trainers.steps.teachers
+    model_op        labels by steps that train or ask a model   trainers.steps.teachers
     arm             a way to get a strong model, or a control   trainers.labels.arms
     trainer         a way to train a model                      trainers.fit.trainer
     section         a part of the report                        trainers.report.section
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainers.section import Section as Settings
     from trainers.steps.source import Labels, Source, read_labels
     from trainers.steps.teachers import Repetition, answers_of, computed, embeddings_of, model_op, trained
-    from trainers.training.losses import State, loss, whole_step
+    from trainers.training.losses import LOSSES, State, loss, whole_step
     from w2s_tasks.errors import UserError
 
 PLACES = {
@@ -56,6 +56,7 @@ PLACES = {
     "embeddings_of": "trainers.steps.teachers",
     "model_op": "trainers.steps.teachers",
     "trained": "trainers.steps.teachers",
+    "LOSSES": "trainers.training.losses",
     "State": "trainers.training.losses",
     "loss": "trainers.training.losses",
     "whole_step": "trainers.training.losses",
@@ -65,6 +66,7 @@ PLACES = {
 RENAMED = {"Settings": "Section"}
 
 __all__ = [
+    "LOSSES",
     "LabelSet",
     "Labels",
     "Repetition",

@@ -76,17 +76,24 @@ def evaluate(context: typer.Context) -> None:
         cli_evaluate()
 
 
-def tasks(
+tasks = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+
+
+@tasks.callback()
+def list_tasks(
+    context: typer.Context,
     path: Annotated[
         bool, typer.Option("--path", help="Print only the folder for the stock `lm_eval --include_path`.")
     ] = False,
 ) -> None:
-    """List our tasks and groups.
+    """List our tasks and groups, or make one of your own rows: `w2s tasks new`.
 
     \b
     w2s tasks
     lm_eval run --include_path "$(w2s tasks --path)" --tasks w2s_sst2 --model hf --model_args pretrained=gpt2
     """
+    if context.invoked_subcommand:
+        return
     if path:
         typer.echo(str(TASK_PATH))
         return
@@ -97,6 +104,50 @@ def tasks(
         typer.echo(f"{title}:")
         for name in names:
             typer.echo(f"  {name}")
+
+
+@tasks.command("new")
+def new_task(
+    file: Annotated[Path, typer.Argument(help="A table: CSV, TSV, JSONL or parquet.")],
+    out: Annotated[Path | None, typer.Option(help="The folder to write to; by default one of the task's name.")] = None,
+    name: Annotated[str | None, typer.Option(help="The task's name; by default the file's.")] = None,
+    text: Annotated[str | None, typer.Option(help="The column that is asked about, or a template with {{column}}.")] = None,
+    label: Annotated[
+        str | None, typer.Option(help="The column with the right choice: its text, or its number from 0.")
+    ] = None,
+    choices: Annotated[
+        list[str] | None,
+        typer.Option(help="What the labels are called, by commas; number 0 first. Repeat it for texts with commas."),
+    ] = None,
+    options: Annotated[
+        list[str] | None, typer.Option(help="The column, or columns, by commas, with each row's own choices.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="The column that says train, validation or test.")] = None,
+    test: Annotated[
+        float | None, typer.Option(help="The share of the rows to evaluate on, 0.2 by default; 1 for all.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of that share.")] = 0,
+    group: Annotated[str | None, typer.Option(help="A column whose rows belong together, e.g. a passage's.")] = None,
+    shuffle: Annotated[bool, typer.Option("--shuffle", help="Put each row's own choices in another order.")] = False,
+    description: Annotated[str | None, typer.Option(help="What stands before the shots and the question.")] = None,
+) -> None:
+    """Make a task of a table: look at its columns, say what each is taken for, write YAML and rows. Nothing is overwritten.
+
+    \b
+    w2s tasks new reviews.csv
+    w2s tasks new reviews.csv --text review --label stars --choices bad,good --test 0.3
+    w2s tasks new quiz.csv --text "{{question}} Answer:" --options A,B,C,D --label answer --group passage
+    """
+    from w2s_tasks.own.guess import Told
+    from w2s_tasks.own.new import new
+
+    def listed(values: list[str] | None) -> list[str]:
+        return [part.strip() for part in values[0].split(",")] if values and len(values) == 1 else values or []
+
+    told = Told(text, label, listed(choices), listed(options), split, group)
+    lines = new(file, told, name=name, out=out, test=test, seed=seed, shuffle=shuffle, description=description)
+    for line in lines:
+        typer.echo(line)
 
 
 def rescore(
@@ -208,7 +259,7 @@ def mount(app: typer.Typer) -> None:
     """Add these commands to an application."""
     passthrough = {"allow_extra_args": True, "ignore_unknown_options": True}
     app.command("eval", context_settings=passthrough)(evaluate)
-    app.command("tasks")(tasks)
+    app.add_typer(tasks, name="tasks")
     app.command("rescore")(rescore)
     app.command("validate")(validate)
     app.command("fetch")(fetch)

@@ -62,7 +62,8 @@ def _document_problems(task: Any, number: int, doc: dict[str, Any]) -> Iterator[
                 yield f"{where}: the prompt is empty"
             if delimiter[:1].isspace() and text != text.rstrip() and not _verbatim(task):
                 yield f"{where}, {shots} shots: the prompt ends in white space before the delimiter {delimiter!r}"
-            if "{{" in text and "{{" not in str(doc.values()):
+            # Shots show other documents, in which braces may stand as well.
+            if not shots and "{{" in text and "{{" not in str(doc.values()):
                 yield f"{where}: a template stands unrendered in the prompt"
     if task.OUTPUT_TYPE != "multiple_choice":
         return

@@ -24,6 +24,7 @@ from trainers.section import Section
 from trainers.training.settings import LocalSettings, ModelSettings
 from w2s_tasks.errors import nearest
 from w2s_tasks.models.service import checked_url
+from w2s_tasks.own.task import RowsTask
 from w2s_tasks.paths import LONGEST_NAME, size
 from w2s_tasks.plugin.forms import MARK
 from w2s_tasks.scoring.calibration import Calibration
@@ -150,7 +151,7 @@ class Experiment(Section):
 
     task: str
     """Any trainable multiple_choice task: ours, lm_eval's, or yours by include_path; with labels: generate a generate_until
-    task that says how it reads the answer of a reply."""
+    task that says how it reads the answer of a reply. In Python also what `task_from_rows` returns."""
     form: Literal["verify", "pair", "shuffle"] | None = None
     """Ask the task's rows in another form, in training and evaluation alike: is this answer right (verify), which of two is
     better (pair), the choices in another order (shuffle); null as they are. The task is called NAME@FORM then."""
@@ -210,6 +211,15 @@ class Experiment(Section):
         if size(value) > LONGEST_NAME:
             raise ValueError(f"{size(value):,} bytes; a run folder's name has at most {LONGEST_NAME}")
         return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_rows(cls, data: Any) -> Any:
+        """A task made of rows stands for its name and its folder."""
+        task = data.get("task") if isinstance(data, dict) else None
+        if not isinstance(task, RowsTask):
+            return data
+        return {**data, "task": task.name, "include_path": [*(data.get("include_path") or ()), task.folder]}
 
     @field_validator("split", mode="before")
     @classmethod

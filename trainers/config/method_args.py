@@ -53,8 +53,12 @@ def settings_of(function: Callable[..., Any]) -> type[Section] | None:
         fields: dict[str, Any] = {p.name: (hints[p.name], p.default) for p in keywords}
         section = create_model(f"{function.__name__}_settings", __base__=Section, __doc__=function.__doc__, **fields)
         section.model_validate(section().model_dump())
-    except (TypeError, NameError, PydanticUserError, ValidationError) as error:
+    except (TypeError, NameError, PydanticUserError) as error:
         raise UserError(f"{place_of(function)}: settings of {function.__name__}: {one_line(error)}.") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        told = f"{'.'.join(map(str, first['loc']))}: its default does not fit its type: {first['msg']}"
+        raise UserError(f"{place_of(function)}: settings of {function.__name__}: {told}.") from error
     return section
 
 

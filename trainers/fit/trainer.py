@@ -62,8 +62,18 @@ class Trainer:
 TRAINERS: Registry[Trainer] = Registry("trainer")
 
 
-def trainer(name: str, **entry: Any) -> Callable[[Callable[..., ModelRef]], Callable[..., ModelRef]]:
-    """Register a trainer by its function `fit`; see `Trainer` for what goes with it."""
+def trainer(
+    name: str, *, like: str | None = None, **entry: Any
+) -> Callable[[Callable[..., ModelRef]], Callable[..., ModelRef]]:
+    """Register a trainer by its function `fit`.
+
+    Args:
+        name: its own.
+        like: a trainer that it is a variant of, whose entry it takes where it says nothing else.
+        **entry: fields of `Trainer`.
+    """
+    entry = {**(vars(TRAINERS[like]) if like else {}), **entry}
+    entry.pop("fit", None)
 
     def register_fit(fit: Callable[..., ModelRef]) -> Callable[..., ModelRef]:
         TRAINERS.add(name, Trainer(fit=fit, **entry), fit)

@@ -28,7 +28,7 @@ from trainers.training.losses import ABSENT, LOSSES, WHOLE_STEP, State
 from trainers.training.rows import normalised
 from w2s_tasks import code_scope
 from w2s_tasks.errors import UserError
-from w2s_tasks.user_text import one_line, shown
+from w2s_tasks.user_text import one_line
 
 ROWS, WIDTH = 24, 16
 """Made rows, and numbers in a hidden state."""
@@ -114,7 +114,7 @@ def _try_loss(name: str, labels: LabelSet, settings: dict[str, Any]) -> None:
         with _blaming(name, loss):
             values = loss(logprobs, targets, state, **settings)
         if not isinstance(values, torch.Tensor) or values.shape != (len(labels),):
-            what = f"a tensor of shape {list(values.shape)}" if isinstance(values, torch.Tensor) else shown(values)
+            what = f"a tensor of shape {list(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
             raise _wrong(name, loss, f"gives {what}; a loss gives one value a row, shape [{len(labels)}] here")
         if not bool(torch.isfinite(values).all()):
             row = int(torch.isfinite(values).logical_not().nonzero()[0])

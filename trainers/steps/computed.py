@@ -111,7 +111,7 @@ def called(function: Callable[..., Any], name: str, given: AnyLabels, *values: A
         place = place_of(function, error)
         raise UserError(f"{place}: {name} can't be used: {type(error).__name__}: {one_line(error)}") from error
     if type(made) is not type(given):
-        raise UserError(f"{place_of(function)}: {name} gives {shown(made)}, no {type(given).__name__}.")
+        raise UserError(f"{place_of(function)}: {name} gives {type(made).__name__}, no {type(given).__name__}.")
     known = set(given.row_id)
     strange = next((row for row in made.row_id if row not in known), None)
     if strange is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lm_eval.tasks.manager
 from lm_eval.api.group import Group
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
@@ -107,7 +108,10 @@ class W2STaskManager(TaskManager):
         self._read_index(include_defaults=False)
 
     def _read_index(self, *, include_defaults: bool) -> None:
-        super().__init__(include_path=self._paths, include_defaults=include_defaults, metadata=self._metadata)
+        # An lm_eval that finds our folder by its entry point would warn of every task that it is told of twice.
+        known: tuple[Path, ...] = getattr(lm_eval.tasks.manager, "discover_plugin_task_paths", tuple)()
+        paths = [path for path in self._paths if Path(path).resolve() not in known]
+        super().__init__(include_path=paths, include_defaults=include_defaults, metadata=self._metadata)
         self._factory = _Factory(meta=self._metadata)
 
     def _widen(self) -> None:

@@ -222,6 +222,12 @@ def clustered_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     return {"acc": item, "acc_stderr": item, **_tables((*pair, group)), **_leanings(doc, results, group)}
 
 
+def clustered(doc: dict[str, Any], results: Results) -> dict[str, Any]:
+    """``process_results`` of any number of choices: accuracy with an error clustered by the column ``w2s_group``."""
+    item = (int(doc["w2s_group"]), _right(_gold_pred(doc, results)))
+    return {"acc": item, "acc_stderr": item}
+
+
 def grouped_binary(doc: dict[str, Any], results: Results) -> dict[str, Any]:
     """As `clustered_binary`, with ETHICS' exact match over ``w2s_group``."""
     scores = clustered_binary(doc, results)

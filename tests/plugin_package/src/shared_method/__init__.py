@@ -1,0 +1,1 @@
+"""A method that is shared."""
