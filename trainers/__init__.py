@@ -24,6 +24,7 @@ PLACES = {
     "plan": "trainers.api",
     "run": "trainers.api",
     "sweep": "trainers.api",
+    "task_from_rows": "w2s_tasks.own.task",
 }
 """Where each public name is defined; `__init__.pyi` tells type checkers and editors the same."""
 
