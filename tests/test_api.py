@@ -19,7 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 import trainers
-from trainers import Experiment, Results, api, evaluate, load_experiment, load_report, plan, run, sweep
+from trainers import Experiment, Results, api, evaluate, load_experiment, load_report, plan, run, sweep, task_from_rows
 from trainers.cli import app
 from trainers.report.csv_tables import _cell
 from trainers.report.frames import tables
@@ -172,6 +172,15 @@ def test_a_model_is_measured_as_in_its_run(results: Results, run_folder: Path, t
     ]:
         with pytest.raises(UserError, match=words):
             evaluate(**{"model": "dummy", "tasks": "own_reviews", "include_path": [folder], **wrong})  # type: ignore[arg-type]
+
+
+def test_a_task_of_ones_own_rows_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("W2S_CACHE", str(tmp_path))
+    rows = [{"text": f"It was {word} {i}.", "mood": word} for i in range(20) for word in ("sad", "glad")]
+    task = task_from_rows(rows, text="text", choices=["sad", "glad"], label="mood", name="moods", test=0.5)
+    measured = evaluate("dummy", task, num_fewshot=0)
+    assert measured.accuracies.task.tolist() == ["moods"]
+    assert measured.accuracies.n.item() == 20
 
 
 def test_wrong_arguments_are_one_clear_error_before_anything_is_made(experiment_file: Path, tmp_path: Path):

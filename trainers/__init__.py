@@ -8,7 +8,7 @@ In Python::
     results.gaps
     results.plot.accuracy()
 
-Names are imported when they are asked for, torch and transformers when something runs.
+Names are imported when they are asked for; torch comes with the first call, or with `Experiment`.
 """
 
 import importlib
@@ -24,6 +24,7 @@ PLACES = {
     "plan": "trainers.api",
     "run": "trainers.api",
     "sweep": "trainers.api",
+    "task_from_rows": "w2s_tasks.own.task",
 }
 """Where each public name is defined; `__init__.pyi` tells type checkers and editors the same."""
 

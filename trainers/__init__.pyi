@@ -6,3 +6,4 @@ from trainers.api import run as run
 from trainers.api import sweep as sweep
 from trainers.config.experiment import Experiment as Experiment
 from trainers.report.results import Results as Results
+from w2s_tasks.own.task import task_from_rows as task_from_rows

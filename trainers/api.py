@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from trainers.running import Engine, IfExists
     from trainers.swept import Swept
     from w2s_tasks.models.ref import ModelRef
+    from w2s_tasks.own.task import RowsTask
 
 Overrides = Mapping[str, Any]
 """Settings by dotted key, as ``--set`` has them: {"strong.lr": 1e-3, "seeds": [0, 1]}."""
@@ -216,7 +217,7 @@ def plan(experiment: Given, *, overrides: Overrides | None = None) -> pd.DataFra
 
 def evaluate(
     model: str | ModelRef,
-    tasks: str | Sequence[str],
+    tasks: str | RowsTask | Sequence[str | RowsTask],
     *,
     model_args: str | Mapping[str, Any] | None = None,
     num_fewshot: int | None = None,
@@ -232,7 +233,7 @@ def evaluate(
 
     Args:
         model: a model of lm_eval's or of this suite's by name, or one of a run (`Results.model`).
-        tasks: names of tasks and groups.
+        tasks: names of tasks and groups, and tasks of your own rows (`task_from_rows`).
         model_args: as lm_eval takes them, a mapping or k=v,k=v.
         num_fewshot: solved questions in each prompt; None for each task's own number.
         limit: the first n documents of each task.
@@ -254,7 +255,7 @@ def evaluate(
     with quieted(), consent.during(confirm_run_unsafe_code):
         return measure(
             model,
-            [tasks] if isinstance(tasks, str) else list(tasks),
+            list(tasks) if isinstance(tasks, list | tuple) else [tasks],  # type: ignore[list-item]
             model_args=model_args,
             num_fewshot=num_fewshot,
             limit=limit,

@@ -114,7 +114,10 @@ def _interruptible() -> Iterator[None]:
         typer.echo("terminated: what was finished is kept, a training up to this step; the same command goes on.", err=True)
         raise SystemExit(stopping.EXIT_CODE) from None
     except KeyboardInterrupt:
-        typer.echo("interrupted: what was finished is kept; run the same command again to go on.", err=True)
+        typer.echo(
+            "interrupted: what was finished is kept, a training up to this step; run the same command again to go on.",
+            err=True,
+        )
         raise SystemExit(130) from None
 
 

@@ -18,6 +18,7 @@ from w2s_tasks import register
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.keys import refuse
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.own.task import RowsTask
 from w2s_tasks.plugin.eval_arguments import mapping
 from w2s_tasks.plugin.saving import check_output
 from w2s_tasks.results.read import TaskScores, read_evaluation
@@ -105,7 +106,7 @@ def _metrics(results: Mapping[str, Any]) -> Iterator[Row]:
 
 def measure(
     model: str | ModelRef,
-    tasks: Sequence[str],
+    tasks: Sequence[str | RowsTask],
     *,
     model_args: str | Mapping[str, Any] | None,
     num_fewshot: int | None,
@@ -128,8 +129,9 @@ def measure(
     if num_fewshot is not None and num_fewshot < 0:
         raise UserError(f"num_fewshot {num_fewshot}: a number of solved questions from 0 on.")
     ref = _ref(model, model_args)
-    harness = Harness(include_path)
-    loaded = harness.load(tasks)
+    own = [task for task in tasks if isinstance(task, RowsTask)]
+    harness = Harness([*include_path, *dict.fromkeys(task.folder for task in own)])
+    loaded = harness.load([task.name if isinstance(task, RowsTask) else task for task in tasks])
     unsafe = next((task.name for task in loaded if task.is_unsafe), None)
     if unsafe and not consent.given():
         raise UserError(f"the task '{unsafe}' runs programs that a model writes: confirm_run_unsafe_code=True.")

@@ -6,6 +6,7 @@ that their text is readable on a phone. Each section draws its own; here is what
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import io
 import re
@@ -85,11 +86,11 @@ class Drawing:
             raise UserError("figures need matplotlib: pip install 'w2s-harness[report]'.")
         import matplotlib as mpl
 
-        from trainers.report.notebook_figure import NotebookFigure
-
         with mpl.rc_context(STYLE):
-            figure = self._drawn(NotebookFigure)
+            figure = self._drawn()
             figure.draw_without_rendering()  # ticks are made here: their text, too, is never read as a formula
+        # What Jupyter asks for: pyplot, which else shows figures there, does not know this one, so no cell shows it twice.
+        vars(figure)["_repr_png_"] = functools.partial(_png, figure)
         return figure
 
     def svg(self) -> str | None:
@@ -97,10 +98,9 @@ class Drawing:
         if not installed():
             return None
         import matplotlib as mpl
-        from matplotlib.figure import Figure
 
         with mpl.rc_context(STYLE):
-            figure = self._drawn(Figure)
+            figure = self._drawn()
             figure.patch.set_alpha(0)
             buffer = io.StringIO()
             figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -112,10 +112,18 @@ class Drawing:
         # matplotlib leaves glyph text without a colour of its own, which would be black on a dark page.
         return text.replace("<svg ", f'<svg role="img" aria-label="{escape(self.about)}" fill="currentColor" ', 1)
 
-    def _drawn(self, kind: type[matplotlib.figure.Figure]) -> matplotlib.figure.Figure:
-        figure = kind(figsize=(self.width, self.height), layout="constrained")
+    def _drawn(self) -> matplotlib.figure.Figure:
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(self.width, self.height), layout="constrained")
         self.draw(figure)
         return figure
+
+
+def _png(figure: matplotlib.figure.Figure) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    return buffer.getvalue()
 
 
 def clean(axes: Any) -> None:

@@ -316,7 +316,7 @@ class Accuracy(Section):
                 axes.plot(one.pgr, y, marker_of(one.group, means), color=colour, markersize=7)
             axes.set_yticks(range(len(gaps)), [group_title(one.group) for one in reversed(gaps)])
             axes.set_xlabel(f"PGR on {report.head.task} (0 weak, 1 ceiling)\n(bars: 95 % interval)")
-            axes.margins(y=0.12)
+            axes.set_ylim(-0.6, len(gaps) - 0.4)
 
         return Drawing(draw, 1.0 + 0.36 * len(gaps), f"PGR of {len(gaps)} arms with intervals")
 
