@@ -63,6 +63,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_nothing_else(built: dict
         "harness_configs/eval/openai.yaml",
         "harness_configs/experiments/quickstart.yaml",
         "trainers/report/templates/style.html",
+        "trainers/templates/new_plugin/my_method.py.in",
         "trainers/py.typed",
     ):
         assert needed in held
@@ -145,3 +146,11 @@ def test_the_wheel_runs_the_quickstart_in_an_empty_environment(built: dict[str, 
     assert list((run / "tables").glob("*.csv"))
     _run(w2s, "report", run, run, "--out", "comparison.html", cwd=tmp_path)
     assert "<svg" in (tmp_path / "comparison.html").read_text()
+
+    # A method of one's own: begun, tested, compared.
+    _run(w2s, "init", "my_method", cwd=tmp_path)
+    own = tmp_path / "my_method"
+    _run(python, *pinned, "pytest", cwd=tmp_path)
+    assert "4 passed" in _run(python, "-m", "pytest", cwd=own).stdout
+    done = _run(w2s, "run", "experiment.yaml", "--plugin", "my_method.py", *small[:4], cwd=own)
+    assert "student, my_method" in done.stdout
