@@ -252,7 +252,7 @@ def test_the_arms_need_a_model_that_is_asked_here(experiment_file: Path):
     arms = "arms=[zero_shot_calibrated]"
     one_clear_error(
         lambda: load(str(experiment_file), [arms, "evaluate.engine=vllm"]),
-        "zero_shot_calibrated needs strong.trainer: lora, evaluated here",
+        "zero_shot_calibrated needs strong.trainer: full, lora or probe, evaluated here",
     )
     one_clear_error(
         lambda: load(str(experiment_file), [arms, "resources={evaluate: {processes: 2}}"]),

@@ -45,6 +45,7 @@ def test_a_batch_script_is_short_says_how_to_submit_it_and_is_bash(name: str):
     subprocess.run(["bash", "-n", str(FILES / name)], check=True)
 
 
+@pytest.mark.slow
 def test_a_task_of_an_array_ends_at_its_signal_with_a_checkpoint_and_goes_on_when_it_is_requeued(
     experiment_file: Path, tmp_path: Path
 ):

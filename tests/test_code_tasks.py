@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lm_eval.api.model import LM
+from test_harder_experiments import small_report
 from test_public_sets import lm_eval
 
 from w2s_tasks import TASK_PATH, sandbox
@@ -93,6 +94,15 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 # --- the built set ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_built_set_goes_through_a_whole_experiment(
+    made: Path, tmp_path: Path, encoder_folder: Path, causal_model: Callable[[str], Path]
+):
+    write(made / "google-research-datasets" / "mbpp" / "train.jsonl", [task_of_mbpp(i) for i in range(40, 60)])
+    code_check.build("code_check_mbpp")
+    report = small_report(tmp_path, "w2s_code_check_mbpp", encoder_folder, causal_model("llama"), rows=8, asked=6)
+    assert report["weak_labels"][0]["n"] == 8
 
 
 def test_a_set_is_built_once_and_what_it_says_is_so(made: Path, runs: list[str]):

@@ -154,6 +154,7 @@ def test_a_mistake_is_told_once_and_stops_only_what_stands_on_it(joined: Nodes, 
     assert [len(attempts(tmp_path, name)) for name in "abcde"] == [1, 1, 0, 1, 0]
 
 
+@pytest.mark.slow
 def test_a_step_of_a_machine_that_died_is_begun_again_elsewhere(joined: Nodes, tmp_path: Path):
     begun: list[tuple[str, str]] = []
 

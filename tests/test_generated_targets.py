@@ -537,7 +537,7 @@ LM = "objective: language_model"
 @pytest.mark.parametrize(
     ("sets", "message"),
     [
-        (["weak={model: m, trainer: classifier}"], "weak: labels: generate needs .* trainer: lora with objective"),
+        (["weak={model: m, trainer: classifier}"], "weak: labels: generate needs .* trainer: full or lora with objective"),
         (["weak={model: m, trainer: reward}"], "weak: labels: generate needs"),
         (["strong={model: m, trainer: lora}"], "strong: labels: generate needs"),
         (["strong={model: m, trainer: openai}"], "strong: labels: generate needs"),

@@ -128,6 +128,8 @@ BESIDE: dict[str, dict[str, Any]] = {
     "checkpoint": {"holdout": 0.4, "epochs": 8, "lr": 0.05},  # the last is not the best
 }
 """With which other settings a setting is tried."""
+BESIDE_IN: dict[tuple[str, str], dict[str, Any]] = {("full", "checkpoint"): {"lr": 0.002}}
+"""The same for one trainer."""
 NOT_OF_TRAINING = {"trainer", "model_args"}
 """Which trainer there is; arguments of the evaluated model."""
 SECTIONS = {"classifier": Classifier, "full": Full, "lora": Lora, "probe": Probe}
@@ -171,7 +173,7 @@ def test_every_setting_of_a_training_changes_the_trained_model(
     plain = train(base)
     assert train(base) == plain
     for key, value in changes.items():
-        beside = base | BESIDE.get(key, {})
+        beside = base | BESIDE.get(key, {}) | BESIDE_IN.get((kind, key), {})
         assert train({**beside, key: value}) != (train(beside) if key in BESIDE else plain), key
 
 

@@ -98,7 +98,7 @@ def _states(reader: Any, texts: Sequence[Any], folder: Path) -> torch.Tensor:
     if processes.is_main() and not _whole(path):
         found = torch.from_numpy(pooled_states(reader, reader.encode(texts) if texts else []))
         folder.mkdir(exist_ok=True)
-        unfinished = path.with_suffix(".tmp")
+        unfinished = folder / f".{FEATURES}"
         save_file({"states": found}, unfinished)
         unfinished.replace(path)
     processes.wait()

@@ -93,8 +93,9 @@ def untuned(settings: ModelSettings, task: HarnessTask) -> ModelRef:
 
 
 def named(role: Role, has: Callable[[Trainer], bool]) -> str:
-    """The trainers of a role that have something, as an error names them: full or lora."""
-    return " or ".join(name for name, entry in TRAINERS.items() if role in entry.roles and has(entry))
+    """The trainers of a role that have something, as an error names them: full, lora or probe."""
+    names = [name for name, entry in TRAINERS.items() if role in entry.roles and has(entry)]
+    return " or ".join([*([", ".join(names[:-1])] if names[1:] else []), *names[-1:]])
 
 
 def answering_code(settings: ModelSettings, *, tuned: bool = True) -> tuple[Code, ...]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from tqdm import tqdm
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from w2s_tasks.errors import UserError
@@ -116,8 +117,10 @@ def pooled_states(reader: StateReader, rows: Sequence[Tokens]) -> Array:
     """The vectors of encoded texts, [rows, width], run by length within the device's token budget."""
     budget = body_budget(reader.model)
     found: Array = np.empty((len(rows), reader.model.config.get_text_config().hidden_size), dtype=np.float32)
-    for batch in reader.batches(rows, budget) if rows else ():
-        found[batch] = reader.scores(reader.pad_together([rows[i] for i in batch])).cpu().numpy()
+    with tqdm(total=len(rows), desc="reading", unit="row", leave=False, disable=None) as bar:
+        for batch in reader.batches(rows, budget) if rows else ():
+            found[batch] = reader.scores(reader.pad_together([rows[i] for i in batch])).cpu().numpy()
+            bar.update(len(batch))
     return found
 
 
