@@ -1,7 +1,7 @@
 """What a plug-in registers, for its authors: ``from trainers.plugins import loss, label_op, arm``.
 
 A plug-in is a Python file or module. What it defines with one of these decorators is there under its name in experiment
-files, as the suite's own is, which is defined with the same ones:
+files, as the suite's own is, which is defined with the same ones::
 
     loss            a training loss, one value a row            trainers.training.losses
     whole_step      marks a loss that looks at a whole step
