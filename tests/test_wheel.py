@@ -128,7 +128,7 @@ def test_the_wheel_runs_the_quickstart_in_an_empty_environment(built: dict[str, 
     assert "w2s_ethics_probe_justice" in _run(*stock, "--limit", "4", cwd=tmp_path).stdout
 
     # Evaluation YAML: every shipped one is read; one is run on a tiny part, with the model that needs no weights.
-    configs = sorted(Path(folder).parent.glob("harness_configs/eval/*.yaml"))
+    configs = sorted(Path(folder).parents[1].glob("harness_configs/eval/*.yaml"))
     assert len(configs) == len(list((ROOT / "harness_configs" / "eval").glob("*.yaml")))
     probe = ["--model", "dummy", "--model_args", "", "--tasks", "w2s_ethics_probe", "--limit", "2", "--num_fewshot", "0"]
     _run(w2s, "eval", "--config", configs[0], *probe, "--output_path", "results", cwd=tmp_path)
