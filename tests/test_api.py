@@ -67,7 +67,7 @@ def test_type_checkers_are_told_the_names_that_there_are():
     assert all(getattr(trainers, name).__doc__ for name in trainers.PLACES)
     with pytest.raises(AttributeError, match=r"no attribute 'ran'; it has Experiment"):
         _ = trainers.ran  # type: ignore[attr-defined]
-    from trainers import sweeping
+    from trainers.commands import sweep as sweeping
 
     assert sweeping.lay_out is not None
     assert callable(trainers.sweep)  # no module of that name hides it

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from bad_input import one_clear_error
 
+from trainers.commands.sweep import lay_out, of_shard, parse_grid
 from trainers.config import reading
-from trainers.sweeping import lay_out, of_shard, parse_grid
 from w2s_tasks.models import prices
 
 GOOD = """\

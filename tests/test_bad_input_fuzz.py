@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from trainers.commands.sweep import parse_grid
 from trainers.config import experiment as config
 from trainers.config import reading
 from trainers.fit.classifier import Classifier
 from trainers.fit.lora import Lora
 from trainers.labels.label_set import LabelSet
 from trainers.labels.splits import SplitSettings
-from trainers.sweeping import parse_grid
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.recorded import read_replies

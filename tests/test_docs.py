@@ -158,7 +158,7 @@ def check_ours(words: list[str]) -> None:
     if name in ("run", "plan"):
         load(values["config"], values["assignments"])
     if name == "sweep":
-        from trainers.sweeping import lay_out, of_shard, parse_grid
+        from trainers.commands.sweep import lay_out, of_shard, parse_grid
 
         of_shard(lay_out(values["config"], values["assignments"] or [], parse_grid(values["grid"]))[1], values.get("shard"))
     if name == "eval" and context.args != ["--help-lm-eval"]:

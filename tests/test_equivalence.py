@@ -13,6 +13,7 @@ from bad_input import one_clear_error
 from scipy.stats import ttest_1samp
 from test_discrimination import two_choice
 
+from trainers.commands.sweep import open_sweep, parse_grid, run_cells
 from trainers.config.primary import Primary as Endpoint
 from trainers.config.reading import load
 from trainers.flow import run as ex
@@ -21,7 +22,6 @@ from trainers.flow.progress import Progress
 from trainers.report.collected import collect
 from trainers.report.report import read_report, write_report
 from trainers.report.sections.primary import Primary, _p
-from trainers.sweeping import open_sweep, parse_grid, run_cells
 from w2s_tasks.results.components import crossed
 from w2s_tasks.results.equivalence import equivalence
 from w2s_tasks.results.planning import Expected, drawn

@@ -28,8 +28,7 @@ FLOORS = (
     *("trainers", "trainers.quiet", "trainers.registry", "trainers.plugin_loader", "trainers.section"),
     *("trainers.store", "trainers.harness", "trainers.labels", "trainers.training", "trainers.services"),
     *("trainers.fit", "trainers.steps", "trainers.config", "trainers.flow", "trainers.report"),
-    *("trainers.plugins", "trainers.new_plugin", "trainers.power", "trainers.running", "trainers.measuring"),
-    *("trainers.sweeping", "trainers.swept", "trainers.api", "trainers.store_cli", "trainers.cli"),
+    *("trainers.plugins", "trainers.commands", "trainers.api", "trainers.store_cli", "trainers.cli"),
 )
 """From the ground up: a module or package imports only what stands before it, and what is in its own package."""
 

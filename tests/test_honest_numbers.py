@@ -14,7 +14,7 @@ import pytest
 from bad_input import one_clear_error
 from lm_eval.loggers import EvaluationTracker
 
-from trainers import sweeping as sw
+from trainers.commands import sweep as sw
 from trainers.config.reading import load
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run, open_run

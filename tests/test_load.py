@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import BAD, FILLER, GOOD, OWN_TASK
 
-from trainers import sweeping as sw
+from trainers.commands import sweep as sw
 from trainers.flow.progress import Progress
 from trainers.harness import evaluate as hn
 from trainers.harness.tasks import row_ids

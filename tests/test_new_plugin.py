@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import yaml
 
+from trainers.commands.init import begin
 from trainers.config.reading import load
 from trainers.flow.progress import Progress
 from trainers.flow.run import open_run
-from trainers.new_plugin import begin
 from trainers.report.report import write_report
 from w2s_tasks.errors import UserError
 

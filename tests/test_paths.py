@@ -12,11 +12,11 @@ import yaml
 from bad_input import one_clear_error
 from conftest import OWN_TASK, write_own_task
 
+from trainers.commands.sweep import LONGEST_NAME as LONGEST_CELL
+from trainers.commands.sweep import _cell_name
 from trainers.config.reading import parse
 from trainers.flow.alone import finetune_model, label_rows
 from trainers.store.stages import Store
-from trainers.sweeping import LONGEST_NAME as LONGEST_CELL
-from trainers.sweeping import _cell_name
 from w2s_tasks import cli, register
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import LONGEST_NAME, check_folder, check_place, file_name

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.power import of_report
+from trainers.commands.power import of_report
 from w2s_tasks.errors import UserError
 from w2s_tasks.results.planning import Expected, drawn, planned, seeds_needed, shared_variance
 from w2s_tasks.results.stats import paired_difference

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from trainers import sweeping as sw
 from trainers.cli import app, main
+from trainers.commands import sweep as sw
 from trainers.config.reading import load
 from trainers.flow.progress import Progress
 from trainers.flow.run import open_run

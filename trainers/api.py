@@ -25,12 +25,12 @@ from w2s_tasks import machine
 if TYPE_CHECKING:
     import pandas as pd
 
+    from trainers.commands.cells import Swept
+    from trainers.commands.evaluation import Measured
+    from trainers.commands.run import Engine, IfExists
     from trainers.config.experiment import Experiment
     from trainers.config.reading import Given
-    from trainers.measuring import Measured
     from trainers.report.results import Results
-    from trainers.running import Engine, IfExists
-    from trainers.swept import Swept
     from w2s_tasks.models.ref import ModelRef
     from w2s_tasks.own.task import RowsTask
 
@@ -98,8 +98,8 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished stays.
     """
     found = _named(experiment, overrides, name)
+    from trainers.commands.run import Terms, carry_out
     from trainers.report.results import Results
-    from trainers.running import Terms, carry_out
     from trainers.store import processes
     from w2s_tasks.errors import UserError
 
@@ -161,9 +161,9 @@ def sweep(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished stays.
     """
     found = _named(experiment, overrides, name)
-    from trainers.running import Terms
-    from trainers.sweeping import check_grid, of_shard, open_sweep, run_sweep
-    from trainers.swept import Swept
+    from trainers.commands.cells import Swept
+    from trainers.commands.run import Terms
+    from trainers.commands.sweep import check_grid, of_shard, open_sweep, run_sweep
 
     check_grid(grid)
     values = {key: list(own) for key, own in grid.items()}
@@ -248,7 +248,7 @@ def evaluate(
         UserError: an unknown model, argument or task.
     """
     _begin()
-    from trainers.measuring import measure
+    from trainers.commands.evaluation import measure
     from trainers.quiet import quieted
     from w2s_tasks.sandbox import consent
 

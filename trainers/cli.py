@@ -22,8 +22,8 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.sandbox import consent
 
 if TYPE_CHECKING:
+    from trainers.commands.run import Terms
     from trainers.config.experiment import Experiment
-    from trainers.running import Terms
 
 app = typer.Typer(
     name="w2s",
@@ -165,9 +165,9 @@ def run(
     w2s run my.yaml --store s3://my-bucket/w2s                             # any machine goes on where another one ended
     """
     _load_plugins(plugins)
+    from trainers.commands.run import carry_out
     from trainers.config.reading import load
     from trainers.report.report import show_report
-    from trainers.running import carry_out
     from trainers.store import processes
 
     terms = _terms(runs_dir, max_cost, engine, address, store, unsafe, quiet)
@@ -193,7 +193,7 @@ def _terms(
     unsafe: bool,
     quiet: bool,
 ) -> Terms:
-    from trainers.running import Terms
+    from trainers.commands.run import Terms
 
     terms = Terms(
         runs_dir=runs_dir,
@@ -245,7 +245,7 @@ def power(
     w2s power runs/quickstart --n 600,1052 --margin 0.03       # as a pilot was
     w2s power runs/quickstart --difference 0.02 --tests 24     # a change on one of 24 comparisons
     """
-    from trainers.power import fitting, of_report, plans, shown, with_options
+    from trainers.commands.power import fitting, of_report, plans, shown, with_options
     from trainers.report.blocks import show, standard_output
     from w2s_tasks.results.planning import Expected
 
@@ -299,7 +299,7 @@ def sweep(
     w2s sweep my.yaml --grid seed=0,1,2,3 --store s3://my-bucket/w2s --shard 1/4      # each machine its own shard
     """
     _load_plugins(plugins)
-    from trainers.sweeping import lay_out, of_shard, open_sweep, parse_grid, run_sweep, show_cells, show_sweep
+    from trainers.commands.sweep import lay_out, of_shard, open_sweep, parse_grid, run_sweep, show_cells, show_sweep
 
     terms = _terms(runs_dir, max_cost, engine, address, store, unsafe, quiet)
     values = parse_grid(grid or [])
@@ -329,7 +329,7 @@ def init(name: Annotated[Path, typer.Argument(help="The new folder; the method i
     w2s init my_method
     cd my_method && pytest && w2s run experiment.yaml --plugin my_method.py
     """
-    from trainers.new_plugin import begin
+    from trainers.commands.init import begin
 
     for path in begin(name):
         typer.echo(path)

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from trainers.commands.run import Terms
 from trainers.config.experiment import Experiment
 from trainers.config.reading import Given, read
 from trainers.config.resources import StepResources
@@ -44,7 +45,6 @@ from trainers.report.section import Report
 from trainers.report.sections.accuracy import Accuracy, Gap
 from trainers.report.sections.cost import Cost
 from trainers.report.text import percent
-from trainers.running import Terms
 from trainers.store import processes
 from trainers.store.costs import Budget
 from trainers.store.remote import Remote, open_remote
