@@ -54,6 +54,7 @@ def test_all_of_them_run_in_one_experiment(examples: list[str], experiment_file:
     report = write_report(run)[0].json()
     assert [arm["method"] for arm in report["arms"] if arm["arm"] == "student"] == ["xent", *methods]
     assert {arm["method"] for arm in report["arms"] if arm["sees_gold"]} == {"audited", "gold"}
+    assert f"--plugin {experiment_file.parent / 'knn.py'}" in report["command"]
     weak = LabelSet.load(run.folder_of(run.layout.weak_labels[0]) / LABELS)
     weight = labels_of(run, "margin+gce").weight
     assert weight is not None

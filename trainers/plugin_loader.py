@@ -76,9 +76,14 @@ def load_plugin(source: str | Path) -> Plugin:
 
 def _handed_on(plugin: Plugin) -> Plugin:
     """Let the processes that this one starts load it too, on other machines from the same place."""
-    given = dict.fromkeys([*json.loads(os.environ.get(VARIABLE, "[]")), plugin.file or plugin.name])
-    os.environ[VARIABLE] = json.dumps(list(given))
+    os.environ[VARIABLE] = json.dumps(list(dict.fromkeys([*given(), plugin.file or plugin.name])))
     return plugin
+
+
+def given() -> list[str]:
+    """The files and modules that this process, or the one that started it, was given."""
+    found: list[str] = json.loads(os.environ.get(VARIABLE, "[]"))
+    return found
 
 
 def load_plugins(sources: Iterable[str | Path] | None) -> None:
@@ -97,7 +102,7 @@ def load_standing() -> None:
     """
     for point in entry_points(group=GROUP):
         _load_point(point)
-    for source in json.loads(os.environ.get(VARIABLE, "[]")):
+    for source in given():
         load_plugin(source)
 
 

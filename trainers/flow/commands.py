@@ -11,6 +11,7 @@ import shlex
 from pathlib import Path
 
 from trainers.harness.evaluate import Harness, PromptStyle
+from trainers.plugin_loader import given
 from w2s_tasks import TASK_PATH
 from w2s_tasks.models.loading import base_config, base_tokenizer
 from w2s_tasks.models.packed_hf import usable_device
@@ -76,4 +77,5 @@ def _include(folder: Path | None, stock: bool) -> str:
 def experiment(config: Path, runs_dir: Path) -> str:
     """The command that runs an experiment again; what is finished below `runs_dir` is found there."""
     agreed = [consent.OPTION] if consent.given() else []
-    return shlex.join(["w2s", "run", str(config.absolute()), "--runs-dir", str(runs_dir.absolute()), *agreed])
+    plugins = [word for source in given() for word in ("--plugin", source)]
+    return shlex.join(["w2s", "run", str(config.absolute()), "--runs-dir", str(runs_dir.absolute()), *plugins, *agreed])

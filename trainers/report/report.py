@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 import trainers.report.sections  # noqa: F401 - registers them
 from trainers.config.experiment import Experiment
@@ -163,6 +164,9 @@ def reopened(folder: Path) -> Run:
     try:
         config = Experiment.model_validate(data["config"])
         there, names = folder / data["stages_folder"], {str(k): str(v) for k, v in data["stages"].items()}
+    except ValidationError as error:
+        told = error.errors()[0]["msg"].removeprefix("Value error, ").rstrip(".")
+        raise UserError(f"{folder}: its configuration can't be read: {told}. Or run it again instead.") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder}: its configuration does not fit this version; run it again instead ({error}).") from error
     run = Run(Layout.load(config), folder)
