@@ -26,7 +26,9 @@ import typer
 import yaml
 
 from trainers.cli import app
+from trainers.commands.init import begin
 from trainers.config.reading import find_config, load, parse
+from trainers.plugin_loader import load_plugins
 from w2s_tasks.errors import UserError
 from w2s_tasks.plugin.forms import FORMS
 
@@ -39,7 +41,7 @@ PAGES = sorted(
 COMMAND: Any = typer.main.get_command(app)
 GROUPS = {name: command for name, command in COMMAND.commands.items() if hasattr(command, "commands")}
 """Commands of commands, as `w2s store ls`."""
-ELSEWHERE = {"git", "cd", "source", "pip", "pre-commit", "python3", "vllm", "unzip", "sbatch", "kubectl"}
+ELSEWHERE = {"git", "cd", "source", "pip", "pre-commit", "python3", "vllm", "unzip", "sbatch", "kubectl", "pytest"}
 """Programs that are not ours to check."""
 
 
@@ -120,8 +122,16 @@ EXAMPLES, MENTIONS = examples(), mentions()
 
 
 @pytest.fixture
-def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The reader's working folder: the repository's files, and `my.yaml` and `my_tasks` as the manual has them."""
+def readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, plugins: Any) -> Path:
+    """The reader's working folder: the repository's files; `my.yaml`, `my_tasks` and plug-ins as the manual has them; what
+    `w2s init my_method` writes.
+    """
+    for path in begin(tmp_path / "my_method"):
+        path.rename(tmp_path / path.name)
+    (tmp_path / "my_lab").mkdir()
+    (tmp_path / "my_lab" / "filters.py").write_text("", encoding="utf-8")
+    for block in blocks(ROOT / "docs" / "own_methods.md", "python"):
+        (tmp_path / block.partition("\n")[0].removeprefix("# ")).write_text(block, encoding="utf-8")
     for name in ("harness_configs", "scripts"):
         (tmp_path / name).symlink_to(ROOT / name)
     experiments = [b for b in blocks(ROOT / "README.md", "yaml") if "methods:" in b]
@@ -155,6 +165,7 @@ def check_ours(words: list[str]) -> None:
     name, arguments = words[0], expanded(words[1:])
     context = (group or COMMAND).commands[name].make_context(name, arguments, parent=click.Context(COMMAND))
     values = context.params
+    load_plugins(values.get("plugins"))
     if name in ("run", "plan"):
         load(values["config"], values["assignments"])
     if name == "sweep":

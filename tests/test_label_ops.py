@@ -214,3 +214,42 @@ def test_an_arm_is_known_with_its_shots_too():
         "weak_untrained",
     }
     assert len({kind.colour for kind in ARMS.values()}) == len(ARMS)
+
+
+# ---- gold labels and weights --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", ["random", "uncertain"])
+def test_a_budget_of_gold_labels_replaces_as_many_and_no_other(how: str):
+    labels, gold = _labelled(100, choices=3)
+    made = operation("gold")(labels, np.random.default_rng(1), gold, rows=20, how=how)
+    exact = np.eye(3)[gold]
+    chosen = np.flatnonzero((made.soft != labels.soft).any(axis=1))
+    assert len(chosen) == 20
+    assert (made.soft[chosen] == exact[chosen]).all()
+    if how == "uncertain":
+        rest = np.setdiff1d(np.arange(100), chosen)
+        assert labels.confidence[chosen].max() <= labels.confidence[rest].min()
+    everything = operation("gold")(labels, np.random.default_rng(1), gold, rows=1000, how=how)
+    assert (everything.soft == exact).all()
+
+
+def test_weights_stay_with_their_rows(tmp_path: Path):
+    labels = _labels(6)
+    weight = np.array([0.0, 1, 2, 3, 4, 5])
+    weighed = labels.with_weight(weight)
+    assert weighed.take([5, 0]).weight.tolist() == [5, 0]
+    assert weighed.hardened().weight.tolist() == weighed.with_soft(labels.soft).weight.tolist() == weight.tolist()
+    other = LabelSet(("x",), labels.soft[:1])
+    assert weighed.join(other).weight.tolist() == [*weight, 1]
+    assert other.join(weighed).weight.tolist() == [1, *weight]
+    weighed.save(tmp_path / "l.parquet")
+    assert LabelSet.load(tmp_path / "l.parquet").weight.tolist() == weight.tolist()
+    labels.save(tmp_path / "l.parquet")
+    assert LabelSet.load(tmp_path / "l.parquet").weight is None
+
+
+@pytest.mark.parametrize("weight", [[1.0], [-1.0, 1, 1], [np.nan, 1, 1], [np.inf, 1, 1], [0.0, 0, 0]])
+def test_weights_that_mean_nothing_are_refused(weight: list[float]):
+    with pytest.raises(UserError, match="weights are one number from 0 for each of 3 rows"):
+        _labels(3).with_weight(np.array(weight))

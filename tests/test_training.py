@@ -370,3 +370,20 @@ def test_a_missing_task_suggests_the_right_one():
         harness.task("w2s_sst")
     with pytest.raises(UserError, match="is a group"):
         harness.task("w2s_ethics_probe")
+
+
+def test_a_row_counts_in_the_loss_by_its_weight(own_task: Path, causal_model, tmp_path: Path):
+    """The loss of a step is linear in the weights; weights of 1 are none."""
+    task, labels, pool = _task(own_task), _gold(_task(own_task), 16), hn.ModelPool()
+    settings = Lora(model=str(causal_model("llama")), r=4, lr=1e-2, batch_size=16, holdout=0)
+    half = np.arange(16) % 2
+    first = []
+    for name, weight in (("none", None), ("one", np.ones(16)), ("even", 1.0 - half), ("odd", half.astype(float))):
+        (tmp_path / name).mkdir()
+        weighed = labels if weight is None else labels.with_weight(weight)
+        lora.fit(task, task.train_docs[:16], weighed, settings, tmp_path / name, pool=pool)
+        first.append(_losses(tmp_path / name)[0])
+    none, one, even, odd = first
+    assert one == none
+    assert even + odd == pytest.approx(none, rel=1e-6)
+    assert 0 < even < none
