@@ -22,6 +22,7 @@ from w2s_tasks.results.read import read_evaluation
 from w2s_tasks.rows import gsm8k_steps, math_steps, solutions
 from w2s_tasks.rows.carrying import Change, NotComputedError, Solution, evaluate, numbers
 from w2s_tasks.rows.final_answers import after_hashes, boxed, same, value
+from w2s_tasks.scoring import maths
 
 CHECKS = ["w2s_gsm8k_check", "w2s_gsm8k_check_claim", "w2s_math_check", "w2s_math_check_claim"]
 QUESTION = "Ann has 21 nuts and finds 14 more. She eats 13 of them and sells half of the rest. How many are left?"
@@ -440,3 +441,16 @@ def test_every_readme_names_its_tasks_and_papers():
         assert "@" in text
         for path in (TASK_PATH / folder).glob("*.yaml"):
             assert f"`{path.stem}`" in text
+
+
+@pytest.mark.pypi
+def test_asdivs_answers_are_read_as_its_numbers_and_no_story_is_on_both_sides():
+    splits = solutions.asdiv()
+    assert {split: len(rows) for split, rows in splits.items()} == {"train": 1411, "validation": 748}
+    assert not set(splits["train"]["passage"]) & set(splits["validation"]["passage"])
+    for doc in splits["validation"]:
+        right = maths.asdiv(doc, [f" {doc['solution']}"])
+        assert right["acc"] == right["acc_strict"] == (maths.RIGHT, 1, 1, -1)
+    assert maths.asdiv(doc, [f"It is {doc['final']}"])["acc_strict"] == (maths.RIGHT, 1, -1, -1)
+    assert maths.asdiv(doc, [f"{doc['final']}1 apples"])["acc_strict"] == (maths.RIGHT, 0, 0, -1)
+    assert maths.asdiv(doc, ["none"])["unparsed"] == (maths.RIGHT, -1, -1, -1)

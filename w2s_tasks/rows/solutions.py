@@ -1,4 +1,4 @@
-"""GSM8K and MATH: worked solutions, to be written or to be checked.
+"""GSM8K, MATH and ASDiv: solutions, to be written or to be checked.
 
 To be checked is one solution a question. A coin, seeded by the question alone, decides between the data's own and one with
 one step wrong (see `w2s_tasks.rows.carrying`); questions of which no wrong one can be made are in neither class. Or they are
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,15 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.rows import gsm8k_steps, math_steps
 from w2s_tasks.rows.final_answers import after_hashes, boxed, final_answer, require, same
 from w2s_tasks.rows.forms import draws
+from w2s_tasks.rows.public_sets import read_rows
 from w2s_tasks.rows.sources import Splits, digest, load
 from w2s_tasks.user_text import parse_json, read_text, shown
 
 log = logging.getLogger(__name__)
 
 SEED = 0
+EVALUATED = 3
+"""One story of so many is ASDiv's to be evaluated."""
 SPLITS = {"train": "train", "validation": "test"}
 FEATURES = datasets.Features(
     {
@@ -94,6 +98,29 @@ def math(**_: Any) -> Splits:
     """
     require()
     return _math()
+
+
+def asdiv(**_: Any) -> Splits:
+    """ASDiv (Miao et al. 2020) of a package index: passage, question, solution ("9 apples"), final; a third is evaluated.
+
+    The split is by the hash of the story, as `w2s_nlp_asdiv_pypi` has it. Answers that are no single number are left out.
+    """
+    return _asdiv()
+
+
+@functools.cache
+def _asdiv() -> Splits:
+    rows = sorted((row for row in map(_asdiv_row, read_rows("ASDiv")) if row["final"]), key=lambda r: digest(r["question"]))
+    parts: dict[str, list[Doc]] = {"train": [], "validation": []}
+    for row in rows:
+        parts["train" if int(digest(row["passage"]), 16) % EVALUATED else "validation"].append(row)
+    return {split: datasets.Dataset.from_list(found) for split, found in parts.items()}
+
+
+def _asdiv_row(row: Mapping[str, str]) -> Doc:
+    told = re.fullmatch(r"(\d+(?:\.\d+)?)(?: .*)?", row["answer"].strip())
+    asked = {key: row[key].strip() for key in ("passage", "question")}
+    return {**asked, "solution": row["answer"].strip(), "final": told[1] if told else ""}
 
 
 # ---- solutions to be checked -------------------------------------------------------------------------------------------

@@ -55,6 +55,18 @@ def gsm8k(doc: Doc, results: Sequence[str]) -> Doc:
     return _scored(doc, results, (said_number, _number(after_hashes)), equal_numbers)
 
 
+def _leading(reply: str) -> str | None:
+    """The number that a reply begins with: '9' of '9 apples'."""
+    first = reply.strip().split(" ", 1)[0]
+    return first if value(first) is not None else None
+
+
+@reads(said_number, equal_numbers)
+def asdiv(doc: Doc, results: Sequence[str]) -> Doc:
+    """``process_results`` of ASDiv: numbers alone; strictly, at the reply's beginning."""
+    return _scored(doc, results, (said_number, _leading), equal_numbers)
+
+
 @reads(final_answer, same)
 def math(doc: Doc, results: Sequence[str]) -> Doc:
     r"""``process_results`` of MATH: numbers, then math-verify; strictly, in a ``\boxed{}``."""
