@@ -453,4 +453,5 @@ def test_asdivs_answers_are_read_as_its_numbers_and_no_story_is_on_both_sides():
         assert right["acc"] == right["acc_strict"] == (maths.RIGHT, 1, 1, -1)
     assert maths.asdiv(doc, [f"It is {doc['final']}"])["acc_strict"] == (maths.RIGHT, 1, -1, -1)
     assert maths.asdiv(doc, [f"{doc['final']}1 apples"])["acc_strict"] == (maths.RIGHT, 0, 0, -1)
+    assert maths.asdiv(doc, [f"1 + {doc['final']} - 1 = {doc['final']} apples"])["acc"][1] == 1
     assert maths.asdiv(doc, ["none"])["unparsed"] == (maths.RIGHT, -1, -1, -1)

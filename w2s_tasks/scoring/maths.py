@@ -61,10 +61,15 @@ def _leading(reply: str) -> str | None:
     return first if value(first) is not None else None
 
 
-@reads(said_number, equal_numbers)
+def told_number(reply: str) -> str | None:
+    """The number that a reply begins with ('20 16-ounce bottles'), unless it is worked out there; else as `said_number`."""
+    return (None if "=" in reply else _leading(reply)) or said_number(reply)
+
+
+@reads(told_number, equal_numbers)
 def asdiv(doc: Doc, results: Sequence[str]) -> Doc:
     """``process_results`` of ASDiv: numbers alone; strictly, at the reply's beginning."""
-    return _scored(doc, results, (said_number, _leading), equal_numbers)
+    return _scored(doc, results, (told_number, _leading), equal_numbers)
 
 
 @reads(final_answer, same)
