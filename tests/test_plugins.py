@@ -105,6 +105,8 @@ def test_a_file_that_changed_is_loaded_anew_and_one_that_did_not_is_not(plugins:
     assert "other" in LOSSES
     with pytest.raises(UserError, match="ZeroDivisionError"):
         plugins(tmp_path, "own.py", LOSS + "1/0\n")
+    assert "own" not in plugin_loader.LOADED
+    assert "mine" not in LOSSES
     assert plugins(tmp_path, "own.py", LOSS).sha256 == plugin_loader.LOADED["own"].sha256
 
 

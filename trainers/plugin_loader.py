@@ -125,11 +125,9 @@ def _load_file(path: Path) -> Plugin:
     if there is not None and there.file == str(path):
         if there.sha256 == code_scope.files_hash([path]):
             return there
-        sys.modules.pop(name, None)
+        _forget(name)  # what can't be loaded anew is not there in its old form either
     _refuse_name(name, path)
-    with all_or_nothing():
-        _forget(name)
-        module = _imported(name, path.name, functools.partial(_run, name, path))
+    module = _imported(name, path.name, functools.partial(_run, name, path))
     LOADED[name] = _described(name, module, getattr(module, "__version__", None), path)
     return LOADED[name]
 
@@ -147,7 +145,9 @@ def _refuse_name(name: str, path: Path) -> None:
 
 
 def _forget(name: str) -> None:
-    """Take back what a module registered."""
+    """Take back a plug-in's module and what it registered."""
+    del LOADED[name]
+    sys.modules.pop(name, None)
     for registry in Registry.known:
         for entry in [entry for entry, (module, _) in registry.places.items() if module == name]:
             del registry[entry], registry.places[entry]
