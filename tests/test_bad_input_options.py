@@ -86,6 +86,7 @@ REST = {
     "validate": ["nothing"],
     "power": ["nothing"],
     "view": ["nothing"],
+    "init": [],
     "build": [],
 }
 """Arguments with which a command ends soon: nothing of that name is there."""

@@ -129,6 +129,7 @@ def test_a_difference_is_seen():
 TRAINING = ["--rows", 32, "--batch-size", 16, "--heldout", 40, "--r", 4, "--lr", 1e-2]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="needs TRL, the peer: pip install '.[bench]'")
 def test_chat_training_has_the_losses_and_predictions_of_trl(own_task: Path, causal_model, capsys):
     arguments = [*_common(causal_model("llama"), own_task), *TRAINING, "--peer-batch", "8", "--system-prompt", "Be brief."]

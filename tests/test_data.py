@@ -20,7 +20,7 @@ from trainers.harness.tasks import row_ids
 from trainers.labels import arms, splits
 from trainers.labels.gold import Gold, gold_labels
 from trainers.labels.label_set import LabelSet
-from trainers.labels.operations import METHOD_OPS
+from trainers.labels.operations import METHOD_OPS, NEEDS_GOLD
 from w2s_tasks.errors import UserError
 from w2s_tasks.rows.fewshot import BalancedSampler, FixedThenSeededSampler, LongBalancedSampler
 
@@ -166,8 +166,9 @@ def test_every_operation_keeps_the_rows_and_is_seeded():
 def test_no_operation_of_a_student_sees_gold():
     assert {name for name, kind in arms.ARMS.items() if kind.sees_gold} == {"noise_matched"}
     for function in (*METHOD_OPS.values(), arms.ARMS["student"].labels):
-        assert "gold" not in inspect.signature(function).parameters
-    assert {field.name for field in dataclasses.fields(LabelSet)} == {"row_id", "soft", "sizes"}
+        assert "gold" not in inspect.signature(function).parameters or function in NEEDS_GOLD.values()
+    assert set(NEEDS_GOLD) == {"gold"}
+    assert {field.name for field in dataclasses.fields(LabelSet)} == {"row_id", "soft", "sizes", "weight"}
 
 
 def test_what_the_operations_do():

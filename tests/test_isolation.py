@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from safetensors.torch import load_file, save_file
 
 from trainers.config.reading import load
@@ -75,6 +76,7 @@ def test_the_same_weights_under_another_name_have_stages_of_their_own(
     assert base["args"]["pretrained"] == str(tmp_path / "copy")
 
 
+@pytest.mark.slow
 def test_lm_evals_cache_gives_no_model_anothers_answers(own_task: Path, causal_model: Models, tmp_path: Path):
     """Its keys hold the request alone: the second model was given the first one's answers."""
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainers.config.method_args import MethodArgs
+from trainers.config.method_args import known
 from trainers.config.methods import Method, parse_method
 from trainers.labels import relabel
 from trainers.labels.arms import ARMS, kind_of, operation
@@ -83,7 +83,7 @@ def test_the_filter_by_class_keeps_the_class_shares():
         assert (kept.hard == c).sum() == -(-(labels.hard == c).sum() // 2)
     assert len(_apply("filter", labels, keep=1.0, by_class=True)) == 200
     assert _apply("filter", labels).row_id == kept.row_id
-    assert MethodArgs().of("filter") == {"keep": 0.5, "by_class": True}
+    assert known()().of("filter") == {"keep": 0.5, "by_class": True}
     assert most_confident(labels, 1e-9, True).sum() == 2  # never less than one row a class
 
 

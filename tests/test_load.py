@@ -292,7 +292,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
         monkeypatch.setattr(where, name, lambda *a, **k: into.append(about(*a)) or real(*a, **k))
 
     count(store, "sha256_file", found.hashed, str)
-    count(store.Store, "_build", found.built, lambda self, kind, key, *rest: f"{kind}-{key}")
+    count(store.Store, "_build", found.built, lambda self, order: f"{order.kind}-{order.key}")
     count(hn.ModelPool, "load", found.loaded, lambda self, ref: str(ref.model))
     count(sw, "write_atomic", found.written, lambda path, text: path.name)
     return found

@@ -141,6 +141,7 @@ def test_the_service_gets_the_rows_that_the_evaluation_asks(study: Path, service
         assert reply == {"role": "assistant", "content": ['"negative"', '"positive"'][hard]}
 
 
+@pytest.mark.slow
 def test_the_seed_study_runs_as_it_was(service: Service, encoder_folder: Path, real_data: Path, tmp_path: Path):
     small = [
         f"strong.base_url={service.base_url}",

@@ -266,9 +266,7 @@ TWO = (
     [
         ("* power", "* power * 1", {"mine"}),
         ("def mine", "# words\ndef mine", set()),
-        ("import numpy as np", '"""Words."""\nimport numpy as np', set()),
         ("first(labels))", "first(labels)[::-1])", {"drop"}),
-        ("range(len", "list(range(len", {"drop"}),
         ("PARTS = 2", "PARTS = 3", {"drop"}),
         ("@loss", "UNUSED = 1\n\n@loss", set()),
     ],
@@ -277,9 +275,7 @@ def test_the_source_of_a_plug_in_counts_where_it_is_used(
     plugins: Load, experiment_file: Path, old: str, new: str, expected: set[str]
 ):
     folder, helper = experiment_file.parent, "PARTS = 2\n"
-    texts = [TWO.replace("))\n", "))\n"), TWO.replace(old, new)]
-    if "list(range" in new:
-        texts[1] = texts[1].replace("helper_beside.PARTS)", "helper_beside.PARTS))")
+    texts = [TWO, TWO.replace(old, new)]
     keys = []
     for text, beside in zip(texts, (helper, helper.replace(old, new)), strict=True):
         (folder / "helper_beside.py").write_text(beside)
@@ -322,11 +318,10 @@ def test_what_a_notebook_defines_counts_by_its_cells(plugins: Load, experiment_f
 
     exec("\n".join(cells[:2]), space)  # noqa: S102
     first = ran(cell)
-    assert ran("print()") == ran("OTHER = 3") == first
+    assert ran("print()\nOTHER = 3") == first
     assert ran("SCALE = 5") != first
     assert ran("SCALE = 2") == first
     assert ran(cell.replace("* SCALE", "* SCALE * 2")) != first  # it may be defined again
-    assert ran(cell) == first
 
 
 # ---- from the command line ------------------------------------------------------------------------------------------

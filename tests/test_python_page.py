@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from trainers.report.results import Plots, Results
@@ -20,6 +21,7 @@ assert set(asked.arm) == {"weak", "student", "ceiling"}
 """
 
 
+@pytest.mark.slow
 def test_the_blocks_of_the_page_run(experiment_file: Path, tmp_path: Path):
     keys = yaml.safe_load(experiment_file.read_text(encoding="utf-8"))
     keys["split"]["limit"] = {"weak": 32, "transfer": 24}

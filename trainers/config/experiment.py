@@ -53,7 +53,7 @@ def _section(role: Role) -> Any:
             value = value.model_dump(exclude_unset=True) | {"trainer": value.trainer}
         sections = {name: entry.settings for name, entry in TRAINERS.items() if role in entry.roles}
         name = trainer_of(role, value)
-        if isinstance(value, dict) and name not in sections:
+        if isinstance(value, dict) and (not isinstance(name, str) or name not in sections):
             raise ValueError(f"no trainer {shown(name)}.{nearest(str(name), sections)} Known: {', '.join(sections)}.")
         return sections[name or DEFAULT_TRAINER[role]].model_validate(value)
 
