@@ -52,9 +52,15 @@ def results(run_folder: Path) -> Results:
 def test_importing_loads_nothing_large_until_something_runs():
     program = """
 import sys, trainers
-from trainers import run, sweep, plan, evaluate, load_report
+from trainers import Experiment, run, sweep, plan, evaluate, load_report
+from trainers.plugins import load_plugin
 assert {"Experiment", "run"} <= set(dir(trainers))
 print(*{"torch", "transformers", "lm_eval", "pandas", "datasets", "numpy"} & set(sys.modules))
+made = Experiment(name="x", task="t", weak={"model": "m"}, strong={"model": "m"})
+assert isinstance(made, Experiment) and not isinstance(1, Experiment)
+assert type(made).__name__ == Experiment.__name__ == "Experiment"
+assert Experiment.model_validate(made.model_dump()) == made
+assert "torch" in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert not done.stdout.strip()
