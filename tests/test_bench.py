@@ -144,6 +144,7 @@ def test_chat_training_has_the_losses_and_predictions_of_trl(own_task: Path, cau
     assert found["over_floor"] == pytest.approx(found["ours_s"] / found["floor_s"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_plain_training_has_the_losses_and_predictions_of_a_sequence_classifier(own_task: Path, causal_model, capsys):
     arguments = [*_common(causal_model("llama"), own_task), *TRAINING, "--peer-batch", "8"]
     found = _run(train.main, ["--format", "plain", *arguments], capsys)

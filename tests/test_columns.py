@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import EXPERIMENT, rows
 from test_own_rows import Rows, w2s, write
 
@@ -52,6 +53,7 @@ def odd(name: str, row: int) -> Any:
     return ("women", "men")[row % 2] if len(name) % 2 else row % 4
 
 
+@pytest.mark.slow
 def test_columns_of_every_name_that_our_code_knows_change_nothing(
     encoder_folder: Path, causal_model: Callable[[str], Path], tmp_path: Path
 ):

@@ -81,6 +81,7 @@ def run(config: dict[str, Any], folder: Path, monkeypatch: pytest.MonkeyPatch) -
     return write_report(flow)[0].json()
 
 
+@pytest.mark.slow
 def test_every_command_of_a_report_measures_what_the_report_says(
     odd: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

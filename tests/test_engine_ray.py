@@ -137,6 +137,7 @@ def joined(nodes: Nodes) -> Iterator[Nodes]:
         yield nodes
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once_and_stops_only_what_stands_on_it(joined: Nodes, tmp_path: Path):
     jobs = [
         job(tmp_path, "a"),

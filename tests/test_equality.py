@@ -16,8 +16,8 @@ from trainers.harness.evaluate import Harness, PromptStyle
 from w2s_tasks import TASK_PATH
 from w2s_tasks.models.packed_hf import W2SHF
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gpt2", "gpt_neox", "qwen2", "qwen3", "mistral")]
-ARCHITECTURES = ["llama", "gemma3", *SLOW]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("gemma3", "gpt2", "gpt_neox", "qwen2", "qwen3", "mistral")]
+ARCHITECTURES = ["llama", *SLOW]
 ON_FILE = "w2s_ethics_probe"
 """The tasks whose rows ship with the package."""
 

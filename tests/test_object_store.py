@@ -495,6 +495,7 @@ def test_another_machine_goes_on_and_the_report_is_read_from_the_store(url: str,
             assert line in command("store", name, tmp_path / "b" / "small")
 
 
+@pytest.mark.slow
 def test_shards_on_machines_without_a_common_disk_are_one_sweep(url: str, experiment_file: Path, tmp_path: Path):
     sweep = ["sweep", experiment_file, "--store", url, "--set", ARMS, "--grid", "method=xent,logconf"]
     shards = [start(*sweep, "--shard", f"{n}/2", "--runs-dir", tmp_path / str(n)) for n in (1, 2)]

@@ -191,6 +191,7 @@ def test_what_is_waited_and_paid_for_is_no_part_of_a_stage(study: Path, service:
     assert len(service.part(Jobs).all) == 2
 
 
+@pytest.mark.slow
 def test_a_killed_experiment_goes_on_with_its_job(study: Path, service: Service, tmp_path: Path):
     sets = ["arms=[student]"]
     fault = service.faults.add("POST /v1/fine_tuning/jobs", "hang_after")

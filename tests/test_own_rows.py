@@ -74,6 +74,7 @@ def w2s(*arguments: str, cwd: Path) -> str:
 NAMES = ("complaint", "praise")
 
 
+@pytest.mark.slow
 def test_a_csv_of_texts_and_their_names_goes_through_every_command(
     encoder_folder: Path, causal_model: Callable[[str], Path], tmp_path: Path
 ):

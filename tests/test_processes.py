@@ -40,6 +40,7 @@ def numbers(runs: Path) -> tuple[dict[str, Any], list[list[float]]]:
     return scores, sorted([c["loss"] for c in curve if "loss" in c] for curve in curves)
 
 
+@pytest.mark.slow
 def test_two_processes_run_an_experiment_to_the_numbers_of_one(experiment_file: Path, tmp_path: Path):
     """90 rows in steps of 16: the last step is not whole, so accelerate fills it with copies that must not count."""
     sets = ["--set", "arms=[zero_shot,student,ceiling,unsupervised]", "--set", "methods=[xent,logconf,relabel]"]

@@ -44,7 +44,7 @@ class _Later(type):
         return isinstance(instance, cls._meant())
 
     def _meant(cls) -> Any:
-        return getattr(importlib.import_module(PLACES[cls.__name__]), cls.__name__)
+        return _imported(cls.__name__)
 
 
 class _Experiment(metaclass=_Later):
@@ -59,6 +59,10 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(PLACES)}")
     if name == "Experiment":  # its schema stands on the trainers, and these on torch
         return _Experiment
+    return _imported(name)
+
+
+def _imported(name: str) -> Any:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "IProgress not found")  # the bars of a notebook here are text
         return getattr(importlib.import_module(PLACES[name]), name)
