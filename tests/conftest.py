@@ -300,10 +300,10 @@ def report(run_folder: Path) -> dict[str, Any]:
 def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
     """Writes a plug-in's file and loads it; what it registered is gone after the test."""
     from trainers import plugin_loader
-    from trainers.registry import Registry
+    from trainers.registry import remembered
     from w2s_tasks import code_scope
 
-    before = [(registry, dict(registry), dict(registry.places)) for registry in Registry.known]
+    restore = remembered()
     loaded, guests, modules, paths = dict(plugin_loader.LOADED), dict(code_scope.GUESTS), set(sys.modules), list(sys.path)
     monkeypatch.setenv(plugin_loader.VARIABLE, "[]")
 
@@ -312,10 +312,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Any]]:
         return plugin_loader.load_plugin(folder / name)
 
     yield load
-    for registry, entries, places in before:
-        registry.clear()
-        registry.update(entries)
-        registry.places = places
+    restore()
     for name in {plugin.module for plugin in plugin_loader.LOADED.values()} - {p.module for p in loaded.values()}:
         for module in [m for m in sys.modules if m not in modules and m.partition(".")[0] == name]:
             del sys.modules[module]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -125,6 +126,10 @@ def test_a_module_of_the_working_folder_is_found_with_its_version(
 def test_every_name_of_the_front_is_there():
     assert sorted(plugins.PLACES) == sorted(plugins.__all__) == dir(plugins)
     assert all(getattr(plugins, name) is not None for name in plugins.__all__)
+    stub = Path(str(plugins.__file__)).with_suffix(".pyi").read_text(encoding="utf-8")
+    assert {
+        name: place for place, name in re.findall(r"^from (\S+) import (\w+) as \2$", stub, re.MULTILINE)
+    } == plugins.PLACES
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         plugins.nothing  # noqa: B018
 

@@ -12,14 +12,13 @@ import importlib.util
 import json
 import os
 import sys
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, packages_distributions, version
 from pathlib import Path
 from types import ModuleType
 
-from trainers.registry import Registry, all_or_nothing
+from trainers.registry import Registry, all_or_nothing, line_in
 from w2s_tasks import code_scope
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.user_text import one_line, shown
@@ -127,7 +126,7 @@ def _load_file(path: Path) -> Plugin:
             return there
         _forget(name)  # what can't be loaded anew is not there in its old form either
     _refuse_name(name, path)
-    module = _imported(name, path.name, functools.partial(_run, name, path))
+    module = _imported(name, path.name, functools.partial(_run, name, path), path)
     LOADED[name] = _described(name, module, getattr(module, "__version__", None), path)
     return LOADED[name]
 
@@ -165,9 +164,9 @@ def _run(name: str, path: Path) -> ModuleType:
     return module
 
 
-def _imported(name: str, about: str, run: Callable[[], ModuleType]) -> ModuleType:
+def _imported(name: str, about: str, run: Callable[[], ModuleType], file: Path | None = None) -> ModuleType:
     """A plug-in's module; what went wrong in it is told with the place in its own code."""
-    before = set(sys.modules)
+    before, places = set(sys.modules), [file] if file else _places(name)
     try:
         with all_or_nothing():
             run()
@@ -179,7 +178,7 @@ def _imported(name: str, about: str, run: Callable[[], ModuleType]) -> ModuleTyp
         code_scope.give_up(name)
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{_place(error) or about}: the plug-in can't be loaded: {_told(error)}") from error
+        raise UserError(f"{_place(error, places) or about}: the plug-in can't be loaded: {_told(error)}") from error
     return sys.modules[name]
 
 
@@ -189,14 +188,21 @@ def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {one_line(error)}"
 
 
-def _place(error: Exception) -> str | None:
-    """File and line of the last call that led to an error and is of neither Python, nor this suite, nor a library."""
+def _places(name: str) -> list[Path]:
+    """Where the source of a plug-in's package is, as far as it can be found."""
+    try:
+        spec = importlib.util.find_spec(name.partition(".")[0])
+    except (ImportError, ValueError):  # a file's own module, of which Python has no finder
+        spec = None
+    found = [*(spec.submodule_search_locations or ()), spec.origin] if spec else []
+    return [Path(place) for place in found if place]
+
+
+def _place(error: Exception, places: list[Path]) -> str | None:
+    """File and line of a plug-in's code where an error came from; None where it has no part in it."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{Path(error.filename).name}:{error.lineno}"
-    suite, python = Path(__file__).parents[1], str(Path(os.__file__).parent)
-    others = (python, "<", *(str(suite / package) for package in code_scope.PACKAGES))
-    own = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(others)]
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" if own else None
+    return line_in(error, places)
 
 
 def _version(module: ModuleType) -> str | None:

@@ -19,21 +19,7 @@ The other names are what these take and give. All are imported when they are ask
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from trainers.fit.trainer import trainer
-    from trainers.labels.arms import arm
-    from trainers.labels.label_set import LabelSet
-    from trainers.labels.operations import label_op, needs_confidence, needs_gold
-    from trainers.labels.text_labels import TextLabels
-    from trainers.plugin_loader import load_plugin
-    from trainers.report.section import Section, section
-    from trainers.section import Section as Settings
-    from trainers.steps.source import Labels, Source, read_labels
-    from trainers.steps.teachers import Repetition, answers_of, computed, embeddings_of, model_op, trained
-    from trainers.training.losses import LOSSES, State, loss, whole_step
-    from w2s_tasks.errors import UserError
+from typing import Any
 
 PLACES = {
     "trainer": "trainers.fit.trainer",
@@ -62,42 +48,15 @@ PLACES = {
     "whole_step": "trainers.training.losses",
     "UserError": "w2s_tasks.errors",
 }
-"""Where each name is defined."""
-RENAMED = {"Settings": "Section"}
+"""Where each name is defined; `plugins.pyi` tells type checkers and editors the same."""
 
-__all__ = [
-    "LOSSES",
-    "LabelSet",
-    "Labels",
-    "Repetition",
-    "Section",
-    "Settings",
-    "Source",
-    "State",
-    "TextLabels",
-    "UserError",
-    "answers_of",
-    "arm",
-    "computed",
-    "embeddings_of",
-    "label_op",
-    "load_plugin",
-    "loss",
-    "model_op",
-    "needs_confidence",
-    "needs_gold",
-    "read_labels",
-    "section",
-    "trained",
-    "trainer",
-    "whole_step",
-]
+__all__ = sorted(PLACES)
 
 
 def __getattr__(name: str) -> Any:
     if name not in PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(PLACES[name]), RENAMED.get(name, name))
+    return getattr(importlib.import_module(PLACES[name]), name)
 
 
 def __dir__() -> list[str]:

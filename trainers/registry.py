@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -75,10 +75,9 @@ def place_of(made_by: Any, error: BaseException | None = None) -> str:
         made_by: the function or class.
         error: what was raised in it: then the last line of users' code that led to it, where there is one.
     """
-    guests = tuple(str(place) for place in code_scope.GUESTS.values() if place is not None)
-    calls = traceback.extract_tb(error.__traceback__) if error else []
-    if guests and (own := [call for call in calls if call.filename.startswith(guests)]):
-        return f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    own = line_in(error, filter(None, code_scope.GUESTS.values())) if error is not None else None
+    if own is not None:
+        return own
     made_by = code_scope.unwrapped(made_by)
     try:
         file, line = inspect.getsourcefile(made_by), inspect.getsourcelines(made_by)[1]
@@ -87,15 +86,32 @@ def place_of(made_by: Any, error: BaseException | None = None) -> str:
     return f"{Path(file).name if file else made_by.__module__}:{line}"
 
 
-@contextlib.contextmanager
-def all_or_nothing() -> Iterator[None]:
-    """Take back what was registered inside, where it ends with an error."""
+def line_in(error: BaseException, places: Iterable[Path]) -> str | None:
+    """File and line of the last call, of those that led to an error, in some files or folders; None where none is there."""
+    inside = tuple(map(str, places))
+    calls = [call for call in traceback.extract_tb(error.__traceback__) if call.filename.startswith(inside)]
+    return f"{Path(calls[-1].filename).name}:{calls[-1].lineno}" if calls else None
+
+
+def remembered() -> Callable[[], None]:
+    """What brings all registries back to what they are now."""
     before = [(registry, dict(registry), dict(registry.places)) for registry in Registry.known]
-    try:
-        yield
-    except BaseException:
+
+    def restore() -> None:
         for registry, entries, places in before:
             registry.clear()
             registry.update(entries)
             registry.places = places
+
+    return restore
+
+
+@contextlib.contextmanager
+def all_or_nothing() -> Iterator[None]:
+    """Take back what was registered inside, where it ends with an error."""
+    restore = remembered()
+    try:
+        yield
+    except BaseException:
+        restore()
         raise

@@ -32,6 +32,8 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
+Settings = Section
+"""As plug-ins know it: to them a section is a part of the report."""
 AnySection = TypeVar("AnySection", bound=Section)
 
 

@@ -8,10 +8,8 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
+from trainers.config.methods import parts
 from trainers.labels.arms import ARMS
-from trainers.labels.operations import METHOD_OPS
-from trainers.steps.teachers import MODEL_OPS
-from trainers.training.losses import LOSSES
 from w2s_tasks.errors import UserError
 from w2s_tasks.paths import check_place
 from w2s_tasks.user_text import shown
@@ -35,7 +33,7 @@ def begin(folder: Path) -> list[Path]:
     name = folder.name
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or keyword.iskeyword(name):
         raise UserError(f"{shown(name)}: the method is called like its folder: small letters, digits and _, e.g. {NAME}.")
-    if name in {*LOSSES, *METHOD_OPS, *MODEL_OPS, *ARMS}:
+    if name in {*parts(), *ARMS}:
         raise UserError(f"'{name}' is a method or an arm already; choose another name.")
     if importlib.util.find_spec(name) is not None:
         raise UserError(f"Python has a module '{name}' already, which a plug-in would hide; choose another name.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import LabelSet
-from trainers.training.rows import Row, label_columns, normalised
+from trainers.training.rows import collated, label_columns, normalised
 from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check_tokenizer, loading
@@ -61,8 +62,7 @@ class View:
 
     def texts(self, task: HarnessTask, docs: Sequence[Mapping[str, Any]], reader: Reader) -> list[list[Text]]:
         """For each document the texts that are scored: one, or one a choice."""
-        prompts = task.prompts(docs, PromptStyle()) if reads_prompt(self.text) else [""] * len(docs)
-        questions = [document_text(self.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
+        questions = own_texts(task, docs, self.text, PromptStyle())
         if not self.pairs:
             return [[question] for question in questions]
         return [
@@ -73,6 +73,12 @@ class View:
     def system_place(self, task: HarnessTask) -> str | None:
         """Where the task's description stands in what is read; None where it is not."""
         return system_place.PLAIN if reads_prompt(self.text) and task.has_system(PromptStyle()) else None
+
+
+def own_texts(task: HarnessTask, docs: Sequence[Mapping[str, Any]], text: TextSpec, style: PromptStyle) -> list[Text]:
+    """What a head reads of documents, their answers apart."""
+    prompts = task.prompts(docs, style) if reads_prompt(text) else [""] * len(docs)
+    return [document_text(text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
 
 
 def with_head(settings: LocalSettings, args: Mapping[str, Any], seed: int, **more: Any) -> tuple[Any, Any]:
@@ -182,10 +188,6 @@ def fit_head(
     rows = [{"texts": [next(encoded) for _ in own], **row} for own, row in zip(texts, columns, strict=True)]
     padded = reader.pads_exactly([text for row in rows for text in row["texts"]])
 
-    def collate(batch: Sequence[Row]) -> dict[str, Any]:
-        targets = torch.tensor([row["targets"] for row in batch])
-        return {"texts": [row["texts"] for row in batch], "targets": targets, "learnt": targets}
-
     def choice_logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         flat = [text for row in batch["texts"] for text in row]
         device = next(model.parameters()).device
@@ -204,7 +206,7 @@ def fit_head(
     warnings = fit_choices(
         model,
         rows,
-        collate=collate,
+        collate=functools.partial(collated, "texts"),
         choice_logprobs=choice_logprobs,
         settings=settings,
         out=out,

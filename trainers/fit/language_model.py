@@ -8,6 +8,7 @@ target's tokens and of the end of the reply, as fine-tuning services train.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from pydantic import model_validator
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.kinds import AnyLabels
 from trainers.training.losses import ABSENT
-from trainers.training.rows import Row, by_row, label_columns, normalised
+from trainers.training.rows import Row, by_row, collated, label_columns, normalised
 from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks import packing
@@ -56,7 +57,7 @@ class LanguageModel(LocalSettings):
         return self.objective
 
 
-def base_ref(settings: LanguageModel, task: HarnessTask | None = None) -> ModelRef:
+def base_ref(settings: LocalSettings, task: HarnessTask | None = None) -> ModelRef:
     """The model before training, whatever the task."""
     return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
@@ -250,10 +251,6 @@ class Learning:
 
         tokens, max_length = _reply_tokens(self.rows), self.lm.max_length
 
-        def collate(batch: Sequence[Row]) -> dict[str, Any]:
-            targets = torch.tensor([row["targets"] for row in batch])
-            return {"requests": [row["requests"] for row in batch], "targets": targets, "learnt": targets}
-
         def logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
             if self.language_model:
                 return reply_logprobs(model, batch["requests"], batch["learnt"], max_length, tokens)
@@ -265,7 +262,7 @@ class Learning:
         warnings = fit_choices(
             model,
             self.rows,
-            collate=collate,
+            collate=functools.partial(collated, "requests"),
             choice_logprobs=logprobs,
             settings=settings,
             out=out,

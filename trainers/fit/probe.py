@@ -8,6 +8,7 @@ of their own it gives each answer behind its question one number, and the softma
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,16 +20,18 @@ from safetensors.torch import load_file, save_file
 
 from trainers.fit.classifier import style_of
 from trainers.fit.heads import View
+from trainers.fit.language_model import base_ref
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
 from trainers.labels.label_set import LabelSet
 from trainers.store import processes
 from trainers.store.stages import CHECKPOINTS
-from trainers.training.rows import Row, label_columns, normalised
+from trainers.training.rows import Row, collated, label_columns, normalised
 from trainers.training.settings import LocalSettings
 from trainers.training.told import Told
 from w2s_tasks.models.ref import ModelRef
+from w2s_tasks.models.texts import Pooling
 
 FEATURES = "features.safetensors"
 """The states of all texts, among the checkpoints: they outlive a kill, and go when the head is trained."""
@@ -46,7 +49,7 @@ class Probe(LocalSettings):
     """Passes over the labels; the model itself runs over them once."""
     layer: int = -1
     """Behind which layer: 0 for the embeddings, 1 and so on from below; -1 for the last, with the model's final norm."""
-    pooling: Literal["last", "mean"] | None = None
+    pooling: Pooling | None = None
     """The state of the last token, or the mean over the text's tokens; null for last, in encoders for the mean."""
     text: str | list[str] | None = None
     """What it reads: a column, a template with {{, two columns, or null for what the task names, else its prompt."""
@@ -59,11 +62,6 @@ class Probe(LocalSettings):
         if taken := next((name for name in OF_BODY if name in value), None):
             raise ValueError(f"'{taken}' is for a model that is trained; here it is frozen, and one linear layer is trained")
         return value
-
-
-def base_ref(settings: Probe, task: HarnessTask | None = None) -> ModelRef:
-    """The model without the head: a language model, which answers by its likelihoods."""
-    return ModelRef("w2s-hf", {"pretrained": settings.model, **settings.model_args})
 
 
 def _answering(settings: Probe, view: View, head: Path) -> ModelRef:
@@ -202,10 +200,6 @@ def _train(
     rows = [{"places": range(end - size, end), **row} for end, size, row in zip(ends, sizes, columns, strict=True)]
     pairs = head.linear.out_features == 1  # type: ignore[union-attr]
 
-    def collate(batch: Sequence[Row]) -> dict[str, Any]:
-        targets = torch.tensor([row["targets"] for row in batch])
-        return {"places": [row["places"] for row in batch], "targets": targets, "learnt": targets}
-
     def choice_logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
         device = next(model.parameters()).device
         logits = model(states[[i for places in batch["places"] for i in places]].to(device))
@@ -213,4 +207,5 @@ def _train(
             return logits.log_softmax(-1)
         return normalised(logits.squeeze(-1), batch["learnt"], [len(places) for places in batch["places"]])
 
+    collate = functools.partial(collated, "places")
     return fit_choices(head, rows, collate=collate, choice_logprobs=choice_logprobs, settings=settings, out=out, **training)

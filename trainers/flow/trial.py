@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from trainers.labels.label_set import Array, LabelSet
 from trainers.labels.operations import METHOD_OPS
 from trainers.labels.text_labels import TextLabels
 from trainers.registry import place_of
-from trainers.steps.computed import Computed, called
+from trainers.steps.computed import Computed, blaming, called
 from trainers.steps.embeddings import Embeddings
 from trainers.steps.source import needs_gold
 from trainers.steps.step import Step
@@ -28,7 +27,6 @@ from trainers.training.losses import ABSENT, LOSSES, WHOLE_STEP, State
 from trainers.training.rows import normalised
 from w2s_tasks import code_scope
 from w2s_tasks.errors import UserError
-from w2s_tasks.user_text import one_line
 
 ROWS, WIDTH = 24, 16
 """Made rows, and numbers in a hidden state."""
@@ -85,18 +83,6 @@ def _labels(sizes: list[int], classes: bool, *, texts: bool) -> tuple[AnyLabels,
     return LabelSet.of(ids, [rng.dirichlet(np.ones(size)).tolist() for size in sizes], classes), gold
 
 
-@contextlib.contextmanager
-def _blaming(name: str, function: Callable[..., Any]) -> Iterator[None]:
-    """Tell what a user's loss raises, with the place in the user's code."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        place = place_of(function, error)
-        raise UserError(f"{place}: {name} can't be used: {type(error).__name__}: {one_line(error)}") from error
-
-
 def _wrong(name: str, function: Callable[..., Any], what: str) -> UserError:
     return UserError(f"{place_of(function)}: {name} {what}.")
 
@@ -111,7 +97,7 @@ def _try_loss(name: str, labels: LabelSet, settings: dict[str, Any]) -> None:
         logprobs = normalised(scores, targets, sizes)
         batch = logprobs.detach().exp() if name in WHOLE_STEP else None
         state = State(progress, targets.mean(dim=0), batch, classes=labels.sizes is None)
-        with _blaming(name, loss):
+        with blaming(name, loss):
             values = loss(logprobs, targets, state, **settings)
         if not isinstance(values, torch.Tensor) or values.shape != (len(labels),):
             what = f"a tensor of shape {list(values.shape)}" if isinstance(values, torch.Tensor) else type(values).__name__
@@ -122,7 +108,7 @@ def _try_loss(name: str, labels: LabelSet, settings: dict[str, Any]) -> None:
             raise _wrong(name, loss, f"is {float(values[row].detach())} for a row with {about}")
         if not values.requires_grad:
             raise _wrong(name, loss, "does not depend on the student's log-probabilities, so that nothing could be learnt")
-        with _blaming(name, loss):
+        with blaming(name, loss):
             values.sum().backward()
         if scores.grad is None or not bool(torch.isfinite(scores.grad).all()):
             raise _wrong(name, loss, "has a gradient that is not finite")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,18 @@ class States:
         return np.asarray(self.vectors[[place[row] for row in labels.row_id]])
 
 
+@contextlib.contextmanager
+def blaming(name: str, function: Callable[..., Any]) -> Iterator[None]:
+    """Tell what a user's function raises, with the place in the user's code."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        place = place_of(function, error)
+        raise UserError(f"{place}: {name} can't be used: {type(error).__name__}: {one_line(error)}") from error
+
+
 def called(function: Callable[..., Any], name: str, given: AnyLabels, *values: Any, **settings: Any) -> AnyLabels:
     """What a function makes of labels, looked at.
 
@@ -103,13 +116,8 @@ def called(function: Callable[..., Any], name: str, given: AnyLabels, *values: A
     Raises:
         UserError: it raises, or gives something else; with file and line.
     """
-    try:
+    with blaming(name, function):
         made: Any = function(*values, **settings)
-    except UserError:
-        raise
-    except Exception as error:  # a user's function raises anything
-        place = place_of(function, error)
-        raise UserError(f"{place}: {name} can't be used: {type(error).__name__}: {one_line(error)}") from error
     if type(made) is not type(given):
         raise UserError(f"{place_of(function)}: {name} gives {type(made).__name__}, no {type(given).__name__}.")
     known = set(given.row_id)

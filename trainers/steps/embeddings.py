@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 
+from trainers.fit.heads import own_texts
 from trainers.fit.trainer import training_style
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels import splits
@@ -18,8 +19,8 @@ from trainers.steps.source import Split
 from trainers.steps.step import Ground, Step
 from trainers.store import processes
 from trainers.store.stages import write_atomic
+from w2s_tasks.models.texts import Pooling
 
-Pooling = Literal["last", "mean"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 STATES, ROWS = "hidden.npy", "row_ids.json"
 READING = ("trainer", "model_args", "text", "max_length", "chat_template", "system_prompt")
@@ -89,12 +90,10 @@ class Embeddings(Asking):
 def read_texts(lm: Any, task: HarnessTask, docs: Sequence[dict[str, Any]], style: PromptStyle) -> list[Any]:
     """What a model reads of documents: the prompt as lm_eval gives it; a classifier what its `text` names."""
     from w2s_tasks.models.classifier import W2SClassifier
-    from w2s_tasks.models.texts import document_text, reads_prompt
 
-    if not isinstance(lm, W2SClassifier):
-        return [task.pairs(doc, style, lm)[0][0] for doc in docs]
-    prompts = task.prompts(docs, style) if reads_prompt(lm.text) else [""] * len(docs)
-    return [document_text(lm.text, doc, prompt) for doc, prompt in zip(docs, prompts, strict=True)]
+    if isinstance(lm, W2SClassifier):
+        return list(own_texts(task, docs, lm.text, style))
+    return [task.pairs(doc, style, lm)[0][0] for doc in docs]
 
 
 def read_embeddings(step: Embeddings, ground: Ground) -> tuple[list[str], Array]:

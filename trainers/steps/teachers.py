@@ -25,12 +25,13 @@ from trainers.registry import Registry
 from trainers.section import Section
 from trainers.steps.answers import Answers, ask_model
 from trainers.steps.computed import Computed, Input
-from trainers.steps.embeddings import WITH_STATES, Embeddings, Pooling
+from trainers.steps.embeddings import WITH_STATES, Embeddings
 from trainers.steps.fit import Fit
 from trainers.steps.source import Labels, Source, Split, read_labels
 from trainers.steps.step import Ground, Step
 from trainers.training.settings import ModelSettings
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.texts import Pooling
 from w2s_tasks.user_text import shown
 
 AnyStep = TypeVar("AnyStep", bound=Step)

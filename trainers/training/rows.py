@@ -31,6 +31,15 @@ def label_columns(labels: AnyLabels, gold: Sequence[int] | None) -> list[Row]:
     return rows
 
 
+def collated(key: str, rows: Sequence[Row]) -> dict[str, Any]:
+    """A batch of rows: what is under `key`, which the model reads, and the label distributions twice.
+
+    ``targets`` are for the loss, ``learnt`` for the trainer's own function.
+    """
+    targets = torch.tensor([row["targets"] for row in rows])
+    return {key: [row[key] for row in rows], "targets": targets, "learnt": targets}
+
+
 def by_row(scores: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], fill: float) -> torch.Tensor:
     """Scores of all choices, one row's after the other's, as a table.
 

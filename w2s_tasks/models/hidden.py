@@ -10,9 +10,9 @@ from lm_eval.api.model import LM
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.classifier import W2SClassifier
 from w2s_tasks.models.packed_hf import W2SHF
-from w2s_tasks.models.pooled import Array, Pooled, Pooling, StateReader, pooled_states
+from w2s_tasks.models.pooled import Array, Pooled, StateReader, pooled_states
 from w2s_tasks.models.reading import Tokens
-from w2s_tasks.models.texts import Text
+from w2s_tasks.models.texts import Pooling, Text
 
 
 def hidden_states(lm: LM, texts: Sequence[str | Text], *, layer: int = -1, pooling: Pooling | None = None) -> Array:

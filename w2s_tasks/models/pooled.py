@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import torch
@@ -24,12 +24,12 @@ from w2s_tasks.models.loading import NO_CODE, base_config, base_tokenizer, check
 from w2s_tasks.models.packed_hf import is_encoder, usable_device
 from w2s_tasks.models.reading import Reader, Tokens
 from w2s_tasks.models.ref import MARKERS, check_folder, resolve
+from w2s_tasks.models.texts import Pooling
 from w2s_tasks.packing.budget import find_budget
 from w2s_tasks.packing.linear import quicken
 from w2s_tasks.packing.masks import inner
 from w2s_tasks.user_text import read_text
 
-Pooling = Literal["last", "mean"]
 Array = np.ndarray[Any, np.dtype[np.float32]]
 WEIGHTS = "head.safetensors"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -15,6 +15,8 @@ from w2s_tasks.user_text import one_line, shown
 
 TextSpec = str | Sequence[str] | None
 """A column, a template with ``{{``, two columns, or None for the task's prompt."""
+Pooling = Literal["last", "mean"]
+"""Which hidden state stands for a text: its last token's, or the mean over its tokens."""
 Text = tuple[str, ...]
 """One text, or a pair of texts."""
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.own.tables import Columns, check_column, row_of, size
+from w2s_tasks.rows.readable import place_of
 from w2s_tasks.user_text import one_line, shown
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
@@ -191,10 +192,8 @@ def choices_of(columns: Columns, choices: Sequence[str] | str, where: str) -> li
 
 def _place(value: Any, choices: Sequence[str]) -> int | None:
     """The place of the choice that a label means, by its text or as a number from 0; None where it means none."""
-    if isinstance(value, str):
-        return choices.index(value) if value in choices else None
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return int(value) if whole and 0 <= value < len(choices) else None
+    place = place_of(value, lambda: choices)
+    return place if place is not None and 0 <= place < len(choices) else None
 
 
 def _of_two_minds(values: Sequence[Any], choices: Sequence[Sequence[str]]) -> int | None:

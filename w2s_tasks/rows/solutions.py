@@ -23,6 +23,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.rows import gsm8k_steps, math_steps
 from w2s_tasks.rows.final_answers import after_hashes, boxed, final_answer, require, same
 from w2s_tasks.rows.forms import draws
+from w2s_tasks.rows.nlp_suite import EVALUATED
 from w2s_tasks.rows.public_sets import read_rows
 from w2s_tasks.rows.sources import Splits, digest, load
 from w2s_tasks.user_text import parse_json, read_text, shown
@@ -30,8 +31,6 @@ from w2s_tasks.user_text import parse_json, read_text, shown
 log = logging.getLogger(__name__)
 
 SEED = 0
-EVALUATED = 3
-"""One story of so many is ASDiv's to be evaluated."""
 SPLITS = {"train": "train", "validation": "test"}
 FEATURES = datasets.Features(
     {
