@@ -1,4 +1,4 @@
-"""A service on loopback: connections, the log of requests, and the faults that they meet. A subclass says what it answers."""
+"""A service on loopback: connections, the log of requests, the faults that they meet. A subclass says what it answers."""
 
 from __future__ import annotations
 
@@ -90,6 +90,7 @@ class Loopback:
         self.faults = Faults()
         self.log: list[Logged] = []
         self.lock = threading.RLock()
+        self.closed = False
         self._numbers = itertools.count(1)
         self._server = _Server(("127.0.0.1", port), _Connection)
         self._server.service = self
@@ -105,6 +106,7 @@ class Loopback:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.closed = True
         self.faults.clear()
         self._server.shutdown()
         self._server.server_close()
@@ -219,6 +221,8 @@ class _Connection(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         service = self.server.service
+        if service.closed:  # a client may hold its connection longer than the service lives
+            return self._drop(reset=True)
         url = urllib.parse.urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {k.lower(): v for k, v in self.headers.items()}
