@@ -14,6 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from openai_service import Service
+    from tinker_service import Service as TinkerService
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -261,6 +262,20 @@ def service(reviewer: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Service
     with Service(models={"tiny": reviewer, "twin": reviewer}) as running:
         monkeypatch.setenv("OPENAI_API_KEY", running.key)
         monkeypatch.delenv("OPENAI_BASE_URL", raising=False)
+        yield running
+
+
+@pytest.fixture
+def tinker_service(
+    causal_model: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[TinkerService]:
+    """The stand-in of Tinker with a tiny llama as `tiny/base`; its address and key are in the environment."""
+    from tinker_service import Service
+
+    with Service({"tiny/base": causal_model("llama")}, tmp_path / "tinker") as running:
+        monkeypatch.setenv("TINKER_BASE_URL", running.base_url)
+        monkeypatch.setenv("TINKER_API_KEY", running.key)
+        monkeypatch.setenv("TINKER_TELEMETRY", "0")
         yield running
 
 

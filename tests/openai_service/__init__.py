@@ -14,8 +14,9 @@ from __future__ import annotations
 import importlib
 import importlib.util
 
+from loopback import Fault, Faults
+
 from .app import Answer, ApiError, Request, ServedModel, Service, route
-from .faults import Fault, Faults
 
 for _part in ("files", "jobs", "chat", "batches"):
     if importlib.util.find_spec(f"{__name__}.{_part}"):

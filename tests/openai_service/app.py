@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import http.server
-import itertools
 import json
-import re
-import socket
-import struct
-import threading
-import time
 import typing
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import loopback
 import openai.types
 import pydantic
-
-from .faults import Fault, Faults
+from loopback import Fault, Loopback, Routes
 
 T = TypeVar("T")
 
@@ -68,20 +59,8 @@ def _unknown_fields(kind: Any, value: Any, path: str = "") -> list[str]:
     return []
 
 
-@dataclass
-class Request:
+class Request(loopback.Request):
     """One request, read."""
-
-    service: Service
-    method: str
-    path: str
-    query: dict[str, list[str]]
-    headers: Mapping[str, str]
-    body: bytes
-
-    def one(self, name: str, default: str | None = None) -> str | None:
-        """A query parameter."""
-        return self.query.get(name, [default])[-1] if name in self.query else default
 
     def json(self, params: Any) -> dict[str, Any]:
         """The body, checked against a parameter type of the SDK (``...CreateParams``).
@@ -106,14 +85,8 @@ class Request:
         return typing.cast("dict[str, Any]", body)
 
 
-@dataclass
-class Answer:
+class Answer(loopback.Answer):
     """What goes back."""
-
-    body: bytes
-    status: int = 200
-    content_type: str = "application/json"
-    headers: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, kind: type[pydantic.BaseModel], data: Mapping[str, Any], *, check: bool = True) -> Answer:
@@ -150,18 +123,7 @@ def checked(kind: type[pydantic.BaseModel], data: Mapping[str, Any]) -> None:
     assert not unknown, f"{kind.__name__} has no {unknown}"
 
 
-Handler = Callable[..., Answer]
-ROUTES: list[tuple[str, re.Pattern[str], Handler]] = []
-
-
-def route(method: str, pattern: str) -> Callable[[Handler], Handler]:
-    """Register a handler for a method and a regular expression of the whole path; its groups are arguments."""
-
-    def register(handler: Handler) -> Handler:
-        ROUTES.append((method, re.compile(pattern), handler))
-        return handler
-
-    return register
+route = Routes()
 
 
 @dataclass
@@ -180,49 +142,23 @@ class ServedModel:
         return data | ({"shutdown_date": self.shutdown_date} if self.shutdown_date else {})
 
 
-@dataclass(frozen=True)
-class Logged:
-    """One request in the service's log; ``status`` is 0 where no answer was sent."""
-
-    method: str
-    path: str
-    status: int
-    fault: str | None
-    headers: Mapping[str, str] = field(repr=False, default_factory=dict)
-
-
-class Service:
+class Service(Loopback):
     """The running service; a context manager."""
 
     def __init__(
         self, models: Mapping[str, Path | None] | None = None, *, key: str = "sk-test-0123456789", folder: Path | None = None
     ) -> None:
+        super().__init__()
         self.key = key
         self.folder = folder
         """Where fine-tuned weights go; without it a fine-tuned model has none."""
         self.models = {name: ServedModel(name, path) for name, path in (models or {}).items()}
-        self.faults = Faults()
-        self.log: list[Logged] = []
-        self.lock = threading.RLock()
         self._parts: dict[type, Any] = {}
-        self._numbers = itertools.count(1)
-        self._server = _Server(("127.0.0.1", 0), _Connection)
-        self._server.service = self
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
 
     @property
     def base_url(self) -> str:
         """What the SDK takes as base_url."""
-        return f"http://127.0.0.1:{self._server.server_address[1]}/v1"
-
-    def __enter__(self) -> Service:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.faults.clear()
-        self._server.shutdown()
-        self._server.server_close()
+        return f"{self.address}/v1"
 
     def part(self, kind: type[T]) -> T:
         """The state of one part of the service, made on first use."""
@@ -231,142 +167,26 @@ class Service:
                 self._parts[kind] = kind()
             return typing.cast("T", self._parts[kind])
 
-    def new_id(self, prefix: str) -> str:
-        """An identifier: prefix-000001 and on."""
-        return f"{prefix}-{next(self._numbers):06d}"
-
-    def count(self, method: str, pattern: str) -> int:
-        """How many requests of this kind arrived."""
-        return sum(r.method == method and re.fullmatch(pattern, r.path) is not None for r in self.log)
-
-    def handle(self, request: Request) -> Answer:
+    def handle(self, request: loopback.Request) -> Answer:
         """Check the key and call the handler; errors become answers."""
         try:
             if request.headers.get("authorization") != f"Bearer {self.key}":
                 raise ApiError(401, "Incorrect API key provided.", "invalid_api_key")
-            methods = set()
-            for method, pattern, handler in ROUTES:
-                match = pattern.fullmatch(request.path)
-                if match and method == request.method:
-                    return handler(self, request, *match.groups())
-                methods |= {method} if match else set()
+            handler, groups, methods = route.find(request.method, request.path)
+            if handler:
+                return typing.cast("Answer", handler(self, Request(**vars(request)), *groups))
             if methods:
                 raise ApiError(405, f"Not allowed to {request.method} on {request.path}.", "method_not_supported")
             raise ApiError(404, f"Invalid URL ({request.method} {request.path})", "unknown_url")
         except ApiError as error:
             return Answer(json.dumps(error.body).encode(), error.status)
 
-
-class _Server(http.server.ThreadingHTTPServer):
-    daemon_threads = True
-    block_on_close = False
-    request_queue_size = 512
-    service: Service
-
-
-class _Connection(http.server.BaseHTTPRequestHandler):
-    """One connection; keep-alive, one request after the other."""
-
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True
-    server: _Server
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Nothing on stderr."""
-
-    def handle(self) -> None:
-        with contextlib.suppress(ConnectionError, ValueError):
-            super().handle()
-
-    def finish(self) -> None:
-        with contextlib.suppress(ConnectionError, ValueError, OSError):
-            super().finish()
-
-    def _drop(self, *, reset: bool) -> None:
-        self.close_connection = True
-        with contextlib.suppress(OSError):
-            if reset:
-                self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                self.rfile.close()
-                self.connection.close()
-            else:
-                self.connection.shutdown(socket.SHUT_RDWR)
-
-    def _send(self, answer: Answer, body: bytes | None = None, pieces: int = 1, seconds: float = 0.0) -> None:
-        """Send an answer; ``body`` may be shorter than announced."""
-        data = answer.body if body is None else body
-        self.send_response(answer.status)
-        self.send_header("Content-Type", answer.content_type)
-        self.send_header("Content-Length", str(len(answer.body)))
-        self.send_header("x-request-id", self.server.service.new_id("req"))
-        for name, value in answer.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        size = max(1, -(-len(data) // pieces))
-        for start in range(0, len(data), size):
-            self.wfile.write(data[start : start + size])
-            self.wfile.flush()
-            if pieces > 1:
-                time.sleep(seconds / pieces)
-
-    def _fault(self, fault: Fault, request: Request) -> int:
-        """Fail as asked; returns the status that the client saw, 0 for none."""
-        handle = self.server.service.handle
-        if fault.kind == "status":
-            kind = "insufficient_quota" if fault.code == "insufficient_quota" else "server_error"
-            body = {"error": {"message": fault.message, "type": kind, "param": None, "code": fault.code}}
-            headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
-            self._send(Answer(json.dumps(body).encode(), fault.status, headers=headers))
-            fault.reached.set()
-            return fault.status
-        if fault.kind == "html":
-            self._send(Answer(b"<html><body>502 Bad Gateway</body></html>", 502, "text/html"))
-            fault.reached.set()
-            return 502
-        if fault.kind == "body":
-            data = fault.body if isinstance(fault.body, bytes) else fault.body(request.body)
-            self._send(Answer(data, fault.status, fault.content_type, fault.headers))
-            fault.reached.set()
-            return fault.status
-        if fault.kind in ("reset", "hang_before"):
-            fault.reached.set()
-            if fault.kind == "hang_before":
-                fault.release.wait(60)
-            self._drop(reset=True)
-            return 0
-        answer = handle(request)
-        fault.reached.set()
-        if fault.kind == "hang_after":
-            fault.release.wait(60)
-        if fault.kind == "slow":
-            self._send(answer, pieces=8, seconds=fault.seconds)
-        elif fault.kind == "malformed":
-            self._send(Answer(answer.body[: len(answer.body) // 2], answer.status, answer.content_type))
-        elif fault.kind == "truncated":
-            self._send(answer, answer.body[: len(answer.body) // 2])
-            self._drop(reset=False)
-        else:
-            self._drop(reset=False)
-            return 0
-        return answer.status
-
-    def _serve(self) -> None:
-        service = self.server.service
-        url = urllib.parse.urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        headers = {k.lower(): v for k, v in self.headers.items()}
-        query = urllib.parse.parse_qs(url.query, keep_blank_values=True)
-        request = Request(service, self.command, url.path, query, headers, body)
-        fault = service.faults.take(request.method, request.path)
-        if fault:
-            status = self._fault(fault, request)
-        else:
-            answer = service.handle(request)
-            status = answer.status
-            self._send(answer)
-        service.log.append(Logged(request.method, request.path, status, fault.kind if fault else None, headers))
-
-    do_GET = do_POST = do_DELETE = _serve  # noqa: N815 - the base class's names
+    def failure(self, fault: Fault) -> Answer:
+        """An error as the service words it."""
+        kind = "insufficient_quota" if fault.code == "insufficient_quota" else "server_error"
+        body = {"error": {"message": fault.message, "type": kind, "param": None, "code": fault.code}}
+        headers = {"Retry-After": fault.retry_after} if fault.retry_after else {}
+        return Answer(json.dumps(body).encode(), fault.status, headers=headers)
 
 
 @route("GET", r"/v1/models")
@@ -378,7 +198,7 @@ def list_models(service: Service, request: Request) -> Answer:
 @route("GET", r"/v1/models/(.+)")
 def retrieve_model(service: Service, request: Request, name: str) -> Answer:
     """One model, with its shutdown date where one is set."""
-    model = service.models.get(urllib.parse.unquote(name))
+    model = service.models.get(name)
     if model is None:
         raise ApiError(404, f"The model '{name}' does not exist or you do not have access to it.", "model_not_found")
     return Answer.of(openai.types.Model, model.to_dict())

@@ -57,9 +57,8 @@ class Brain:
 
     def __init__(self, folder: Path) -> None:
         import torch
+        from loopback.models import load_model
         from transformers import AutoTokenizer
-
-        from .training import load_model
 
         self.torch = torch
         self.model = load_model(folder).eval()

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors.torch import load_file
+from loopback.models import load_model
 
 BASE_RATE = 2e-3
 """The learning rate that a multiplier of 1 stands for; the models here are tiny."""
@@ -36,21 +36,6 @@ def _loss(model: Any, rows: Sequence[tuple[list[int], int]]) -> tuple[torch.Tens
     loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-100)
     known = targets != -100
     return loss, float((logits.argmax(-1) == targets)[known].float().mean())
-
-
-def load_model(folder: Path) -> Any:
-    """A causal model in float32, without `from_pretrained`.
-
-    That changes torch's initialisers for the whole process while it runs; the service's threads would leave them changed for
-    the test that loads a model at the same time.
-    """
-    config = transformers.AutoConfig.from_pretrained(folder)
-    model: Any = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config)
-    missing, unexpected = model.load_state_dict(load_file(folder / "model.safetensors"), strict=False)
-    model.tie_weights()
-    if unexpected or set(missing) - set(model.all_tied_weights_keys):
-        raise ValueError(f"{folder} does not fit its config: {missing}, {unexpected}")
-    return model.float()
 
 
 def train(

@@ -19,6 +19,8 @@ Kind = Literal[
     "malformed",  # status 200 with half of the JSON
     "truncated",  # the connection closes in the middle of the body
     "html",  # status 502 with a proxy's page
+    "stall",  # of work behind a promise: it is never done
+    "fail",  # of work behind a promise: it ends in an error: code, message
     "body",  # an answer of the test's own: body (bytes, or a function of the request's body), status, content_type, headers
 ]
 
