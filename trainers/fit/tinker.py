@@ -21,7 +21,7 @@ from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
 from trainers.labels.kinds import AnyLabels
-from trainers.services.tinker_run import Lora, Reached, TinkerRun
+from trainers.services.tinker_run import Lora, TinkerRun
 from trainers.store import processes
 from trainers.store.costs import dollars, write_cost
 from trainers.store.stages import CHECKPOINTS, write_atomic
@@ -29,9 +29,11 @@ from trainers.training.settings import Optimised
 from trainers.training.told import Told
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
+from w2s_tasks.models.loading import tokenizer_of
+from w2s_tasks.models.prompts import refuse_without_template
 from w2s_tasks.models.ref import TINKER_MODEL, ModelRef
 from w2s_tasks.models.service import checked_url, checked_variable
-from w2s_tasks.models.tinker.service import KEY, Service, resolved_url
+from w2s_tasks.models.tinker.service import KEY, Service, resolved_url, sdk
 from w2s_tasks.rows.assets import cache_dir
 
 STATE = "tinker.json"
@@ -113,6 +115,19 @@ def base_ref(settings: Tinker, task: HarnessTask | None = None) -> ModelRef:
     return ModelRef(TINKER_MODEL, where | settings.model_args)
 
 
+def check(settings: Tinker) -> None:
+    """Refuse what would fail at the first request, before others are trained; nothing is sent.
+
+    Raises:
+        UserError: no SDK, no key, no tokenizer, no chat template where one is to be used.
+    """
+    sdk()
+    Service(resolved_url(settings.base_url), settings.api_key_env).key()
+    tokenizer = tokenizer_of(settings.tokenizer or settings.model, str(settings.model_args.get("revision", "main")))
+    if settings.chat_template:
+        refuse_without_template(tokenizer, settings.model)
+
+
 def _run_key(settings: Tinker, learning: Learning, seed: int, method: str, loss_args: Mapping[str, Any] | None) -> str:
     """32 hex digits of the sha256 over all that the trained model depends on, the rows' tokens and targets among it."""
     rows = [
@@ -178,14 +193,13 @@ def fit(
     # Processes of this machine take turns: two that ask the list at once would both find nothing.
     (cache_dir() / "jobs").mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir() / "jobs" / f"{key}.lock"):
-        run.reconnect()
         reached = run.reached(schedule.steps, pool.note)
         left = 1 - reached.step / schedule.steps
         if reached.step:
             pool.note(f"{title}: found step {reached.step} of {schedule.steps} at the service; it is not trained again.")
         if not reached.sampler:
             _afford(settings, pool, None if usd is None else usd * left, title)
-            reached = _finished(loop, reached, settings)
+            reached = loop.train(reached)
         pool.budget.book(None if usd is None else usd * loop.sent / schedule.steps)
     write_atomic(
         out / STATE,
@@ -210,10 +224,3 @@ def _afford(settings: Tinker, pool: ModelPool, usd: float | None, title: str) ->
             "sent. Raise it, or use fewer rows (split.limit.transfer)."
         )
     pool.budget.check(usd, title)
-
-
-def _finished(loop: Any, reached: Reached, settings: Tinker) -> Reached:
-    """The training from where it is to its weights."""
-    training = loop.train(reached)
-    state, sampler = loop.run.finish(training, settings.keep_days)
-    return Reached(loop.schedule.steps, state, sampler)

@@ -189,11 +189,11 @@ class Loop:
         self.sent = 0
         """Steps that this process had done."""
 
-    def train(self, reached: Reached) -> Any:
+    def train(self, reached: Reached) -> Reached:
         """Do the steps after `reached`; where a session is lost, once again from what was saved since.
 
         Returns:
-            The training client after the last step.
+            The finished weights.
 
         Raises:
             UserError: the service fails again without progress, a loss that is not finite.
@@ -201,9 +201,9 @@ class Loop:
         stuck = False
         while True:
             try:
-                return self._steps(reached)
+                with self.run.session():
+                    return self.run.finish(self._steps(reached), self.schedule.steps, self.settings.keep_days)
             except LostError as error:
-                self.run.reconnect()
                 again = self.run.reached(self.schedule.steps, self.note)
                 if stuck and again.step <= reached.step:
                     raise

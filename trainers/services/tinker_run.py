@@ -8,6 +8,7 @@ session, another folder, another machine: all go on from the newest checkpoint, 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -94,15 +95,18 @@ class TinkerRun:
         self.key, self.path = run_key, path
         self.record = Record.load(path, run_key, service.base_url)
         self.client: Any = None
-        """The SDK's client of the service, whose session ends with a failure; `reconnect` makes it."""
+        """The SDK's client, within `session`."""
 
-    def reconnect(self) -> None:
-        """Begin a session.
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """A session at the service, in which a training can be opened.
 
         Raises:
-            UserError: the service does not answer.
+            UserError: no SDK, no key.
         """
-        self.client = self.service.open()
+        with self.service.session() as self.client:
+            yield
+        self.client = None
 
     def keep(self, **changes: Any) -> None:
         """Change the record, here and on disk."""
@@ -127,7 +131,7 @@ class TinkerRun:
         Raises:
             UserError: the service fails.
         """
-        rest = self.client.create_rest_client()
+        rest = self.service.rest()
         # After an intent without a run the list may lag behind.
         waits = SETTLE if self.record.intent and time.time() - self.record.intent < SETTLED else SETTLE[:1]
         for wait in waits if not self.record.runs else ():
@@ -211,15 +215,13 @@ class TinkerRun:
         self.keep(step=step, state=path)
         return path
 
-    def finish(self, training: Any, days: float | None) -> tuple[str, str]:
+    def finish(self, training: Any, steps: int, days: float | None) -> Reached:
         """Save the finished weights, for sampling and (by the same name) for a download.
 
         Args:
             training: the client of the last step.
+            steps: how many there were.
             days: how long the service keeps them; None until they are deleted.
-
-        Returns:
-            The addresses of both.
 
         Raises:
             UserError: the service fails.
@@ -229,7 +231,7 @@ class TinkerRun:
         sampler = self._saved(
             training.save_weights_for_sampler, self.name(FINAL), seconds, "saving the finished weights for sampling"
         )
-        return state, sampler
+        return Reached(steps, state, sampler)
 
     def _saved(self, call: Callable[..., Any], name: str, seconds: int | None, what: str) -> str:
         metadata = {RUN_KEY: self.key}

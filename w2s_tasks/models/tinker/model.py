@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import math
+import weakref
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter
 from w2s_tasks.models.loading import tokenizer_of
 from w2s_tasks.models.prompts import Encoded, Prompts, TokenizerLM
-from w2s_tasks.models.tinker.service import KEY, Service, known, resolved_url, result_of, sdk
+from w2s_tasks.models.tinker.service import KEY, Service, close, known, resolved_url, result_of, sdk
 from w2s_tasks.scoring import system_place
 
 log = logging.getLogger(__name__)
@@ -128,8 +129,7 @@ class W2STinker(Prompts, TokenizerLM):
 
     def _base_of(self, path: str) -> str:
         """The base of weights at the service."""
-        client = self.service.open()
-        rest = client.create_rest_client()
+        rest = self.service.rest()
         return str(
             self.service.within(
                 f"asking what {path} is", lambda: rest.get_training_run_by_tinker_path(path).result().base_model
@@ -143,8 +143,8 @@ class W2STinker(Prompts, TokenizerLM):
         Raises:
             UserError: no such model, or no answer.
         """
-        client = self.service.open()
-        served = self.service.capabilities(client)
+        served, client = self.service.models(), self.service.client()
+        weakref.finalize(self, close, client)
         if not self.model_path and self.model not in served:
             raise UserError(
                 f"{self.service.access.host} has no model {self.model!r}.{nearest(self.model, served)} It has: "

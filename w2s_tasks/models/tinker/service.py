@@ -15,7 +15,7 @@ import inspect
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, TypeVar
@@ -120,28 +120,52 @@ class Service:
             )
         return key
 
-    def open(self) -> Any:
-        """A ``ServiceClient`` of a service that answers; its session begins with the first model.
+    def client(self) -> Any:
+        """A ``ServiceClient``, whose session begins with the first model; nothing is sent.
 
         Raises:
-            UserError: no SDK, no key, or no answer.
+            UserError: no SDK, no key.
         """
-        client = sdk().ServiceClient(base_url=self.base_url, api_key=self.key())
-        self.capabilities(client)
-        return client
+        return sdk().ServiceClient(base_url=self.base_url, api_key=self.key())
 
-    def capabilities(self, client: Any) -> dict[str, int | None]:
+    @contextlib.contextmanager
+    def session(self) -> Iterator[Any]:
+        """A client as `client` gives it, whose session is ended behind.
+
+        Raises:
+            UserError: as there.
+        """
+        client = self.client()
+        try:
+            yield client
+        except BaseException:
+            close(client, "errored")
+            raise
+        close(client, "success")
+
+    def rest(self) -> Any:
+        """The SDK's client for what is there: runs, checkpoints, models.
+
+        Raises:
+            UserError: no SDK, no key, no answer.
+        """
+
+        def make() -> Any:
+            if "base_url" in inspect.signature(sdk().RestClient).parameters:
+                return sdk().RestClient(base_url=self.base_url, api_key=self.key())
+            return self.client().create_rest_client()  # before SDK 0.38
+
+        return self.within("looking whether it answers", make, OPENING)
+
+    def models(self) -> dict[str, int | None]:
         """The models that the service has, and how many tokens each takes.
 
         Raises:
-            UserError: no answer.
+            UserError: no SDK, no key, no answer.
         """
-
-        def ask() -> Any:
-            rest = client.create_rest_client()
-            return result_of(getattr(rest, "get_server_capabilities", None) or client.get_server_capabilities)
-
-        found = self.within("asking for its models", ask, OPENING)
+        rest = self.rest()
+        ask = getattr(rest, "get_server_capabilities", None) or self.client().get_server_capabilities
+        found = self.within("asking for its models", lambda: result_of(ask), OPENING)
         return {m.model_name: getattr(m, "max_context_length", None) for m in found.supported_models if m.model_name}
 
     def within(self, what: str, call: Callable[[], T], seconds: float | None = None) -> T:
@@ -200,6 +224,13 @@ class Service:
 def _failed_there(error: Exception) -> bool:
     """Whether the service says that it failed, and not that the request was wrong."""
     return type(error).__name__ == "RequestFailedError" and str(getattr(error, "category", "")) != "user"
+
+
+def close(client: Any, status: str = "success") -> None:
+    """End a client's session, else the SDK would go on to tell the service that it is alive; nothing waits for it."""
+    if hasattr(client, "close"):  # from SDK 0.38 on
+        with contextlib.suppress(Exception):
+            client.close(status)
 
 
 def result_of(call: Callable[[], Any]) -> Any:

@@ -83,9 +83,8 @@ def fetch(path: str, to: Path, service: Service) -> Path:
     place = Place.of(path)
     if to.exists():
         raise UserError(f"{to} is there already: give another folder (--to), or remove it.")
-    client = service.open()
     with tempfile.TemporaryDirectory() as scratch:
-        _download(client, place, Path(scratch), service)
+        _download(place, Path(scratch), service)
         part = to.with_name(f"{to.name}.part")
         shutil.rmtree(part, ignore_errors=True)
         as_peft(Path(scratch), part)
@@ -93,10 +92,10 @@ def fetch(path: str, to: Path, service: Service) -> Path:
     return to
 
 
-def _download(client: Any, place: Place, folder: Path, service: Service) -> None:
-    rest = client.create_rest_client()
+def _download(place: Place, folder: Path, service: Service) -> None:
+    rest = service.rest()
     if hasattr(rest, "get_external_weights_urls"):
-        with _exported(client, rest, place, service) as export:
+        with _exported(rest, place, service) as export:
             found = service.within("asking for its files", rest.get_external_weights_urls(export).result)
             for name, url in found.urls.items():
                 _save(url, _inside(folder, name))
@@ -114,23 +113,24 @@ def _download(client: Any, place: Place, folder: Path, service: Service) -> None
 
 
 @contextlib.contextmanager
-def _exported(client: Any, rest: Any, place: Place, service: Service) -> Iterator[str]:
+def _exported(rest: Any, place: Place, service: Service) -> Iterator[str]:
     """The address of an export of these weights; one that is made here is deleted behind."""
     if place.kind == "external_weights":
         yield str(place)
         return
-    trained = service.within(
-        f"loading {place.trained}", lambda: result_of(lambda: client.create_training_client_from_state(place.trained))
-    )
-    export = service.within(
-        f"exporting {place.trained}",
-        lambda: trained.save_weights_external(EXPORT, ttl_seconds=EXPORT_SECONDS).result().path,
-    )
-    try:
-        yield export
-    finally:
-        with contextlib.suppress(UserError):
-            service.within("deleting the export", lambda: rest.delete_checkpoint_from_tinker_path(export).result())
+    with service.session() as client:
+        trained = service.within(
+            f"loading {place.trained}", lambda: result_of(lambda: client.create_training_client_from_state(place.trained))
+        )
+        export = service.within(
+            f"exporting {place.trained}",
+            lambda: trained.save_weights_external(EXPORT, ttl_seconds=EXPORT_SECONDS).result().path,
+        )
+        try:
+            yield export
+        finally:
+            with contextlib.suppress(UserError):
+                service.within("deleting the export", lambda: rest.delete_checkpoint_from_tinker_path(export).result())
 
 
 def _inside(folder: Path, name: str) -> Path:
