@@ -6,7 +6,7 @@ import json
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,11 @@ def logprobs(model: Any, tokens: Sequence[int]) -> list[float]:
     return scores.gather(-1, torch.tensor(tokens[1:])[:, None])[:, 0].tolist()
 
 
-def test_a_step_is_the_step_of_torch_and_peft(client: Any, tinker_service: Service, tmp_path: Path):
+@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+def test_a_step_is_the_step_of_torch_and_peft(
+    client: Any, tinker_service: Service, tmp_path: Path, causal_model: Callable[[str], Path], architecture: str
+):
+    tinker_service.models["tiny/base"] = causal_model(architecture)
     run = trained(client, steps=0, train_unembed=True)
     start = exported(tinker_service, run, tmp_path / "start", "start")
     passed = run.forward_backward(DATA[:2], "cross_entropy").result()
@@ -401,7 +405,13 @@ def test_promises_that_fail_and_one_that_is_never_kept(client: Any, tinker_servi
 def test_a_session_that_is_lost_takes_its_runs_along(client: Any, tinker_service: Service):
     run = trained(client, steps=1)
     state = run.save_state("a").result().path
+    fault = tinker_service.futures.add("FUTURE optim_step", "stall")
+    waiting = run.optim_step(ADAM)
+    assert fault.reached.wait(5)
     tinker_service.lose_sessions()
+    with pytest.raises(Exception, match="expired") as broken:
+        waiting.result(timeout=5)
+    assert isinstance(broken.value.__cause__, tinker.APIStatusError)
     with pytest.raises(tinker.APIStatusError, match="no longer active") as gone:
         run.forward_backward(DATA, "cross_entropy").result()
     assert gone.value.status_code == 410
