@@ -20,6 +20,7 @@ MODELS = {
     "w2s-recorded": "w2s_tasks.models.recorded:Recorded",
     "w2s-chat": "w2s_tasks.models.chat.model:W2SChat",
     "w2s-vllm": "w2s_tasks.models.vllm.model:W2SVLLM",
+    "w2s-tinker": "w2s_tasks.models.tinker.model:W2STinker",
 }
 
 COMPILED_TEMPLATES = 1024

@@ -271,10 +271,10 @@ class Experiment(Section):
         adapters = named("strong", lambda t: t.keeps)
         scoring = named("strong", lambda t: t.base_model == "w2s-hf")
         others = ", ".join(sorted({parse_method(m).loss for m in self.methods} - {"xent"}))
-        if others and not strong.local:
+        if others and not strong.losses:
             raise ValueError(
                 f"methods: '{others}' can't be trained by a service, which learns hard labels with its own loss. "
-                f"Use methods: [xent], operations on the labels, or strong.trainer: {named('strong', lambda t: t.local)}."
+                f"Use methods: [xent], operations on the labels, or strong.trainer: {named('strong', lambda t: t.losses)}."
             )
         if others and self.strong.learns == "language_model":
             raise ValueError(

@@ -22,7 +22,7 @@ from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.kinds import AnyLabels
 from trainers.training.losses import ABSENT
 from trainers.training.rows import Row, by_row, collated, label_columns, normalised
-from trainers.training.settings import LocalSettings
+from trainers.training.settings import LocalSettings, ModelSettings
 from trainers.training.told import Told
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from trainers.training.kept import Keep
 
 
-class LanguageModel(LocalSettings):
-    """A causal language model that learns a task."""
+class Prompted(ModelSettings):
+    """A causal language model that learns a task's choices or its replies, wherever it is."""
 
     objective: Literal["choices", "language_model"] = "choices"
     """choices: a distribution over the task's choices; language_model: the target's tokens and the end of the reply, as
@@ -55,6 +55,10 @@ class LanguageModel(LocalSettings):
     def learns(self) -> Literal["choices", "language_model"]:
         """As `objective` says."""
         return self.objective
+
+
+class LanguageModel(Prompted, LocalSettings):
+    """A causal language model that learns a task here."""
 
 
 def base_ref(settings: LocalSettings, task: HarnessTask | None = None) -> ModelRef:
@@ -82,7 +86,7 @@ def check_base(settings: LanguageModel) -> None:
         refuse_without_template(base_tokenizer(args), settings.model)
 
 
-def style_of(settings: LanguageModel, num_fewshot: int | None = 0) -> PromptStyle:
+def style_of(settings: Prompted, num_fewshot: int | None = 0) -> PromptStyle:
     """The prompt style that the settings ask for, the same in training and evaluation."""
     return PromptStyle(num_fewshot, settings.chat_template, settings.system_prompt)
 
@@ -124,12 +128,24 @@ def reply_logprobs(
     """
     sizes = [len(row) for row in requests]
     flat = [request for row in requests for request in row]
-    weights = [weight for row, size in zip(targets.tolist(), sizes, strict=True) for weight in row[:size]]
-    run = [i for i, weight in enumerate(weights) if weight > 0 or not torch.is_grad_enabled()]
+    run = replies_run(targets, sizes, every=not torch.is_grad_enabled())
     scores = packing.score(model, [flat[i] for i in run], max_length=max_length)
-    loglik = torch.zeros(len(flat), device=scores.loglik.device)
-    loglik = loglik.index_put((torch.tensor(run, device=loglik.device),), scores.loglik / tokens)
-    return by_row(loglik, targets, sizes, ABSENT)
+    return reply_table(scores.loglik, run, targets, sizes, tokens)
+
+
+def replies_run(targets: torch.Tensor, sizes: Sequence[int], *, every: bool) -> list[int]:
+    """Which of a batch's replies, one row's after the other's, are run: those with weight in the loss, or every one."""
+    weights = [weight for row, size in zip(targets.tolist(), sizes, strict=True) for weight in row[:size]]
+    return [i for i, weight in enumerate(weights) if weight > 0 or every]
+
+
+def reply_table(
+    loglik: torch.Tensor, run: Sequence[int], targets: torch.Tensor, sizes: Sequence[int], tokens: float
+) -> torch.Tensor:
+    """What `reply_logprobs` gives, of the log-likelihoods of the replies that were run, shape [replies run]."""
+    every = torch.zeros(sum(sizes), device=loglik.device)
+    every = every.index_put((torch.tensor(run, device=loglik.device),), loglik / tokens)
+    return by_row(every, targets, sizes, ABSENT)
 
 
 def end_of_reply(lm: Any, style: PromptStyle) -> list[int]:
@@ -179,15 +195,6 @@ def _reply(prompt: Sequence[int], request: packing.Request, ending: Sequence[int
     return whole[:start], (*whole[start:], *ending)
 
 
-def _reply_tokens(rows: Sequence[Row]) -> float:
-    """Mean number of tokens of the replies that are learnt."""
-    lengths = [
-        sum(share * len(continuation) for share, (_, continuation) in zip(row["targets"], row["requests"], strict=False))
-        for row in rows
-    ]
-    return sum(lengths) / len(lengths)
-
-
 def _system_place(task: HarnessTask, style: PromptStyle, lm: Any) -> str | None:
     """Where system prompt and description stand in the rows' prompts."""
     if not task.has_system(style):
@@ -209,9 +216,18 @@ class Learning:
     system_place: str | None
     """Where system prompt and description stand."""
 
+    @property
+    def reply_tokens(self) -> float:
+        """Mean number of tokens of the replies that are learnt."""
+        lengths = [
+            sum(share * len(continuation) for share, (_, continuation) in zip(row["targets"], row["requests"], strict=False))
+            for row in self.rows
+        ]
+        return sum(lengths) / len(lengths)
+
     @classmethod
     def of(
-        cls, task: HarnessTask, docs: Sequence[dict[str, Any]], labels: AnyLabels, settings: LanguageModel, lm: Any
+        cls, task: HarnessTask, docs: Sequence[dict[str, Any]], labels: AnyLabels, settings: Prompted, lm: Any
     ) -> Learning:
         """The rows of a label set.
 
@@ -249,7 +265,7 @@ class Learning:
         """
         from trainers.training.loop import fit_choices
 
-        tokens, max_length = _reply_tokens(self.rows), self.lm.max_length
+        tokens, max_length = self.reply_tokens, self.lm.max_length
 
         def logprobs(model: torch.nn.Module, batch: dict[str, Any]) -> torch.Tensor:
             if self.language_model:

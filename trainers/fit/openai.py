@@ -159,7 +159,8 @@ def prepare(
     style=style_of,
     model="w2s-chat",
     roles=("strong",),
-    local=False,
+    losses=False,
+    paid=True,
 )
 def fit(
     task: HarnessTask,

@@ -38,8 +38,10 @@ class Trainer:
     """What lm_eval calls the model that it trains."""
     roles: tuple[Role, ...]
     """The sections of an experiment that may have it."""
-    local: bool = True
-    """Whether it trains here, by one of `trainers.training.losses.LOSSES`."""
+    losses: bool = True
+    """Whether it trains by one of `trainers.training.losses.LOSSES`; a service may have a loss of its own."""
+    paid: bool = False
+    """Whether a service trains it and is paid by the token."""
     untuned_model: str | None = None
     """What lm_eval calls the model before training, where it is called otherwise."""
     keeps: bool = False
@@ -113,7 +115,7 @@ def model_code(name: str) -> tuple[Code, ...]:
 def training_code(settings: ModelSettings, loss: str) -> tuple[Code, ...]:
     """What trains a model of these settings by a loss."""
     entry = TRAINERS[settings.trainer]
-    by = (LOSSES[loss],) if entry.local else ()
+    by = (LOSSES[loss],) if entry.losses else ()
     return entry.fit, *by, *(answering_code(settings, tuned=False) if entry.in_pool else ())
 
 

@@ -53,7 +53,7 @@ def _entry(step: Step, counter: Counter) -> Planned:
 
 def _cost(config: Experiment, planned: list[Planned]) -> str:
     """One sentence about money."""
-    if TRAINERS[config.strong.trainer].local:
+    if not TRAINERS[config.strong.trainer].paid:
         return "No API is called: no cost."
     sent = [p for p in planned if p.tokens]
     if not sent:

@@ -15,7 +15,7 @@ from lm_eval.api.registry import get_model
 from trainers.store.costs import Budget, write_cost
 from w2s_tasks import register
 from w2s_tasks.keys import refuse
-from w2s_tasks.models.ref import VLLM_MODEL, ModelRef
+from w2s_tasks.models.ref import ENDPOINT_MODEL, TINKER_MODEL, VLLM_MODEL, ModelRef
 from w2s_tasks.plugin.eval_arguments import check_arguments
 
 
@@ -37,7 +37,8 @@ class ModelPool:
         adapter = args.pop("peft", None) if changes else None
         calibrate = args.pop("calibrate", None) if ref.model == "w2s-hf" else None
         key = json.dumps([ref.model, args], sort_keys=True, default=str)
-        limit = {"max_cost": self.budget.left} if ref.model == "w2s-chat" and self.budget.left is not None else {}
+        paid = ref.model in (ENDPOINT_MODEL, TINKER_MODEL)
+        limit = {"max_cost": self.budget.left} if paid and self.budget.left is not None else {}
         if key != self._key:
             self._lm, self._key = None, None
             register()

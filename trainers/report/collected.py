@@ -14,7 +14,7 @@ from trainers.steps.evaluation import Evaluation, SafetyEvaluation
 from w2s_tasks.results.read import TaskScores, read_evaluation
 from w2s_tasks.results.safety import split_of, subtask_of
 
-MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token"}
+MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token", "w2s-tinker": "loglikelihood"}
 
 Scores = dict[str, TaskScores]
 Evaluations = dict[Arm, Scores]

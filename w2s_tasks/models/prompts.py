@@ -1,7 +1,7 @@
 """Prompts of models whose tokenizer is here: chat templates and tokens, exactly as lm_eval's ``hf`` makes them.
 
 `Prompts` stands before a class of lm_eval's (``HFLM`` or `TokenizerLM`), whether the weights are in this process (`w2s-hf`)
-or behind a server (`w2s-vllm`): both score the same tokens.
+or behind a server (`w2s-vllm`, `w2s-tinker`): all score the same tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import jinja2
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.utils import maybe_delimit
+from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import has_bos_prefix
 
 from w2s_tasks import packing
@@ -181,3 +182,16 @@ class Prompts(TemplateLM):
         encoded = self.encode(pairs, lambda i: f"{requests[i].task_name}, document {requests[i].doc_id}")
         keyed: list[Encoded] = [(pair, c, t) for pair, (c, t) in zip(pairs, encoded, strict=True)]
         return self._loglikelihood_tokens(keyed, disable_tqdm)
+
+
+class TokenizerLM(TemplateLM):
+    """What lm_eval's ``hf`` does with its tokenizer alone."""
+
+    chat_template_args: Mapping[str, Any]
+    custom_prefix_token_id: int | None
+
+    tok_encode = HFLM.tok_encode
+    prefix_token_id = HFLM.prefix_token_id
+    eot_token_id = HFLM.eot_token_id
+    tokenizer_name = HFLM.tokenizer_name
+    apply_chat_template = HFLM.apply_chat_template

@@ -21,12 +21,13 @@ from safetensors import SafetensorError, safe_open
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat import OPERATIONAL
 from w2s_tasks.models.chat.wire import resolve_base_url
+from w2s_tasks.models.tinker import OPERATIONAL as TINKER_OPERATIONAL
 from w2s_tasks.rows import assets
 from w2s_tasks.user_text import one_line, read_text
 
 log = logging.getLogger(__name__)
 
-ENDPOINT_MODEL, VLLM_MODEL = "w2s-chat", "w2s-vllm"
+ENDPOINT_MODEL, VLLM_MODEL, TINKER_MODEL = "w2s-chat", "w2s-vllm", "w2s-tinker"
 MARKERS = {"pretrained": "config.json", "peft": "adapter_config.json", "head": "head.json"}
 """Arguments that name a folder of weights, each with the file that tells what the folder holds."""
 KINDS = {"config.json": "model", "adapter_config.json": "PEFT adapter", "head.json": "probe's"}
@@ -186,6 +187,11 @@ class ModelRef:
             parts = {k: v for k, v in parts.items() if k not in OPERATIONAL}
             if "pretrained" in self.args:  # the same weights, wherever they are served
                 parts.pop("base_url", None)
+        if self.model == TINKER_MODEL:
+            parts = {k: v for k, v in parts.items() if k not in TINKER_OPERATIONAL}
+            parts["base_url"] = parts.get("base_url") or os.environ.get("TINKER_BASE_URL")
+            folder = Path(str(parts.get("tokenizer"))).expanduser()
+            parts["tokenizer"] = f"files:{folder_hash(folder)}" if folder.is_dir() else parts.get("tokenizer")
         for key in MARKERS:
             if self.args.get(key):
                 revision = str(self.args.get("revision", "main"))

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 OPENAI = "https://api.openai.com/v1"
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
-KEYS = re.compile(r"\b(?:sk|rk|pk)-[\w*.-]{6,}|Bearer \S+")
+KEYS = re.compile(r"\b(?:sk|rk|pk|tml)-[\w*.-]{6,}|Bearer \S+")
 NO_KEY = "none"
 """What a server that asks for no key is sent."""
 OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "billing_not_active"})

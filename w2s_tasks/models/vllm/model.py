@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
-from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import (
     handle_stop_sequences,
@@ -30,7 +29,7 @@ from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Dialect, Request, Writer
 from w2s_tasks.models.loading import base_config, base_tokenizer, check_tokenizer
-from w2s_tasks.models.prompts import Encoded, Prompts
+from w2s_tasks.models.prompts import Encoded, Prompts, TokenizerLM
 from w2s_tasks.models.ref import identity_of, resolve
 from w2s_tasks.models.vllm.server import MOST_TOKENS, TOLERANCE, TRIAL, Card, Server, named_scores, server_url
 from w2s_tasks.scoring import system_place
@@ -43,19 +42,6 @@ TRIAL_KEY = "trial"
 """Of the first answer in a store: what the model said that its answers are of."""
 
 Tokens = tuple[int, ...]
-
-
-class TokenizerLM(TemplateLM):
-    """What lm_eval's ``hf`` does with its tokenizer alone."""
-
-    chat_template_args: Mapping[str, Any]
-    custom_prefix_token_id: int | None
-
-    tok_encode = HFLM.tok_encode
-    prefix_token_id = HFLM.prefix_token_id
-    eot_token_id = HFLM.eot_token_id
-    tokenizer_name = HFLM.tokenizer_name
-    apply_chat_template = HFLM.apply_chat_template
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,327 @@
+"""The optimizer steps of a training at a Tinker service: the rows, rates and losses of a local training, in its order.
+
+Losses over choices run here, on log-probabilities that the service sends, and their gradient goes back
+(``forward_backward_custom``: a pass without and one with gradients). Whole replies are learnt by the service's own
+cross-entropy, in one pass. Each step is submitted while the one before it runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from trainers.fit.language_model import Learning, replies_run, reply_table
+from trainers.services.tinker_run import Reached, TinkerRun
+from trainers.store import stopping
+from trainers.training.choice_trainer import held_back_metrics
+from trainers.training.diverged import diverged
+from trainers.training.loop import CURVE_POINTS
+from trainers.training.losses import LOSSES, State
+from trainers.training.rows import Row, collated, normalised
+from w2s_tasks import notebook, packing
+from w2s_tasks.errors import UserError
+from w2s_tasks.models.tinker.service import LostError, known, sdk
+
+if TYPE_CHECKING:
+    from trainers.fit.tinker import Tinker
+
+AHEAD = 2
+"""Steps that are at the service at once: one runs, one waits."""
+Point = dict[str, float]
+
+
+class Schedule:
+    """Rows and learning rate of each optimizer step, as transformers' Trainer takes them of one seed."""
+
+    def __init__(self, rows: int, settings: Tinker, seed: int) -> None:
+        """Lay out.
+
+        Args:
+            rows: to train on.
+            settings: epochs, batch size, rate, warm-up and schedule.
+            seed: of the row order.
+        """
+        self.rows, self.size, self.seed = rows, settings.batch_size, seed
+        self.an_epoch = math.ceil(rows / settings.batch_size)
+        self.steps = max(1, math.ceil(self.an_epoch * settings.epochs))
+        self.rates = _rates(settings, self.steps)
+
+    def batch(self, step: int) -> list[int]:
+        """The rows of a step, which counts from 0."""
+        epoch, place = divmod(step, self.an_epoch)
+        return self._order(epoch)[place * self.size : (place + 1) * self.size]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019 - lives as long as one training
+    def _order(self, epoch: int) -> list[int]:
+        """As accelerate's seedable sampler draws it."""
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        order: list[int] = torch.randperm(self.rows, generator=generator).tolist()
+        return order
+
+
+def _rates(settings: Tinker, steps: int) -> list[float]:
+    from transformers import get_scheduler
+
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
+    schedule = get_scheduler(settings.schedule, optimizer, round(settings.warmup * steps), steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(float(schedule.get_last_lr()[0]))
+        optimizer.step()
+        schedule.step()
+    return rates
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a training sends."""
+
+    trained: int
+    """In passes with gradients."""
+    read: int
+    """In passes without."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is learnt, and how a batch of it is sent."""
+
+    learning: Learning
+    train: list[Row]
+    held: list[Row]
+    loss: Callable[..., torch.Tensor]
+
+    @functools.cached_property
+    def prior(self) -> torch.Tensor:
+        """The labels' mean."""
+        return torch.tensor([row["targets"] for row in self.train]).mean(dim=0)
+
+    def asked(self, rows: Sequence[Row], *, every: bool) -> tuple[dict[str, Any], list[packing.Request], list[int]]:
+        """A batch of rows, the requests of it that are sent, and which of its choices they are."""
+        batch = collated("requests", rows)
+        if "weight" in rows[0]:
+            batch["weight"] = torch.tensor([row["weight"] for row in rows])
+        flat = [request for row in batch["requests"] for request in row]
+        sizes = [len(row) for row in batch["requests"]]
+        whole = not self.learning.language_model
+        run = replies_run(batch["targets"], sizes, every=every or whole)
+        return batch, [flat[i] for i in run], run
+
+    def table(self, loglik: torch.Tensor, batch: Mapping[str, Any], run: Sequence[int]) -> torch.Tensor:
+        """Log-likelihoods of what was sent as the log-probabilities that a loss takes, shape [rows, choices]."""
+        sizes, targets = [len(row) for row in batch["requests"]], batch["targets"]
+        if self.learning.language_model:
+            return reply_table(loglik, run, targets, sizes, self.learning.reply_tokens)
+        return normalised(loglik, targets, sizes)
+
+    def datum(self, request: packing.Request, weight: float = 0.0) -> Any:
+        """A request as the service takes it, cut from the left as in ``hf``.
+
+        Args:
+            request: prompt and continuation.
+            weight: of each token of the continuation.
+        """
+        tinker, (context, continuation) = sdk(), request
+        whole = [*context, *continuation][-(self.learning.lm.max_length + 1) :]
+        n = min(len(continuation), len(whole) - 1)
+        weights = [0.0] * (len(whole) - 1 - n) + [weight] * n
+        shape = [len(weights)]
+        return tinker.Datum(
+            model_input=tinker.ModelInput.from_ints(whole[:-1]),
+            loss_fn_inputs={
+                "target_tokens": tinker.TensorData(data=whole[1:], dtype="int64", shape=shape),
+                "weights": tinker.TensorData(data=weights, dtype="float32", shape=shape),
+            },
+        )
+
+    def tokens(self, schedule: Schedule, evaluations: int) -> Tokens:
+        """What the whole training sends."""
+        longest = self.learning.lm.max_length
+
+        def of(rows: Sequence[Row], *, every: bool) -> int:
+            return sum(min(len(c) + len(t) - 1, longest) for c, t in self.asked(rows, every=every)[1])
+
+        a_row = [of([row], every=False) for row in self.train]
+        trained = sum(a_row[i] for step in range(schedule.steps) for i in schedule.batch(step))
+        held = of(self.held, every=True) * evaluations if self.held else 0
+        return Tokens(trained, held + (0 if self.learning.language_model else trained))
+
+
+def evaluation_steps(steps: int) -> list[int]:
+    """After which steps held-back rows are scored, as a local training does."""
+    every = max(1, steps // CURVE_POINTS)
+    return list(range(every, steps + 1, every))
+
+
+def _sums(outputs: Sequence[Any], requests: Sequence[packing.Request]) -> torch.Tensor:
+    """Log-likelihoods of the continuations, of the service's log-probabilities of all tokens."""
+    found = [
+        torch.as_tensor(output["logprobs"].data)[-len(t) :].sum() for output, (_, t) in zip(outputs, requests, strict=True)
+    ]
+    return torch.stack(found).float()
+
+
+class Loop:
+    """Runs the steps, from wherever a training has come to."""
+
+    def __init__(
+        self, run: TinkerRun, work: Work, schedule: Schedule, settings: Tinker, title: str, note: Callable[[str], None]
+    ) -> None:
+        """Prepare; nothing is sent.
+
+        Args:
+            run: of the training.
+            work: what is learnt.
+            schedule: in which steps.
+            settings: the optimizer's.
+            title: of the progress bar.
+            note: takes lines for the user.
+        """
+        self.run, self.work, self.schedule, self.settings = run, work, schedule, settings
+        self.title, self.note = title, note
+        self.curve: list[Point] = []
+        self.sent = 0
+        """Steps that this process had done."""
+
+    def train(self, reached: Reached) -> Any:
+        """Do the steps after `reached`; where a session is lost, once again from what was saved since.
+
+        Returns:
+            The training client after the last step.
+
+        Raises:
+            UserError: the service fails again without progress, a loss that is not finite.
+        """
+        stuck = False
+        while True:
+            try:
+                return self._steps(reached)
+            except LostError as error:
+                self.run.reconnect()
+                again = self.run.reached(self.schedule.steps, self.note)
+                if stuck and again.step <= reached.step:
+                    raise
+                stuck = again.step <= reached.step
+                self.note(f"{self.title}: {error} Going on from step {again.step}.")
+                reached = again
+
+    def _steps(self, reached: Reached) -> Any:
+        training = self.run.open(reached)
+        self.curve = [p for p in self.run.record.curve if p["step"] <= reached.step]
+        pending: deque[tuple[int, Any, Any, list[float]]] = deque()
+        evaluations, last = set(evaluation_steps(self.schedule.steps)) if self.work.held else set(), self.schedule.steps
+        with (
+            stopping.training(),
+            notebook.bar(total=last, initial=reached.step, desc=self.title, unit="step") as bar,
+        ):
+            for step in range(reached.step, last):
+                pending.append((step, *self._submit(training, step)))
+                done = step + 1
+                due = done in evaluations or done % self.settings.save_steps == 0 or done == last or stopping.asked()
+                while len(pending) >= (1 if due else AHEAD):
+                    self._settle(*pending.popleft())
+                    bar.update(1)
+                    bar.set_postfix(loss=f"{self.curve[-1]['loss']:.3f}")
+                if done in evaluations:
+                    self.curve.append(self._evaluated(training, done))
+                if done < last and (done % self.settings.save_steps == 0 or stopping.asked()):
+                    self.run.keep(curve=self.curve)
+                    self.run.save(training, done)
+                if stopping.asked():
+                    raise stopping.ending()
+        self.run.keep(curve=self.curve)
+        return training
+
+    def _submit(self, training: Any, step: int) -> tuple[Any, Any, list[float]]:
+        """Send a step: its passes and the optimizer's; the loss comes into the list."""
+        rows = [self.work.train[i] for i in self.schedule.batch(step)]
+        batch, requests, run = self.work.asked(rows, every=False)
+        losses: list[float] = []
+        settings = self.settings
+        adam = known(
+            sdk().AdamParams,
+            learning_rate=self.schedule.rates[step],
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            eps=settings.eps,
+            weight_decay=settings.weight_decay,
+            grad_clip_norm=settings.max_grad_norm,
+        )
+
+        def send() -> tuple[Any, Any]:
+            if self.work.learning.language_model:
+                passes = training.forward_backward(self._weighted(batch, requests, run), "cross_entropy")
+            else:
+                loss = self._loss(batch, requests, run, step, losses)
+                passes = training.forward_backward_custom([self.work.datum(request) for request in requests], loss)
+            return passes, training.optim_step(adam)
+
+        return *self.run.service.within(f"step {step + 1} of {self.schedule.steps}", send), losses
+
+    def _weighted(self, batch: Mapping[str, Any], requests: Sequence[packing.Request], run: Sequence[int]) -> list[Any]:
+        """Replies with the weight of each of their tokens in the mean loss a token and row: the service sums."""
+        sizes = [len(row) for row in batch["requests"]]
+        shares = [s for row, size in zip(batch["targets"].tolist(), sizes, strict=True) for s in row[:size]]
+        rows = [row for row, size in enumerate(sizes) for _ in range(size)]
+        of_row = batch["weight"].tolist() if "weight" in batch else [1.0] * len(sizes)
+        scale = self.work.learning.reply_tokens * len(sizes)
+        return [
+            self.work.datum(request, shares[i] * of_row[rows[i]] / scale) for request, i in zip(requests, run, strict=True)
+        ]
+
+    def _loss(
+        self, batch: Mapping[str, Any], requests: Sequence[packing.Request], run: Sequence[int], step: int, told: list[float]
+    ) -> Callable[[Any, list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]:
+        """The training loss as the SDK calls it, with every token's log-probabilities."""
+        state = State(step / self.schedule.steps, self.work.prior, None, classes="choices" not in self.work.train[0])
+
+        def loss(_: Any, logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
+            loglik = torch.stack([of_one[-len(t) :].sum() for of_one, (_, t) in zip(logprobs, requests, strict=True)])
+            losses = self.work.loss(self.work.table(loglik, batch, run), batch["targets"].to(loglik), state)
+            losses = losses * batch["weight"].to(losses) if "weight" in batch else losses
+            told.append(float(losses.detach().mean()))
+            return losses.mean(), {}
+
+        return loss
+
+    def _settle(self, step: int, passes: Any, optimizer: Any, told: list[float]) -> None:
+        """Wait for a step, and note its loss."""
+        what = f"step {step + 1} of {self.schedule.steps}"
+        output = self.run.service.within(what, passes.result)
+        self.run.service.within(what, optimizer.result)
+        self.sent += 1
+        loss = told[0] if told else self._service_loss(step, output)
+        if not math.isfinite(loss):
+            raise UserError(diverged(self.title, f"the loss of step {step + 1} is infinite or NaN", self.settings.lr))
+        epoch = (step + 1) / self.schedule.an_epoch
+        self.curve.append({"step": step + 1, "epoch": epoch, "loss": loss, "learning_rate": self.schedule.rates[step]})
+
+    def _service_loss(self, step: int, output: Any) -> float:
+        """The mean loss of a step whose loss the service has formed."""
+        rows = [self.work.train[i] for i in self.schedule.batch(step)]
+        batch, requests, run = self.work.asked(rows, every=False)
+        table = self.work.table(_sums(output.loss_fn_outputs, requests), batch, run)
+        losses = -(batch["targets"] * table).sum(-1)
+        return float((losses * batch["weight"]).mean() if "weight" in batch else losses.mean())
+
+    def _evaluated(self, training: Any, step: int) -> Point:
+        """The held-back rows' part of the curve after so many steps."""
+        batch, requests, run = self.work.asked(self.work.held, every=True)
+        data = [self.work.datum(request) for request in requests]
+        output = self.run.service.within(
+            f"scoring held-back rows after step {step}", lambda: training.forward(data, "cross_entropy").result()
+        )
+        table = self.work.table(_sums(output.loss_fn_outputs, requests), batch, run)
+        epoch = step / self.schedule.an_epoch
+        return {"step": step, "epoch": epoch, **held_back_metrics(table, self.work.held)}
+
+
+def loss_of(method: str, loss_args: Mapping[str, Any] | None) -> Callable[..., torch.Tensor]:
+    """A loss of `LOSSES` with its settings."""
+    return functools.partial(LOSSES[method], **(loss_args or {}))
