@@ -222,7 +222,8 @@ class _Connection(http.server.BaseHTTPRequestHandler):
     def _serve(self) -> None:
         service = self.server.service
         if service.closed:  # a client may hold its connection longer than the service lives
-            return self._drop(reset=True)
+            self._drop(reset=True)
+            return
         url = urllib.parse.urlsplit(self.path)
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {k.lower(): v for k, v in self.headers.items()}

@@ -82,6 +82,7 @@ class Service(Loopback):
     def __exit__(self, *_: object) -> None:
         self.futures.clear()
         super().__exit__()
+        self.jobs.forget()
 
     def now(self) -> datetime:
         """The time of day, as this service has it."""

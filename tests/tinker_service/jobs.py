@@ -86,8 +86,10 @@ class Jobs:
         return found
 
     def forget(self) -> None:
-        """Forget all work, done or not."""
+        """Forget all work, done or not; who waits for a result is let go."""
         with self._changed:
+            for job in self._jobs.values():
+                job.done.set()
             for known in (self._jobs, self._next, self._waiting, self._stalled, self._finished):
                 known.clear()
 
@@ -116,7 +118,8 @@ class Jobs:
             else:
                 self._run(job)
             with self._changed:
-                self._finished.append(job)
+                if self._jobs.get(job.request_id) is job:
+                    self._finished.append(job)
                 job.done.set()
                 self._changed.notify_all()
             if fault:

@@ -14,7 +14,7 @@ from .app import Service, answer, read, route
 from .store import Run, until
 from .wire import ApiError
 
-POLL = 5.0
+POLL = 20.0
 """How long a question for a result waits, in seconds, before it is answered that there is none yet."""
 VALID = timedelta(hours=1)
 """How long the address of a download lives."""
@@ -115,6 +115,7 @@ def retrieve_future(service: Service, request: Request) -> Answer:
     if job is None:
         raise ApiError(404, f"Request {request_id} not found")
     job.done.wait(POLL)
+    service.sessions.live(request_id)
     if job.result is None:
         return answer({"type": "try_again", "request_id": request_id, "queue_state": "active"})
     return job.result
