@@ -166,8 +166,6 @@ def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint_with_the_sa
     own_task: Path, small: Callable[..., Tinker], tinker_service: Service, tmp_path: Path
 ) -> None:
     task = task_of(own_task)
-    fit(task, small(seed=0) if False else small(), tmp_path / "whole", seed=5)
-    assert tinker_service.done("optim_step") == STEPS
     tinker_service.futures.add("FUTURE forward_backward", "fail", code="user", message="out of luck", skip=5)
     with pytest.raises(UserError, match="out of luck"):
         fit(task, small(), tmp_path / "cut", seed=6)
@@ -175,8 +173,6 @@ def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint_with_the_sa
     # Another folder, as on another machine: the service's own lists say how far it came.
     fit(task, small(), tmp_path / "elsewhere", seed=6)
     assert tinker_service.done("optim_step") - before == STEPS - 3
-    reference = tmp_path / "reference"
-    fit(task, small(base_url=tinker_service.base_url + "/"), reference, seed=6)  # found: nothing is trained again
     fit(task, small(max_grad_norm=1.0 + 1e-9), tmp_path / "uncut", seed=6)  # another key, the same arithmetic
     assert losses(tmp_path / "elsewhere")[-2:] == pytest.approx(losses(tmp_path / "uncut")[-2:], abs=1e-5)
 
@@ -249,10 +245,11 @@ def test_an_end_that_is_asked_for_comes_after_a_checkpoint(
         signal.raise_signal(signal.SIGTERM)
 
     task = task_of(own_task)
-    with stopping.on_signals(), pytest.raises(stopping.Terminated):
-        thread = threading.Thread(target=ask)
+    thread = threading.Thread(target=ask)
+    with stopping.on_signals():
         thread.start()
-        fit(task, small(save_steps=100), tmp_path / "ended")
+        with pytest.raises(stopping.Terminated):
+            fit(task, small(save_steps=100), tmp_path / "ended")
     thread.join()
     done = tinker_service.done("optim_step")
     fit(task, small(save_steps=100), tmp_path / "ended")
@@ -349,9 +346,8 @@ task: own_reviews
 include_path: [own_tasks]
 split: {{by: source, weak: 0.5, limit: {{weak: 96, transfer: 64}}, seed: 0}}
 weak: {{model: {encoder_folder}, text: text, epochs: 3, lr: 2e-3, batch_size: 16}}
-strong: {{model: tiny/base, tokenizer: {causal_model("llama")}, trainer: tinker, r: 8, lr: 1e-2, batch_size: 8, epochs: 3}}
-methods: [xent, logconf]
-arms: [zero_shot, student, ceiling, self_labels]
+strong: {{model: tiny/base, tokenizer: {causal_model("llama")}, trainer: tinker, r: 8, lr: 4e-3, batch_size: 8, epochs: 6}}
+arms: [zero_shot, student, ceiling]
 seeds: [0]
 evaluate: {{num_fewshot: 0}}
 """
@@ -379,13 +375,12 @@ def test_an_experiment_runs_and_its_cost_is_known(
     assert modes["student"] == modes["ceiling"] == ("loglikelihood", "choices")
     acc = {a["arm"]: a["metrics"]["acc"] for a in report["arms"]}
     assert acc["ceiling"] > 0.8 > acc["zero_shot"]
-    assert all(len([p for p in c["points"] if "loss" in p]) for c in report["curves"])
-    costs = {
-        name: json.loads(f.read_text())["usd"] for name, s in flow.stages.items() if (f := s.path / "cost.json").is_file()
-    }
-    assert {name.split("/")[0] for name in costs} >= {"fit", "evaluation"} or costs
+    points = {c["arm"]: c["points"] for c in report["curves"]}
+    assert len([p for p in points["student"] if "loss" in p]) == 48
+    files = [stage.path / "cost.json" for stage in flow.stages.values()]
+    costs = [json.loads(file.read_text())["usd"] for file in files if file.is_file()]
     steps, asked = tinker_service.done("optim_step"), tinker_service.tokens()
-    assert sum(costs.values()) == pytest.approx(
+    assert sum(costs) == pytest.approx(
         (asked["train"] * 0.4 + asked["prefill"] * 0.2 + asked["sample"] * 0.6) / 1e6, rel=0.05
     )
     again, second = run(study, tmp_path / "runs")

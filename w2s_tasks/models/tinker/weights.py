@@ -66,21 +66,22 @@ class Place:
         return f"{SCHEME}{self.run}/weights/{self.name}"
 
 
-def fetch(path: str, to: Path, service: Service) -> Path:
+def fetch(path: str, to: Path | None, service: Service) -> Path:
     """Bring an adapter home.
 
     Args:
         path: ``tinker://RUN/weights/NAME``; of ``sampler_weights`` the training weights of the same name are taken.
-        to: the folder to make; one that is there already is left alone.
+        to: the folder to make, by default RUN-NAME here; one that is there already is left alone.
         service: where the weights are.
 
     Returns:
-        `to`.
+        The folder.
 
     Raises:
         UserError: no such weights, a folder in the way, an export that is not a LoRA adapter.
     """
     place = Place.of(path)
+    to = to or Path(re.sub(r"[^\w.-]+", "-", f"{place.run}-{place.name}"))
     if to.exists():
         raise UserError(f"{to} is there already: give another folder (--to), or remove it.")
     with tempfile.TemporaryDirectory() as scratch:
