@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.chat.choices import ChoiceSet, Position
-from w2s_tasks.models.chat.model import parse_choice
 from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, read_reply
 from w2s_tasks.models.chat.wire import (
     Conversation,
@@ -25,6 +24,7 @@ from w2s_tasks.models.chat.wire import (
     cut,
     resolve_base_url,
 )
+from w2s_tasks.models.chat.written import parse_choice
 from w2s_tasks.models.ref import ModelRef
 
 RATINGS = [f" {i}" for i in range(1, 10)]
@@ -211,7 +211,7 @@ def test_messages_stay_messages() -> None:
         ("Requested sample logprobs of 20, which is greater than max allowed: 8", Dialect(top=8)),
         ("logprobs are not supported with reasoning models", Dialect(top=0)),
         ("Unsupported parameter: 'stop'", Dialect(stop=False)),
-        ("Input should be 'text' or 'json_object' (response_format)", Dialect(schema=False)),
+        ("Input should be 'text' or 'json_object' (response_format)", Dialect(schema="")),
         ("You must not ask that", None),
     ],
 )

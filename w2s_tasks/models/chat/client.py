@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,11 +55,11 @@ class Connection:
         where, said = f"{self.endpoint.base_url} refused the request ({refusal.status})", refusal.message
         if refusal.status == 403:
             return UserError(f"{where}: this key may not use '{self.endpoint.model}'. It says: {said}")
-        if refusal.status == 404:
+        if refusal.status == 404 or refusal.code == "model_not_found" or "unexpected endpoint" in said.lower():
             return UserError(f"{where}: {said} {self._models_there()}".rstrip())
         if "temperature" in f"{refusal.param} {said}":
             return UserError(f"{where}: {said} With send_temperature=false none is sent; the result file says so.")
-        if refusal.code == "context_length_exceeded" or "context length" in said.lower():
+        if refusal.code == "context_length_exceeded" or re.search("context (?:length|size)", said, re.I):
             return UserError(f"{where}: a prompt is too long for the model: {said} Use fewer shots.")
         return self.access.explain(refusal)
 
@@ -68,8 +69,8 @@ class Connection:
 
         try:
             with self.open() as client:
-                names = [m.id for m in client.with_options(timeout=10).models.list().data]
-        except (openai.OpenAIError, ValueError, TypeError):
+                names = [m.id for m in client.with_options(timeout=10).models.list().data or ()]
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError):
             return "Check model= and base_url= (it usually ends in /v1)."
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return f"It has: {shown or 'none'}.{nearest(self.endpoint.model, names)}"
