@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import openai
 
 
+CHECK = "Check model= and base_url= (it usually ends in /v1)."
+
+
 def default_variable(api_version: str | None) -> str:
     """The environment variable that holds the key unless another is named."""
     return "AZURE_OPENAI_API_KEY" if api_version else "OPENAI_API_KEY"
@@ -52,10 +55,13 @@ class Connection:
 
     def explain(self, refusal: RefusedError) -> UserError:
         """The sentence for the user: what the endpoint refused, and what to do."""
-        where, said = f"{self.endpoint.base_url} refused the request ({refusal.status})", refusal.message
+        where = f"{self.endpoint.base_url} refused the request ({refusal.status})"
+        said = refusal.message if refusal.message.endswith((".", "!", "?")) else f"{refusal.message}."
         if refusal.status == 403:
             return UserError(f"{where}: this key may not use '{self.endpoint.model}'. It says: {said}")
-        if refusal.status == 404 or refusal.code == "model_not_found" or "unexpected endpoint" in said.lower():
+        if "unexpected endpoint" in said.lower():  # LM Studio's 404
+            return UserError(f"{where}: {said} {CHECK}")
+        if refusal.status == 404 or refusal.code == "model_not_found":
             return UserError(f"{where}: {said} {self._models_there()}".rstrip())
         if "temperature" in f"{refusal.param} {said}":
             return UserError(f"{where}: {said} With send_temperature=false none is sent; the result file says so.")
@@ -71,6 +77,6 @@ class Connection:
             with self.open() as client:
                 names = [m.id for m in client.with_options(timeout=10).models.list().data or ()]
         except (openai.OpenAIError, ValueError, TypeError, AttributeError):
-            return "Check model= and base_url= (it usually ends in /v1)."
+            return CHECK
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return f"It has: {shown or 'none'}.{nearest(self.endpoint.model, names)}"

@@ -7,6 +7,7 @@ and the tokens into lm_eval's result file. The first document of each task is as
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -456,11 +457,16 @@ class W2SChat(LM):
     def _beginnings(self, choices: ChoiceSet) -> tuple[int, ...]:
         """The first tokens of what a set's choices begin with, as a server of vLLM's tells them; none elsewhere."""
         server = Server(self.endpoint.base_url, self.connection.access.api_key_env, SECONDS_TO_TELL)
-        try:
-            tokens = [server.tokens(text, self.endpoint.model) for text in choices.beginnings()]
-        except UserError:
-            return ()
-        return tuple({ids[0]: None for ids in tokens if ids})
+        told: dict[int, None] = {}
+        with contextlib.suppress(UserError):
+            for text in choices.beginnings():
+                tokens = server.tokens(text, self.endpoint.model)
+                if tokens is None:
+                    break
+                told[tokens[0]] = None
+            else:
+                return tuple(told)
+        return ()
 
     def _check_scored(self, documents: Sequence[Document], replies: Sequence[Reply]) -> None:
         """Refuse answers that hold text but, unlike the first ones, no log-probabilities: nothing tells what was chosen."""

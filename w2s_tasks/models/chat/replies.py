@@ -164,6 +164,8 @@ def _first(data: Mapping[str, Any], *names: str) -> Any:
 
 
 def _message(error: Any) -> str:
+    if isinstance(error, Mapping) and isinstance(error.get("loc"), list) and error.get("msg"):  # as FastAPI names a field
+        return ": ".join([*(str(part) for part in error["loc"] if part != "body"), str(error["msg"])])
     if isinstance(error, Mapping):
         error = _first(error, "message", "msg", "detail", "error", "reason", "title", "code", "type") or dict(error)
     if isinstance(error, Mapping):
