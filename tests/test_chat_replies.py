@@ -117,16 +117,19 @@ def test_text_may_come_in_parts(content: Any, text: str | None) -> None:
         (
             {"content": "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>yes"},
             "yes",
-            None,
+            "Hm",
         ),
         ({"content": "I think so"}, "I think so", None),
     ],
 )
 def test_thoughts_are_no_part_of_the_text(message: dict[str, Any], text: str | None, thought: str | None) -> None:
     reply = read_body("chat", body(choice(message={"role": "assistant"} | message)))
-    assert reply.text == text
-    assert (reply.thought or "").removesuffix("<|end|>") == (thought or "")
-    assert (reply.thought is None) == (thought is None)
+    assert (reply.text, reply.thought) == (text, thought)
+
+
+def test_plain_text_is_left_as_it_is() -> None:
+    reply = read_body("completions", body({"text": "<think>Hm</think>yes", "finish_reason": "stop"}))
+    assert (reply.text, reply.thought) == ("<think>Hm</think>yes", None)
 
 
 def test_a_call_of_a_tool_is_no_text() -> None:

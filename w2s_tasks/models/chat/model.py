@@ -30,7 +30,7 @@ from w2s_tasks.models.chat.replies import RefusedError, Reply
 from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, Request, Writer
-from w2s_tasks.models.chat.written import ended_early, keeps_no_schema, parse_choice
+from w2s_tasks.models.chat.written import ended_early, ignores_schema, parse_choice
 from w2s_tasks.models.vllm.server import MOST_TOKENS, Server
 from w2s_tasks.scoring import no_answer, system_place
 
@@ -481,7 +481,7 @@ class W2SChat(LM):
         builds = [partial(Writer.choice, context=d.context, choices=d.choices, tokens=self.answer_tokens) for d in documents]
         for _, places in _by_task(documents):
             reply, choices = self._probe(builds[places[0]]), documents[places[0]].choices
-            if reply and keeps_no_schema(reply) and parse_choice(self._said(reply), choices) is None:
+            if reply and ignores_schema(reply) and parse_choice(self._said(reply), choices) is None:
                 self.dialect = replace(self.dialect, schema="")
         replies = self._ask([build(self._writer) for build in builds], "choosing", quiet)
         chosen = [parse_choice(self._said(r), d.choices) for r, d in zip(replies, documents, strict=True)]
@@ -507,7 +507,7 @@ class W2SChat(LM):
         bare = replace(self._writer, dialect=replace(self.dialect, schema="string"))
         words = replace(self._writer, dialect=replace(self.dialect, schema=""))
         none = [i for i, found in enumerate(chosen) if found is None]
-        requests = {i: builds[i](words) for i in none if keeps_no_schema(replies[i])}
+        requests = {i: builds[i](words) for i in none if ignores_schema(replies[i])}
         cut = [i for i in none if i not in requests and ended_early(replies[i])]
         if cut:
             writer = words if self._refuses(builds[cut[0]](bare)) else bare
@@ -520,9 +520,10 @@ class W2SChat(LM):
     @property
     def _thinking_off(self) -> bool:
         """Whether `extra` asks for no thoughts. What a server then still calls one is the answer (vLLM's issue 17609)."""
-        switches = self.extra.get("chat_template_kwargs")
-        values = switches.values() if isinstance(switches, Mapping) else ()
-        return self.extra.get("reasoning_effort") == "none" or any(value is False for value in values)
+        given = self.extra.get("chat_template_kwargs")
+        switches = given if isinstance(given, Mapping) else {}
+        off = any(switches.get(name) is False for name in ("enable_thinking", "thinking"))
+        return off or self.extra.get("reasoning_effort") == "none"
 
     def _scored(self, reply: Reply) -> Sequence[Position]:
         """The positions of a reply's answer; none where they are a thought's."""

@@ -300,7 +300,9 @@ def _written(content: Any) -> tuple[str | None, str]:
 
 
 _OPENED = re.compile(r"\s*(?:<(?:seed:)?think(?:ing)?>|\[THINK\]|<\|channel\|>)(?:analysis)?(?:<\|message\|>)?")
-_CLOSED = re.compile(r"</(?:seed:)?think(?:ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>")
+_CLOSED = re.compile(
+    r"</(?:seed:)?think(?:ing)?>|\[/THINK\]|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>"
+)
 """How models mark their thoughts in a text; the first mark may stand in the prompt."""
 
 
@@ -358,7 +360,7 @@ def read_reply(kind: Kind, data: Any) -> Reply:
         if not refusal and str(finish).casefold() in WITHHELD:
             refusal = f"({finish})"
         positions = _positions(choice)
-        text, thought = _apart(text, positions)
+        text, thought = _apart(text, positions) if kind == "chat" else (text, None)  # plain text is the caller's, as it is
         thought = _whole_characters(thought or _text(_first(message, "reasoning_content", "reasoning")) or thought)
         reply = Reply(_whole_characters(text), finish, positions, _usage(data), str(data.get("model") or ""))
         return replace(reply, text=None, positions=(), refusal=refusal) if refusal else replace(reply, thought=thought)

@@ -1,7 +1,7 @@
 """A choice that the model wrote out: JSON under a schema, whole or cut, or words.
 
-Servers that take a schema may still pass it over (transformers' does), let blanks fill the answer up to its limit, or end it
-inside the JSON.
+A server that takes a schema may still ignore it (transformers' does), and a small model may fill the answer up to its limit
+with line ends, which JSON allows between its parts.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def parse_choice(text: str | None, choices: Sequence[str]) -> int | None:
     return exact[0] if len(exact) == 1 else lenient(reply, plain)
 
 
-def keeps_no_schema(reply: Reply) -> bool:
+def ignores_schema(reply: Reply) -> bool:
     """Whether an answer to a request with a schema shows that the server passed it over: text, and no JSON in it."""
     text = (reply.text or "").strip()
     return bool(text) and "{" not in text
