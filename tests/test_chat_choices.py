@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 from w2s_tasks.models.chat.choices import ChoiceSet, Position
-from w2s_tasks.models.chat.model import parse_choice
 from w2s_tasks.models.chat.replies import BadReplyError, RefusedError, read_reply
 from w2s_tasks.models.chat.wire import (
     Conversation,
@@ -25,6 +24,7 @@ from w2s_tasks.models.chat.wire import (
     cut,
     resolve_base_url,
 )
+from w2s_tasks.models.chat.written import parse_choice
 from w2s_tasks.models.ref import ModelRef
 
 RATINGS = [f" {i}" for i in range(1, 10)]
@@ -141,6 +141,17 @@ def test_a_floor_never_overtakes_a_listed_choice(tables: list[dict[str, float]],
         ("", None),
         (None, None),
         ("I can't say", None),
+        ('```json\n{"answer": "wrong"}\n```', 1),
+        ('{"answer": "not wrong"}\n\n\n   ', 0),
+        ('{"answer": "not wrong"\n\n', 0),
+        ('{\n\n"answer"\n:\n"wro', 1),
+        ('{"answer": "', None),
+        ('{"answer": 3}', None),
+        ('{"verdict": "wrong"}', None),
+        ('"not wrong"', 0),
+        ('"not wr', 0),
+        ('"wrong" or "not wrong"?', None),
+        ("{\n\n\n", None),
     ],
 )
 def test_constrained_answers_are_read(text: str | None, found: int | None) -> None:
@@ -211,7 +222,7 @@ def test_messages_stay_messages() -> None:
         ("Requested sample logprobs of 20, which is greater than max allowed: 8", Dialect(top=8)),
         ("logprobs are not supported with reasoning models", Dialect(top=0)),
         ("Unsupported parameter: 'stop'", Dialect(stop=False)),
-        ("Input should be 'text' or 'json_object' (response_format)", Dialect(schema=False)),
+        ("Input should be 'text' or 'json_object' (response_format)", Dialect(schema="")),
         ("You must not ask that", None),
     ],
 )

@@ -70,6 +70,10 @@ LEGACY = {"tokens": ["yes"], "token_logprobs": [-0.1], "top_logprobs": [{"yes": 
         ({"content": [{"token": "yes", "logprob": -9999.0, "top_logprobs": []}]}, None),
         ({"content": [{"token": "yes", "logprob": 17.5, "top_logprobs": []}]}, None),
         ({"content": [{"token": "yes", "logprob": "high", "top_logprobs": []}]}, None),
+        ({"content": [{"id": 9, "logprob": -0.1}]}, None),
+        ({"content": [{}]}, None),
+        ({"content": [{"token": "yes", "logprob": -0.1, "top_logprobs": [*TOP, {"id": 3, "logprob": -4}]}]}, FOUND),
+        ({"tokens": [9], "token_logprobs": [-0.1], "top_logprobs": [{"9": -0.1, "4": -2.5}]}, None),
         (LEGACY | {"token_logprobs": [None], "top_logprobs": [None]}, None),
         ("none", None),
     ],
@@ -97,6 +101,35 @@ def test_log_probabilities_are_read_in_either_shape_at_either_endpoint(kind: Any
 def test_text_may_come_in_parts(content: Any, text: str | None) -> None:
     reply = read_body("chat", body(choice(content=content)))
     assert (reply.text, reply.refusal) == (text, None)
+
+
+@pytest.mark.parametrize(
+    ("message", "text", "thought"),
+    [
+        ({"content": "yes"}, "yes", None),
+        ({"content": "yes", "reasoning": ""}, "yes", None),
+        ({"content": "yes", "reasoning_content": "Hm"}, "yes", "Hm"),
+        ({"content": None, "reasoning": "Hm"}, None, "Hm"),
+        ({"content": "<think>\nHm\n</think>\n\nyes"}, "yes", "Hm"),
+        ({"content": "Hm, so</think>yes"}, "yes", "Hm, so"),
+        ({"content": "<think>\nHm"}, "", "Hm"),
+        ({"content": "[THINK]Hm[/THINK]yes"}, "yes", "Hm"),
+        (
+            {"content": "<|channel|>analysis<|message|>Hm<|end|><|start|>assistant<|channel|>final<|message|>yes"},
+            "yes",
+            "Hm",
+        ),
+        ({"content": "I think so"}, "I think so", None),
+    ],
+)
+def test_thoughts_are_no_part_of_the_text(message: dict[str, Any], text: str | None, thought: str | None) -> None:
+    reply = read_body("chat", body(choice(message={"role": "assistant"} | message)))
+    assert (reply.text, reply.thought) == (text, thought)
+
+
+def test_plain_text_is_left_as_it_is() -> None:
+    reply = read_body("completions", body({"text": "<think>Hm</think>yes", "finish_reason": "stop"}))
+    assert (reply.text, reply.thought) == ("<think>Hm</think>yes", None)
 
 
 def test_a_call_of_a_tool_is_no_text() -> None:
@@ -162,7 +195,7 @@ def test_a_character_in_pieces_of_bytes_is_joined_and_scored() -> None:
 
 
 def test_pieces_of_bytes_survive_the_way_to_disk_and_back(tmp_path: Path) -> None:
-    reply = Reply("yes", "stop", (Position("\udce5", -0.1, (("\udce5", -0.1),)),), Usage(), "m", None)
+    reply = Reply("yes", "stop", (Position("\udce5", -0.1, (("\udce5", -0.1),)),), Usage(), "m", None, "Hm")
     with AnswerStore(tmp_path / "s.jsonl") as store:
         store.add("k", reply)
     assert AnswerStore(tmp_path / "s.jsonl").get("k") == reply
@@ -220,6 +253,7 @@ def test_what_is_no_answer_is_told_by_what_it_is(raw: bytes, said: str) -> None:
         ({"errors": [{"message": "Bad field", "status": 400}]}, 400, "Bad field"),
         ({"object": "error", "message": "max_tokens too large", "code": 400}, 400, "max_tokens too large"),
         ({"detail": [{"loc": ["body"], "msg": "Field required"}]}, 200, "Field required"),
+        ({"detail": [{"loc": ["body", "stop"], "msg": "Extra"}]}, 200, "stop: Extra"),
         ({"detail": "Not Found"}, 200, "Not Found"),
         ({"code": 500, "message": "Internal"}, 500, "Internal"),
         (

@@ -24,6 +24,8 @@ MARKS = " \t\r\n\"'“”‘’«»*_`([{"
 ENDS = MARKS + ".,;:!)]}"
 LEAST = 1e-9
 """The least probability that is taken to be left outside the listed tokens: below it lies the rounding of their sum."""
+UNTOLD = -9999.0
+"""At or below it: what servers put where a token can't come (llama.cpp) or they don't tell (OpenAI, vLLM)."""
 
 
 @dataclass(frozen=True)
@@ -161,10 +163,11 @@ def _begins_with(text: str, core: str) -> bool:
 
 
 def _listed(position: Position) -> list[tuple[str, float]]:
-    """The listed tokens, the generated one among them: some servers list it only by itself."""
-    if any(token == position.token for token, _ in position.top):
-        return list(position.top)
-    return [*position.top, (position.token, position.logprob)]
+    """The listed tokens with a value, the generated one among them: some servers list it only by itself."""
+    listed = [(token, logprob) for token, logprob in position.top if logprob > UNTOLD]
+    if any(token == position.token for token, _ in listed):
+        return listed
+    return [*listed, (position.token, position.logprob)]
 
 
 def _bound(position: Position) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from w2s_tasks.models.service import Access
 
 if TYPE_CHECKING:
     import openai
+
+
+CHECK = "Check model= and base_url= (it usually ends in /v1)."
 
 
 def default_variable(api_version: str | None) -> str:
@@ -51,14 +55,17 @@ class Connection:
 
     def explain(self, refusal: RefusedError) -> UserError:
         """The sentence for the user: what the endpoint refused, and what to do."""
-        where, said = f"{self.endpoint.base_url} refused the request ({refusal.status})", refusal.message
+        where = f"{self.endpoint.base_url} refused the request ({refusal.status})"
+        said = refusal.message if refusal.message.endswith((".", "!", "?")) else f"{refusal.message}."
         if refusal.status == 403:
             return UserError(f"{where}: this key may not use '{self.endpoint.model}'. It says: {said}")
-        if refusal.status == 404:
+        if "unexpected endpoint" in said.lower():  # LM Studio's 404
+            return UserError(f"{where}: {said} {CHECK}")
+        if refusal.status == 404 or refusal.code == "model_not_found":
             return UserError(f"{where}: {said} {self._models_there()}".rstrip())
         if "temperature" in f"{refusal.param} {said}":
             return UserError(f"{where}: {said} With send_temperature=false none is sent; the result file says so.")
-        if refusal.code == "context_length_exceeded" or "context length" in said.lower():
+        if refusal.code == "context_length_exceeded" or re.search("context (?:length|size)", said, re.I):
             return UserError(f"{where}: a prompt is too long for the model: {said} Use fewer shots.")
         return self.access.explain(refusal)
 
@@ -68,8 +75,8 @@ class Connection:
 
         try:
             with self.open() as client:
-                names = [m.id for m in client.with_options(timeout=10).models.list().data]
-        except (openai.OpenAIError, ValueError, TypeError):
-            return "Check model= and base_url= (it usually ends in /v1)."
+                names = [m.id for m in client.with_options(timeout=10).models.list().data or ()]
+        except (openai.OpenAIError, ValueError, TypeError, AttributeError):
+            return CHECK
         shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
         return f"It has: {shown or 'none'}.{nearest(self.endpoint.model, names)}"

@@ -7,9 +7,11 @@ and the tokens into lm_eval's result file. The first document of each task is as
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,15 +24,15 @@ from lm_eval.api.model import LM
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.models import prices as price_tables
 from w2s_tasks.models.chat import wire
-from w2s_tasks.models.chat.choices import ChoiceSet, Scores, joined
+from w2s_tasks.models.chat.choices import ChoiceSet, Position, Scores, joined
 from w2s_tasks.models.chat.client import Connection, default_variable
 from w2s_tasks.models.chat.replies import RefusedError, Reply
 from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Conversation, Dialect, Endpoint, Request, Writer
+from w2s_tasks.models.chat.written import ended_early, ignores_schema, parse_choice
 from w2s_tasks.models.vllm.server import MOST_TOKENS, Server
 from w2s_tasks.scoring import no_answer, system_place
-from w2s_tasks.scoring.answers import lenient
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,11 @@ UNCHOSEN = -100.0
 """In mode generated there is no probability: 0 for the chosen choice, this for the others."""
 WARN_UNLISTED = 0.1
 SHOWN = 200
+THINKS = (
+    'thinks before it answers, so that its first token is no answer. Turn that off (extra={"reasoning_effort": "none"} at '
+    'Ollama, extra={"chat_template_kwargs": {"enable_thinking": false}} at vLLM, SGLang and llama.cpp), or let it think and '
+    "ask for its answer as text: mode=generated,answer_tokens=4000."
+)
 SECONDS_TO_TELL = 10.0
 """For a server that may know nothing of tokens."""
 
@@ -135,19 +142,6 @@ def _by_task(documents: Sequence[Document]) -> Iterator[tuple[str, list[int]]]:
     for i, document in enumerate(documents):
         places[document.task].append(i)
     yield from places.items()
-
-
-def parse_choice(text: str | None, choices: Sequence[str]) -> int | None:
-    """The choice that a constrained answer names, or None: JSON with ``answer``, or free text read leniently."""
-    plain = [c.strip() for c in choices]
-    reply = (text or "").strip()
-    if reply.startswith("{"):
-        try:
-            reply = str(json.loads(reply)["answer"])
-        except (ValueError, KeyError, TypeError):
-            return None
-    exact = [i for i, c in enumerate(plain) if c == reply.strip()]
-    return exact[0] if len(exact) == 1 else lenient(reply, plain)
 
 
 def _chosen(found: int | None, n: int) -> Scores:
@@ -319,6 +313,15 @@ class W2SChat(LM):
                     return None
         raise UserError(f"{self.endpoint.base_url} refused {ADAPTATIONS} forms of a request; the last: {request.body}")
 
+    def _refuses(self, request: Request) -> bool:
+        """Whether the endpoint refuses a request that it need not take; where not, its answer is stored."""
+        try:
+            self._sender.ask([request], "first request", quiet=True)
+        except RefusedError as refusal:
+            log.info("the endpoint does not take %s: %s", sorted(request.body), refusal.message)
+            return True
+        return False
+
     def _ask(self, requests: Sequence[Request], title: str, quiet: bool) -> list[Reply]:
         try:
             if self._batch:
@@ -350,6 +353,7 @@ class W2SChat(LM):
             for row, choice in document.rows:
                 answers[row] = (score.loglik[choice], score.greedy == choice)
         self._tell()
+        self._tell_served()
         return answers
 
     def _plan(self, documents: Sequence[Document], sets: Sequence[ChoiceSet]) -> list[int] | None:
@@ -366,13 +370,15 @@ class W2SChat(LM):
                 if reply.refusal is not None:  # tells nothing about log-probabilities
                     continue
                 replies.append(reply)
-                if reply.positions is not None:
-                    if sets[place].score(reply.positions).unfinished and reply.finish == "length":
+                if scored := self._scored(reply):
+                    if sets[place].score(scored).unfinished and reply.is_cut:
                         tokens = LEAD_TOKENS
                     break
             if replies and replies[-1].positions is None:
                 self.dialect = replace(self.dialect, top=0)
                 return None
+            if replies and not self._scored(replies[-1]):
+                raise UserError(f"'{self.endpoint.model}' at {self.endpoint.base_url} {THINKS}")
             for place in places:
                 plan[place] = tokens
         return plan
@@ -395,13 +401,13 @@ class W2SChat(LM):
         requests = [self._writer.first_token(d.context, n) for d, n in zip(documents, plan, strict=True)]
         replies = self._ask(requests, "first token", quiet)
         self._check_scored(documents, replies)
-        scores = [s.score(r.positions or ()) for s, r in zip(sets, replies, strict=True)]
+        scores = [s.score(self._scored(r)) for s, r in zip(sets, replies, strict=True)]
         # Where the answer ended inside a lead-in, such as a quote, a longer one tells the choices apart.
         rows = zip(plan, scores, replies, strict=True)
-        again = [i for i, (n, s, r) in enumerate(rows) if n < LEAD_TOKENS and s.unfinished and r.finish == "length"]
+        again = [i for i, (n, s, r) in enumerate(rows) if n < LEAD_TOKENS and s.unfinished and r.is_cut]
         longer = [self._writer.first_token(documents[i].context, LEAD_TOKENS) for i in again]
         for i, reply in zip(again, self._ask(longer, "after the lead-in", quiet) if longer else (), strict=True):
-            scores[i], replies[i] = sets[i].score(reply.positions or ()), reply
+            scores[i], replies[i] = sets[i].score(self._scored(reply)), reply
         tokens = [LEAD_TOKENS if i in set(again) else n for i, n in enumerate(plan)]
         named = self._name_floored(documents, sets, tokens, scores, replies, quiet)
         for task, places in _by_task(documents):
@@ -426,7 +432,7 @@ class W2SChat(LM):
         quiet: bool,
     ) -> list[int]:
         """Ask again, where a server takes the names of tokens (vLLM), for choices that were not listed; which documents."""
-        places = [i for i, s in enumerate(scores) if any(s.floored) and replies[i].positions]
+        places = [i for i, s in enumerate(scores) if any(s.floored) and self._scored(replies[i])]
         if not places or self._batch or self.endpoint.is_openai:
             return []
         requests = {}
@@ -436,17 +442,11 @@ class W2SChat(LM):
                 requests[i] = self._writer.first_token(documents[i].context, tokens[i], ids)
         if not requests:
             return []
-        try:
-            self._sender.ask(list(requests.values())[:1], "first request", quiet=True)
-            first = next(iter(requests))
-            if (
-                joined(replies[first].positions or (), self._reply(requests[first]).positions or ())
-                == replies[first].positions
-            ):
-                return []  # the names were passed over
-        except RefusedError as refusal:
-            log.info("the endpoint does not take names of tokens: %s", refusal.message)
+        first = next(iter(requests))
+        if self._refuses(requests[first]):
             return []
+        if joined(replies[first].positions or (), self._reply(requests[first]).positions or ()) == replies[first].positions:
+            return []  # the names were passed over
         for i, reply in zip(requests, self._ask(list(requests.values()), "unlisted choices", quiet), strict=True):
             exact = sets[i].score(joined(replies[i].positions or (), reply.positions or ()))
             if not any(exact.floored):  # a floor would be that of the likeliest tokens alone
@@ -457,11 +457,16 @@ class W2SChat(LM):
     def _beginnings(self, choices: ChoiceSet) -> tuple[int, ...]:
         """The first tokens of what a set's choices begin with, as a server of vLLM's tells them; none elsewhere."""
         server = Server(self.endpoint.base_url, self.connection.access.api_key_env, SECONDS_TO_TELL)
-        try:
-            tokens = [server.tokens(text, self.endpoint.model) for text in choices.beginnings()]
-        except UserError:
-            return ()
-        return tuple({ids[0]: None for ids in tokens if ids})
+        told: dict[int, None] = {}
+        with contextlib.suppress(UserError):
+            for text in choices.beginnings():
+                tokens = server.tokens(text, self.endpoint.model)
+                if tokens is None:
+                    break
+                told[tokens[0]] = None
+            else:
+                return tuple(told)
+        return ()
 
     def _check_scored(self, documents: Sequence[Document], replies: Sequence[Reply]) -> None:
         """Refuse answers that hold text but, unlike the first ones, no log-probabilities: nothing tells what was chosen."""
@@ -475,15 +480,62 @@ class W2SChat(LM):
     def _generated(self, documents: Sequence[Document], quiet: bool) -> list[Scores]:
         builds = [partial(Writer.choice, context=d.context, choices=d.choices, tokens=self.answer_tokens) for d in documents]
         for _, places in _by_task(documents):
-            self._probe(builds[places[0]])
+            reply, choices = self._probe(builds[places[0]]), documents[places[0]].choices
+            if reply and ignores_schema(reply) and parse_choice(self._said(reply), choices) is None:
+                self.dialect = replace(self.dialect, schema="")
         replies = self._ask([build(self._writer) for build in builds], "choosing", quiet)
-        chosen = [parse_choice(r.text, d.choices) for r, d in zip(replies, documents, strict=True)]
+        chosen = [parse_choice(self._said(r), d.choices) for r, d in zip(replies, documents, strict=True)]
+        again = self._again(builds, replies, chosen, quiet)
+        for i, reply in again.items():
+            replies[i], chosen[i] = reply, parse_choice(self._said(reply), documents[i].choices)
         for task, places in _by_task(documents):
             missing = sum(chosen[i] is None for i in places) / len(places)
             refused = sum(replies[i].refusal is not None for i in places) / len(places)
-            self._reports[task] = TaskReport("generated", len(places), unlisted=missing, refused=refused)
+            second = len(again.keys() & set(places))
+            self._reports[task] = TaskReport(
+                "generated", len(places), unlisted=missing, refused=refused, second_requests=second
+            )
         self._warn_if_cut(replies, "answer_tokens")
         return [_chosen(found, len(d.choices)) for found, d in zip(chosen, documents, strict=True)]
+
+    def _again(
+        self, builds: Sequence[Build], replies: Sequence[Reply], chosen: Sequence[int | None], quiet: bool
+    ) -> dict[int, Reply]:
+        """Second answers where the first names no choice: blanks filled it to its limit, or the schema was passed over."""
+        if not self.dialect.schema or self.endpoint.kind != "chat":
+            return {}
+        bare = replace(self._writer, dialect=replace(self.dialect, schema="string"))
+        words = replace(self._writer, dialect=replace(self.dialect, schema=""))
+        none = [i for i, found in enumerate(chosen) if found is None]
+        requests = {i: builds[i](words) for i in none if ignores_schema(replies[i])}
+        cut = [i for i in none if i not in requests and ended_early(replies[i])]
+        if cut:
+            writer = words if self._refuses(builds[cut[0]](bare)) else bare
+            requests |= {i: builds[i](writer) for i in cut}
+        asked = self._ask([*requests.values()], "once more", quiet) if requests else []
+        return dict(zip(requests, asked, strict=True))
+
+    # ---- thoughts ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _thinking_off(self) -> bool:
+        """Whether `extra` asks for no thoughts. What a server then still calls one is the answer (vLLM's issue 17609)."""
+        given = self.extra.get("chat_template_kwargs")
+        switches = given if isinstance(given, Mapping) else {}
+        off = any(switches.get(name) is False for name in ("enable_thinking", "thinking"))
+        return off or self.extra.get("reasoning_effort") == "none"
+
+    def _scored(self, reply: Reply) -> Sequence[Position]:
+        """The positions of a reply's answer; none where they are a thought's."""
+        return () if reply.thought is not None and not self._thinking_off else reply.positions or ()
+
+    def _said(self, reply: Reply) -> str | None:
+        """The text of a reply's answer, which some servers call a thought where a schema left no room for any."""
+        thought = (reply.thought or "").strip()
+        misnamed = thought and not (reply.text or "").strip() and (self._thinking_off or thought.startswith("{"))
+        return thought if misnamed else reply.text
+
+    # ---- telling -----------------------------------------------------------------------------------------------------
 
     def _tell(self) -> None:
         """One line about rows that are scored at the floor, and one where the model seems to answer something else."""
@@ -512,6 +564,13 @@ class W2SChat(LM):
                 ", ".join(lost),
             )
 
+    def _tell_served(self) -> None:
+        """A warning where a model of another name answered: LM Studio asks the one that is loaded, whichever was named."""
+        plain = [re.sub(r"[\W_]", "", name).casefold() for name in (self.endpoint.model.rpartition("/")[2], *self._served)]
+        others = [n for n, p in zip(self._served, plain[1:], strict=True) if p and p not in plain[0] and plain[0] not in p]
+        if others and not self.connection.access.is_azure:
+            log.warning("'%s' was asked for, and %s answered", self.endpoint.model, " and ".join(sorted(others)))
+
     # ---- text --------------------------------------------------------------------------------------------------------
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
@@ -534,6 +593,7 @@ class W2SChat(LM):
         self._probe(builds[0])
         replies = self._ask([build(self._writer) for build in builds], "generating", disable_tqdm)
         self._warn_if_cut(replies, "max_gen_toks")
+        self._tell_served()
         by_task: dict[str, list[Reply]] = defaultdict(list)
         for request, reply in zip(requests, replies, strict=True):
             by_task[str(request.task_name)].append(reply)
@@ -541,12 +601,12 @@ class W2SChat(LM):
             share = sum(r.refusal is not None for r in part) / len(part)
             self._reports[task] = TaskReport("generated", len(part), unlisted=share, refused=share)
         return [
-            wire.cut(reply.text or "", wire.stops(request.args[1].get("until")))
+            wire.cut(self._said(reply) or "", wire.stops(request.args[1].get("until")))
             for request, reply in zip(requests, replies, strict=True)
         ]
 
     def _warn_if_cut(self, replies: Sequence[Reply], name: str) -> None:
-        empty = sum(not r.text and r.finish == "length" for r in replies)
+        empty = sum(not (self._said(r) or "").strip() and (r.is_cut or r.thought is not None) for r in replies)
         refused = [r.refusal for r in replies if r.refusal is not None]
         if empty:
             log.warning("%d answers ended before any text: a model that reasons first needs a larger %s", empty, name)

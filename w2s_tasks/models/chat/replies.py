@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from w2s_tasks.models.chat.choices import Position
+from w2s_tasks.models.chat.choices import UNTOLD, Position
 
 Kind = Literal["chat", "completions"]
 FILTERED_CODES = frozenset(
@@ -29,8 +29,8 @@ WITHHELD = frozenset(
 )
 """Reasons for the end of an answer that withhold it, whatever text came before."""
 SHOWN = 300
-UNTOLD = -9999.0
-"""What OpenAI and vLLM put where they don't tell a token's log-probability."""
+CUT = frozenset({"length", "max_tokens", "model_length"})
+"""Reasons for the end of an answer that could have gone on; the last two are Gemini's and Mistral's."""
 OUT_OF_RANGE = 0.01
 """How far above 0 a log-probability may round."""
 
@@ -48,7 +48,8 @@ class Usage:
 class Reply:
     """One answer: its text, why it ended, its positions where log-probabilities came, and what it took.
 
-    ``refusal`` holds the words (or the reason) of an answer that was refused or withheld; its text is None then.
+    ``refusal`` holds the words (or the reason) of an answer that was refused or withheld; its text is None then. ``thought``
+    holds what the server says that the model thought before its text; None for nothing. The positions are those of both.
     """
 
     text: str | None
@@ -57,6 +58,12 @@ class Reply:
     usage: Usage
     model: str
     refusal: str | None = None
+    thought: str | None = None
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether it ended because it may hold no more tokens."""
+        return str(self.finish).casefold() in CUT
 
     @classmethod
     def withheld(cls, reason: str) -> Reply:
@@ -157,6 +164,8 @@ def _first(data: Mapping[str, Any], *names: str) -> Any:
 
 
 def _message(error: Any) -> str:
+    if isinstance(error, Mapping) and isinstance(error.get("loc"), list) and error.get("msg"):  # as FastAPI names a field
+        return ": ".join([*(str(part) for part in error["loc"] if part != "body"), str(error["msg"])])
     if isinstance(error, Mapping):
         error = _first(error, "message", "msg", "detail", "error", "reason", "title", "code", "type") or dict(error)
     if isinstance(error, Mapping):
@@ -241,15 +250,19 @@ def _position(token: str, logprob: Any, top: list[tuple[str, Any]]) -> Position 
     return None if math.isnan(own) else Position(token, own, listed)
 
 
-def _chat_position(p: Mapping[str, Any]) -> Position | None:
-    top = p.get("top_logprobs") or []
+def _chat_position(p: Any) -> Position | None:
+    top = p.get("top_logprobs") or [] if isinstance(p, Mapping) else []
     if isinstance(top, Mapping):
         top = [{"token": t, "logprob": x} for t, x in top.items()]
-    listed = [(token_text(t.get("token"), t.get("bytes")), t.get("logprob")) for t in top if isinstance(t, Mapping)]
-    return _position(token_text(p["token"], p.get("bytes")), p.get("logprob"), listed)
+    # Some servers (mlx_lm's) give a token by its number alone, which tells no text.
+    own, *listed = [isinstance(t, Mapping) and isinstance(t.get("token"), str) and t for t in (p, *top)]
+    found = [(token_text(t["token"], t.get("bytes")), t.get("logprob")) for t in listed if t]
+    return _position(token_text(own["token"], own.get("bytes")), own.get("logprob"), found) if own else None
 
 
 def _legacy_position(token: Any, logprob: Any, top: Any) -> Position | None:
+    if not isinstance(token, str):
+        return None
     listed = [(token_text(t), x) for t, x in top.items()] if isinstance(top, Mapping) else []
     return _position(token_text(token), logprob, listed)
 
@@ -284,6 +297,23 @@ def _written(content: Any) -> tuple[str | None, str]:
     shown = [p for p in parts if p.get("type", "text") in ("text", "output_text")]
     refusal = " ".join(str(p.get("refusal")) for p in parts if p.get("refusal"))
     return "".join(str(p.get("text") or "") for p in shown) or None, refusal
+
+
+_OPENED = re.compile(r"\s*(?:<(?:seed:)?think(?:ing)?>|\[THINK\]|<\|channel\|>)(?:analysis)?(?:<\|message\|>)?")
+_CLOSED = re.compile(
+    r"</(?:seed:)?think(?:ing)?>|\[/THINK\]|(?:<\|end\|>)?(?:<\|start\|>assistant)?<\|channel\|>final<\|message\|>"
+)
+"""How models mark their thoughts in a text; the first mark may stand in the prompt."""
+
+
+def _apart(text: str | None, positions: Sequence[Position] | None) -> tuple[str | None, str | None]:
+    """A text without the thoughts that it begins with, and those thoughts."""
+    shown = text or (positions[0].token if positions else "")  # a server may hide the first mark
+    opened = _OPENED.match(shown)
+    closed = _CLOSED.search(text or "")
+    if text and closed:
+        return text[closed.end() :].lstrip(), text[opened.end() if opened else 0 : closed.start()].strip()
+    return ("", shown[opened.end() :].strip()) if opened else (text, None)
 
 
 def _count(value: Any) -> int:
@@ -329,7 +359,10 @@ def read_reply(kind: Kind, data: Any) -> Reply:
             refusal = text or "(no words)"
         if not refusal and str(finish).casefold() in WITHHELD:
             refusal = f"({finish})"
-        reply = Reply(_whole_characters(text), finish, _positions(choice), _usage(data), str(data.get("model") or ""))
-        return replace(reply, text=None, positions=(), refusal=refusal) if refusal else reply
+        positions = _positions(choice)
+        text, thought = _apart(text, positions) if kind == "chat" else (text, None)  # plain text is the caller's, as it is
+        thought = _whole_characters(thought or _text(_first(message, "reasoning_content", "reasoning")) or thought)
+        reply = Reply(_whole_characters(text), finish, positions, _usage(data), str(data.get("model") or ""))
+        return replace(reply, text=None, positions=(), refusal=refusal) if refusal else replace(reply, thought=thought)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise BadReplyError(f"{type(error).__name__}: {error}") from error

@@ -44,7 +44,8 @@ def _from_json(data: Mapping[str, Any]) -> Reply:
     positions = data["positions"]
     if positions is not None:
         positions = tuple(Position(t, float(x), tuple((a, float(b)) for a, b in top)) for t, x, top in positions)
-    return Reply(data["text"], data["finish"], positions, Usage(**data["usage"]), data["model"], data.get("refusal"))
+    said = (data.get(name) for name in ("refusal", "thought"))
+    return Reply(data["text"], data["finish"], positions, Usage(**data["usage"]), data["model"], *said)
 
 
 class AnswerStore:

@@ -45,9 +45,15 @@ RETRIED = frozenset({408, 409, 425, 429})
 UNREADABLE = 5
 """Attempts at a request whose answers come with status 200 and are none: the cause is rarely a passing one."""
 HOPELESS = re.compile(
-    r"logprobs|response_format|validation error|per[- ]day\b|\bdaily\b|insufficient[_ ](?:quota|credit|balance)", re.I
+    r"logprobs|response_format|grammar|unexpected endpoint|validation error|per[- ]day\b|\bdaily\b"
+    r"|insufficient[_ ](?:quota|credit|balance)",
+    re.I,
 )
-"""What some servers answer with status 500 or 429 although asking again, within minutes, changes nothing."""
+"""What some servers answer with status 500, 429 or even 200 although asking again, within minutes, changes nothing."""
+DROPPED = (
+    " Some servers end the connection without a word at what they don't take: their own log tells (mlx_lm's lists at most "
+    "10 log-probabilities, top_logprobs=10)."
+)
 TOLD_BY = 20
 """Failures whose first characters are the same are told once."""
 PASSING_CAUSES = frozenset({"ReadError", "WriteError", "RemoteProtocolError", "ConnectError", "CloseError", "PoolTimeout"})
@@ -329,8 +335,12 @@ class Sender:
             cause = error.__cause__ or error
             name = type(cause).__name__
             reason = self.connection.access.safe(f"{name}: {cause}"[:300])
-            unreachable = name == "ConnectError"
-            raise _FailedError(reason, unreachable=unreachable, unreadable=name not in PASSING_CAUSES) from None
+            dropped = name == "RemoteProtocolError" and not self._answered
+            raise _FailedError(
+                f"{reason}.{DROPPED}" if dropped else reason,
+                unreachable=name == "ConnectError",
+                unreadable=dropped or name not in PASSING_CAUSES,
+            ) from None
         try:
             return read_body(self.endpoint.kind, response.content)
         except RefusedError as refusal:

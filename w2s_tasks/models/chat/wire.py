@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.replies import Kind, RefusedError
@@ -78,8 +78,9 @@ class Dialect:
     top: int = 20
     """Log-probabilities a position; 0 where there are none."""
     stop: bool = True
-    schema: bool = True
-    """JSON schemas as `response_format`."""
+    schema: Literal["object", "string", ""] = "object"
+    """JSON schemas as `response_format`: of an object that holds the answer, of the answer alone (which leaves no room for
+    blanks, but is no schema to OpenAI), or none."""
     temperature: bool = True
 
 
@@ -145,7 +146,7 @@ class Writer:
     def choice(self, context: str, choices: Sequence[str], tokens: int) -> Request:
         """One of the choices as text: by a JSON schema where the endpoint takes one, else by an instruction."""
         if self.dialect.schema and self.endpoint.kind == "chat":
-            return self._request(context, tokens, 0.0, {"response_format": _choice_schema(choices)})
+            return self._request(context, tokens, 0.0, {"response_format": _choice_schema(choices, self.dialect.schema)})
         listed = ", ".join(f'"{c.strip()}"' for c in choices)
         note = f"\n\nReply with exactly one of these and nothing else: {listed}."
         if not isinstance(context, Conversation):
@@ -186,9 +187,10 @@ def cut(text: str, until: Sequence[str]) -> str:
     return text[: min((i for i in (text.find(s) for s in until) if i >= 0), default=len(text))]
 
 
-def _choice_schema(choices: Sequence[str]) -> dict[str, Any]:
-    answer = {"type": "string", "enum": [c.strip() for c in choices]}
-    schema = {"type": "object", "properties": {"answer": answer}, "required": ["answer"], "additionalProperties": False}
+def _choice_schema(choices: Sequence[str], form: str) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string", "enum": [c.strip() for c in choices]}
+    if form == "object":
+        schema = {"type": form, "properties": {"answer": schema}, "required": ["answer"], "additionalProperties": False}
     return {"type": "json_schema", "json_schema": {"name": "choice", "strict": True, "schema": schema}}
 
 
@@ -202,11 +204,11 @@ def adapted(dialect: Dialect, refusal: RefusedError) -> Dialect | None:
     text = f"{refusal.param or ''} {refusal.message}".lower()
     if "max_completion_tokens" in text:
         return replace(dialect, limit="max_tokens" if dialect.limit == "max_completion_tokens" else "max_completion_tokens")
-    if "logprobs" in text and dialect.top:
+    if re.search("logprobs|top_n_tokens", text) and dialect.top:  # the second is TGI's
         allowed = [int(n) for n in re.findall(r"\b\d+\b", refusal.message) if 0 < int(n) < dialect.top]
         return replace(dialect, top=max(allowed, default=0))
-    if "response_format" in text or "json_schema" in text:
-        return replace(dialect, schema=False) if dialect.schema else None
+    if re.search("response_format|json_schema|grammar|guided|structured", text):
+        return replace(dialect, schema="") if dialect.schema else None
     if re.search(r"\bstop\b", text) and dialect.stop:
         return replace(dialect, stop=False)
     return None

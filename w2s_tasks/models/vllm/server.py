@@ -161,7 +161,7 @@ class Server:
         """A text's tokens as the server makes them, without special ones; None where it does not tell."""
         try:
             found = self._call("/tokenize", {"model": name, "prompt": text, "add_special_tokens": False}, name)["tokens"]
-            return [int(token) for token in found]
+            return [int(token) for token in found] or None  # llama.cpp's answers, but to other fields
         except (RefusedError, KeyError, TypeError, ValueError):
             return None
 
