@@ -115,6 +115,34 @@ def base_ref(settings: Tinker, task: HarnessTask | None = None) -> ModelRef:
     return ModelRef(TINKER_MODEL, where | settings.model_args)
 
 
+ADAPTED = {"mlp": ("mlp",), "attention": ("attn", "attention")}
+"""Parts of a layer's name by which a model's layers are told apart."""
+
+
+def adapter_gigabytes(settings: Tinker) -> float | None:
+    """About how large a trained adapter is in half precision, r (in + out) a layer; None without the base's configuration."""
+    import torch
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    from w2s_tasks.models.loading import NO_CODE, base_config
+
+    try:
+        config = base_config({"pretrained": settings.tokenizer or settings.model})
+        with init_empty_weights():
+            model = AutoModelForCausalLM.from_config(config, **NO_CODE)
+    except (UserError, ValueError, KeyError):
+        return None
+    parts = [part for name, own in ADAPTED.items() if getattr(settings, name) for part in own]
+    layers = [
+        layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, torch.nn.Linear)
+        and (settings.unembedding if name.endswith("lm_head") else any(part in name for part in parts))
+    ]
+    return 2 * settings.r * sum(layer.in_features + layer.out_features for layer in layers) / 1e9
+
+
 def check(settings: Tinker) -> None:
     """Refuse what would fail at the first request, before others are trained; nothing is sent.
 

@@ -8,9 +8,11 @@ from rich.console import Console
 from rich.table import Table
 
 from trainers.config.experiment import Experiment
+from trainers.fit.tinker import Tinker
 from trainers.fit.trainer import TRAINERS
 from trainers.flow.layout import Layout, Tasks
 from trainers.flow.plan_costs import Counter
+from trainers.flow.tinker_costs import storage_line
 from trainers.harness.evaluate import Harness
 from trainers.steps.step import Step
 from trainers.store.costs import dollars
@@ -66,10 +68,17 @@ def _cost(config: Experiment, planned: list[Planned]) -> str:
         return f"{tokens}; no price is known for {config.strong.model}: name a price table in $W2S_PRICES."
     auto = getattr(config.strong, "n_epochs", None) == "auto"
     return (
-        f"{tokens}: about {dollars(sum(p.usd or 0.0 for p in sent))} at prices of {table.as_of}"
+        f"{tokens}: about {dollars(sum(p.usd or 0.0 for p in sent))} at prices of {table.day(config.strong.model)}"
         f"{'; the service decides the epochs (n_epochs: auto), here its published rule' if auto else ''}. Nothing was sent. "
-        "Jobs and answers that are there already cost nothing."
+        f"Jobs and answers that are there already cost nothing.{_storage(config, planned)}"
     )
+
+
+def _storage(config: Experiment, planned: list[Planned]) -> str:
+    """What trained models cost where a service keeps them."""
+    if not isinstance(config.strong, Tinker):
+        return ""
+    return storage_line(config.strong, sum(p.tokens is not None for p in planned if p.kind == "fit"))
 
 
 def show_plan(config: Experiment, console: Console) -> None:

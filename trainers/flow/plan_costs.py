@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from trainers.fit.openai import OpenAI
+from trainers.fit.tinker import Tinker
 from trainers.fit.trainer import training_style
 from trainers.flow.layout import Layout
+from trainers.flow.tinker_costs import TinkerCounter
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.services import chat_rows as cr
 from trainers.steps.answers import Answers
@@ -35,10 +37,17 @@ class Counter:
     def __init__(self, layout: Layout) -> None:
         self.task, self.table = layout.task, prices.table()
         self._means: dict[Any, float] = {}
+        self._tinker: dict[str, TinkerCounter] = {}
 
     def spent(self, step: Step) -> Spent | None:
         """What a step sends to a service; None where it sends nothing."""
         match step:
+            case Fit(settings=Tinker() as settings):
+                return self._at_tinker(settings).training(self.task, self._train_docs(), step.rows())
+            case Answers(settings=Tinker() as settings):
+                return self._at_tinker(settings).answers(self.task, self._train_docs(), step.rows())
+            case Evaluation(settings=Tinker() as settings):
+                return self._at_tinker(settings).evaluation(step, _spread)
             case Fit(settings=OpenAI() as settings):
                 return self._training(settings, step.rows())
             case Answers(settings=OpenAI() as settings):
@@ -47,6 +56,10 @@ class Counter:
             case Evaluation(settings=OpenAI() as settings):
                 return self._evaluation(step, settings)
         return None
+
+    def _at_tinker(self, settings: Tinker) -> TinkerCounter:
+        key = settings.model_dump_json()
+        return self._tinker.setdefault(key, TinkerCounter(settings))
 
     def _train_docs(self) -> list[dict[str, Any]]:
         docs = self.task.train_docs

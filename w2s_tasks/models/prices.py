@@ -60,6 +60,8 @@ class ModelPrice(TokenPrice):
 
     training: USD | None = None
     tuned: TokenPrice | None = None
+    storage: USD | None = None
+    """A month of one GB of trained weights."""
     as_of: dt.date | None = None
     """The day this price was looked up, where it is not the table's."""
 
@@ -107,6 +109,11 @@ class PriceTable(BaseModel):
             return None
         return trained / 1e6 * training + tokens.cost(read, 0)
 
+    def storage(self, model: str) -> float | None:
+        """USD for a month of one GB of weights trained from a model; None where the table doesn't know."""
+        entry = self._entry(model)
+        return entry.storage if entry else None
+
     def day(self, model: str) -> dt.date:
         """The day that a model's price was looked up."""
         entry = self._entry(model)
@@ -119,14 +126,19 @@ def _price(
     written: float,
     training: float | None = None,
     tuned: tuple[float, float | None, float] | None = None,
-    as_of: dt.date | None = None,
 ) -> ModelPrice:
     after = TokenPrice(input=tuned[0], cached_input=tuned[1], output=tuned[2]) if tuned else None
-    return ModelPrice(input=read, cached_input=cached, output=written, training=training, tuned=after, as_of=as_of)
+    return ModelPrice(input=read, cached_input=cached, output=written, training=training, tuned=after)
 
 
-TINKER_SEEN = dt.date(2026, 10, 7)
-"""When Tinker's price page was seen; a model that was trained there costs what its base does."""
+TINKER_SEEN, TINKER_STORAGE = dt.date(2026, 10, 7), 0.10
+"""When Tinker's price page was seen, and what it said of storage."""
+
+
+def _tinker_price(read: float, cached: float, written: float, training: float) -> ModelPrice:
+    """A base at Tinker; a model that was trained there costs what its base does."""
+    entry = _price(read, cached, written, training)
+    return entry.model_copy(update={"storage": TINKER_STORAGE, "as_of": TINKER_SEEN})
 
 
 # Chat prices as quoted in the second quarter of 2026 from OpenAI's price page; fine-tuning prices unchanged since 2025.
@@ -149,7 +161,7 @@ BUILT_IN = PriceTable(
         "o3": _price(2.00, 0.50, 8.00),
         "o3-mini": _price(1.10, 0.55, 4.40),
         "o4-mini": _price(1.10, 0.275, 4.40),
-        "Qwen/Qwen3-8B": _price(0.195, 0.039, 0.60, 0.44, as_of=TINKER_SEEN),
+        "Qwen/Qwen3-8B": _tinker_price(0.195, 0.039, 0.60, 0.44),
     },
 )
 
