@@ -1,7 +1,9 @@
-"""`w2s doctor`: versions, devices, threads, hub, data, keys; each line says what works, or what to do."""
+"""`w2s doctor`: versions, devices, threads, hub, data, keys, services; each line says what works, or what to do."""
 
 from __future__ import annotations
 
+import datetime as dt
+import functools
 import os
 import shutil
 import sys
@@ -11,6 +13,7 @@ from pathlib import Path
 from rich.console import Console
 
 from w2s_tasks import machine
+from w2s_tasks.models import ends
 from w2s_tasks.rows import assets, hub
 
 LIBRARIES = ("lm_eval", "torch", "transformers", "peft", "datasets", "accelerate", "openai", "matplotlib")
@@ -104,8 +107,18 @@ def _keys() -> Iterator[Finding]:
         yield ((True, f"{key} is set") if os.environ.get(key) else (None, f"{key} is not set (only needed for its service)"))
 
 
-def examine(console: Console | None = None) -> bool:
-    """Print every finding; return whether nothing that is needed is missing."""
+def _services(today: dt.date) -> Iterator[Finding]:
+    for end in ends.ENDS:
+        yield True if end.day > today else None, end.line(today)
+
+
+def examine(console: Console | None = None, today: dt.date | None = None) -> bool:
+    """Print every finding; return whether nothing that is needed is missing.
+
+    Args:
+        console: where to print.
+        today: from which the days are counted that services have left.
+    """
     console = console or Console(highlight=False)
     good = True
     for title, check in (
@@ -115,6 +128,7 @@ def examine(console: Console | None = None) -> bool:
         ("data and models", _data),
         ("network", _hub),
         ("keys", _keys),
+        ("services that end", functools.partial(_services, today or ends.today())),
     ):
         console.print(f"[bold]{title}[/bold]")
         for ok, text in check():

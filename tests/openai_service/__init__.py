@@ -17,9 +17,10 @@ import importlib.util
 from loopback import Fault, Faults
 
 from .app import Answer, ApiError, Request, ServedModel, Service, route
+from .dialects import Azure, Nebius
 
 for _part in ("files", "jobs", "chat", "batches"):
     if importlib.util.find_spec(f"{__name__}.{_part}"):
         importlib.import_module(f"{__name__}.{_part}")
 
-__all__ = ["Answer", "ApiError", "Fault", "Faults", "Request", "ServedModel", "Service", "route"]
+__all__ = ["Answer", "ApiError", "Azure", "Fault", "Faults", "Nebius", "Request", "ServedModel", "Service", "route"]

@@ -15,6 +15,8 @@ import openai.types
 import pydantic
 from loopback import Fault, Loopback, Routes
 
+from .dialects import Speech
+
 T = TypeVar("T")
 
 
@@ -96,9 +98,11 @@ class Answer(loopback.Answer):
         return cls(json.dumps(data).encode())
 
     @classmethod
-    def page(cls, kind: type[pydantic.BaseModel], items: Sequence[Mapping[str, Any]], request: Request) -> Answer:
+    def page(
+        cls, kind: type[pydantic.BaseModel], items: Sequence[Mapping[str, Any]], request: Request, *, check: bool = True
+    ) -> Answer:
         """One page of a list: ``after`` is the id of the last item seen, ``limit`` the size."""
-        for item in items:
+        for item in items if check else ():
             checked(kind, item)
         after, limit = request.one("after"), int(request.one("limit") or 20)
         ids = [item["id"] for item in items]
@@ -146,10 +150,17 @@ class Service(Loopback):
     """The running service; a context manager."""
 
     def __init__(
-        self, models: Mapping[str, Path | None] | None = None, *, key: str = "sk-test-0123456789", folder: Path | None = None
+        self,
+        models: Mapping[str, Path | None] | None = None,
+        *,
+        key: str = "sk-test-0123456789",
+        folder: Path | None = None,
+        speaks: Speech | None = None,
     ) -> None:
         super().__init__()
         self.key = key
+        self.speech = speaks or Speech()
+        """Whose dialect it speaks."""
         self.folder = folder
         """Where fine-tuned weights go; without it a fine-tuned model has none."""
         self.models = {name: ServedModel(name, path) for name, path in (models or {}).items()}
@@ -170,6 +181,7 @@ class Service(Loopback):
     def handle(self, request: loopback.Request) -> Answer:
         """Check the key and call the handler; errors become answers."""
         try:
+            request = self.speech.incoming(request)
             if request.headers.get("authorization") != f"Bearer {self.key}":
                 raise ApiError(401, "Incorrect API key provided.", "invalid_api_key")
             handler, groups, methods = route.find(request.method, request.path)

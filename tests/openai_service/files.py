@@ -83,7 +83,11 @@ def create_file(service: Service, request: Request) -> Answer:
     if purpose in ("fine-tune", "batch"):
         _check_jsonl(content, purpose)
     with service.lock:
-        return Answer.of(FileObject, service.part(Files).add(service, name or "upload", purpose, content).data)
+        return _answer(service, service.part(Files).add(service, name or "upload", purpose, content), again=False)
+
+
+def _answer(service: Service, stored: Stored, *, again: bool = True) -> Answer:
+    return Answer.of(FileObject, service.speech.look(stored.data, again=again), check=service.speech.checked)
 
 
 def _check_jsonl(content: bytes, purpose: str) -> None:
@@ -102,13 +106,14 @@ def list_files(service: Service, request: Request) -> Answer:
     """Newest first, by purpose."""
     purpose = request.one("purpose")
     items = [s.data for s in service.part(Files).stored.values() if purpose in (None, s.data["purpose"])]
-    return Answer.page(FileObject, items[:: 1 if request.one("order") == "asc" else -1], request)
+    newest_first = items[:: 1 if request.one("order") == "asc" else -1]
+    return Answer.page(FileObject, newest_first, request, check=service.speech.checked)
 
 
 @route("GET", r"/v1/files/([^/]+)")
 def retrieve_file(service: Service, request: Request, name: str) -> Answer:
     """One file's data."""
-    return Answer.of(FileObject, service.part(Files).get(name).data)
+    return _answer(service, service.part(Files).get(name))
 
 
 @route("GET", r"/v1/files/([^/]+)/content")

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent, job_create_params
+from openai.types.fine_tuning import FineTuningJob, FineTuningJobEvent
 from openai.types.fine_tuning.jobs import FineTuningJobCheckpoint
 
 from .app import Answer, ApiError, Request, ServedModel, Service, route
@@ -57,6 +57,8 @@ class Jobs:
     """Jobs leave no result file, as some providers do."""
     no_metadata: bool = False
     """Metadata is forgotten and not filtered by, as some providers do."""
+    no_seed: bool = False
+    """The seed is forgotten too."""
     hidden: int = 0
     """How many calls of `list` a new job stays out of."""
     epochs: int | None = None
@@ -118,7 +120,7 @@ def _settle_hyperparameters(jobs: Jobs, job: Job, rows: int) -> None:
         values["n_epochs"] = jobs.epochs or (min(25, -(-100 // rows)) if rows * 3 < 100 else max(1, min(3, 25_000 // rows)))
     if values["batch_size"] == "auto":
         values["batch_size"] = max(1, round(0.002 * rows))
-    if values["learning_rate_multiplier"] == "auto":
+    if values.get("learning_rate_multiplier") == "auto":
         values["learning_rate_multiplier"] = 1.8
     job.data["hyperparameters"] = dict(values)
 
@@ -203,14 +205,14 @@ def _advance(service: Service, job: Job) -> None:
         _event(service, job, data["error"]["message"], "error")
 
 
-def _public(job: Job) -> dict[str, Any]:
-    return {k: v for k, v in job.data.items() if k != "user_provided_suffix"}
+def _public(service: Service, job: Job) -> dict[str, Any]:
+    return service.speech.job({k: v for k, v in job.data.items() if k != "user_provided_suffix"})
 
 
 def _answer(service: Service, job: Job) -> Answer:
-    data, words = _public(job), service.part(Jobs).said
+    data, words = _public(service, job), service.part(Jobs).said
     data["status"] = words.get(data["status"], data["status"])
-    return Answer.of(FineTuningJob, data, check=data["status"] in (*STATES, *FINAL))
+    return Answer.of(FineTuningJob, data, check=service.speech.checked and data["status"] in (*STATES, *FINAL))
 
 
 def _check_create(service: Service, body: dict[str, Any]) -> None:
@@ -233,14 +235,12 @@ def _check_create(service: Service, body: dict[str, Any]) -> None:
 @route("POST", r"/v1/fine_tuning/jobs")
 def create_job(service: Service, request: Request) -> Answer:
     """Start a job: this is what costs money."""
-    body = request.json(job_create_params.JobCreateParams)
     with service.lock:
+        body, values = service.speech.asked(service, request)
         jobs = service.part(Jobs)
         if jobs.refusal:
             raise jobs.refusal
         _check_create(service, body)
-        asked = (body.get("method") or {}).get("supervised", {}).get("hyperparameters", {})
-        values = {k: asked.get(k, "auto") for k in ("batch_size", "learning_rate_multiplier", "n_epochs")}
         job = Job(
             {
                 "id": service.new_id("ftjob"),
@@ -253,7 +253,7 @@ def create_job(service: Service, request: Request) -> Answer:
                 "model": body["model"],
                 "organization_id": "org-stand-in",
                 "result_files": [],
-                "seed": body.get("seed") or 0,
+                "seed": 0 if jobs.no_seed else body.get("seed") or 0,
                 "status": jobs.states[0],
                 "trained_tokens": None,
                 "training_file": body["training_file"],
@@ -288,8 +288,8 @@ def list_jobs(service: Service, request: Request) -> Answer:
             if job.hidden:
                 job.hidden -= 1
                 continue
-            found.append(_public(job))
-        return Answer.page(FineTuningJob, found, request)
+            found.append(_public(service, job))
+        return Answer.page(FineTuningJob, found, request, check=service.speech.checked)
 
 
 @route("GET", r"/v1/fine_tuning/jobs/([^/]+)")
@@ -324,3 +324,15 @@ def list_events(service: Service, request: Request, name: str) -> Answer:
 def list_checkpoints(service: Service, request: Request, name: str) -> Answer:
     """Newest first."""
     return Answer.page(FineTuningJobCheckpoint, service.part(Jobs).get(name).checkpoints, request)
+
+
+@route("POST", r"/v0/models")
+def create_model(service: Service, request: Request) -> Answer:
+    """Nebius: a trained model gets a name to answer by, made of a job's checkpoint."""
+    body = json.loads(request.body)
+    job, checkpoint = body["source"].split(":")
+    if checkpoint not in {c["id"] for c in service.part(Jobs).get(job).checkpoints}:
+        raise ApiError(404, f"No checkpoint {checkpoint}.", "not_found", param="source")
+    name = f"{body['base_model']}-LoRa:{body['name']}-abcd"
+    service.models[name] = ServedModel(name, service.models[service.part(Jobs).get(job).data["fine_tuned_model"]].folder)
+    return Answer(json.dumps(body | {"name": name, "status": "active"}).encode())

@@ -47,7 +47,8 @@ def train(
     model = load_model(base)
     data, checks = [_encode(tokenizer, r) for r in rows], [_encode(tokenizer, r) for r in held]
     epochs, size = int(hyperparameters["n_epochs"]), int(hyperparameters["batch_size"])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=BASE_RATE * float(hyperparameters["learning_rate_multiplier"]))
+    rate = hyperparameters.get("learning_rate") or BASE_RATE * float(hyperparameters["learning_rate_multiplier"])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
     points: list[dict[str, Any]] = []
     order = random.Random(seed)
     model.train()

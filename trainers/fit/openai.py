@@ -2,25 +2,30 @@
 
 The rows are the task's own, rendered as its evaluation renders them for a chat model; the target is the text of the label's
 most probable choice, because the service learns text with its own cross-entropy. The result is the fine-tuned model's name,
-which `w2s-chat` evaluates. OpenAI itself takes no new jobs from 2027-01-06 on; see `trainers.services.service`.
+which `w2s-chat` evaluates. Which services speak this API, and how: `trainers.services.dialects`; what ends, and when:
+`w2s_tasks.models.ends`.
 """
 
 from __future__ import annotations
 
+import datetime as dt
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.label_set import LabelSet
+from trainers.section import no_secrets
 from trainers.services.chat_rows import Counts, chat_rows, check_rows, to_jsonl
+from trainers.services.dialects import Dialect, Trained, dialect_of
 from trainers.services.estimate import TrainingEstimate, training_estimate
-from trainers.services.follow import as_lines, collect, follow
+from trainers.services.follow import Outcome, as_lines, collect, follow
 from trainers.services.job import JobSpec, Note, Submission
 from trainers.services.service import closing_note, reading_client
 from trainers.store import processes
@@ -39,17 +44,23 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 STATE = "openai.json"
+OWN = ("n_epochs", "batch_size", "learning_rate_multiplier")
+"""Hyperparameters that are settings of their own."""
 
 
 class OpenAI(ModelSettings):
-    """A strong model that is fine-tuned by OpenAI's service, or by a provider of the same API."""
+    """A strong model that is fine-tuned by OpenAI's service, or by a provider of its protocol."""
 
     trainer: Literal["openai"] = "openai"
     """openai: supervised fine-tuning through the API; the service learns the hard label's text."""
     model: str
     """The service's name of the base model, e.g. gpt-4o-mini-2024-07-18."""
     base_url: str = OPENAI
-    """The service's address; another for a provider of the same API."""
+    """The service's address; that of Nebius Token Factory or of an Azure resource for those."""
+    dialect: Literal["openai", "nebius", "azure"] | None = None
+    """Whose dialect the address speaks, for a gateway; otherwise its host decides."""
+    api_version: str | None = None
+    """Of Azure's dated API, e.g. 2024-10-21; none for its newer address (.../openai/v1) and elsewhere."""
     api_key_env: str = "OPENAI_API_KEY"
     """The NAME of the environment variable that holds the key; never the key."""
     n_epochs: int | Literal["auto"] = "auto"
@@ -58,6 +69,10 @@ class OpenAI(ModelSettings):
     """Rows a step; auto is the service's choice."""
     learning_rate_multiplier: float | Literal["auto"] = "auto"
     """Factor of the service's own learning rate; auto is its choice."""
+    hyperparameters: dict[str, bool | int | float] = Field(default={})
+    """More hyperparameters of the service's, as it names them, e.g. learning_rate, lora or lora_r at Nebius."""
+    extra_body: dict[str, Any] = Field(default={})
+    """More fields of the request for a job, e.g. trainingType at Azure; null leaves out one that is sent by default."""
     suffix: str | None = Field(default=None, min_length=1, max_length=64)
     """A word in the fine-tuned model's name."""
     system_prompt: str | None = None
@@ -74,6 +89,9 @@ class OpenAI(ModelSettings):
     """USD that one job may be estimated to cost; `w2s run --max-cost` limits the whole experiment."""
     replace: list[str] = Field(default=[])
     """Ids of failed or cancelled jobs in whose place a new one is submitted."""
+    deployments: dict[str, str] = Field(default={})
+    """Where models must be deployed before they answer (Azure, Nebius): the name that answers, by the id of the job that
+    trained it; by `model` for the base model."""
     model_args: dict[str, Any] = Field(default={})
     """More arguments for w2s-chat in evaluation, e.g. batch or num_concurrent."""
 
@@ -88,7 +106,23 @@ class OpenAI(ModelSettings):
 
     def recipe(self) -> dict[str, Any]:
         """The settings that the trained model depends on; how it is waited and paid for is none of them."""
-        return self.model_dump(exclude={"suffix", "poll_seconds", "max_hours", "max_cost", "replace"})
+        return self.model_dump(exclude={"suffix", "poll_seconds", "max_hours", "max_cost", "replace", "deployments"})
+
+    @property
+    def access(self) -> Access:
+        """How to reach the service."""
+        return Access(self.base_url, self.api_key_env, self.api_version)
+
+    @property
+    def spoken(self) -> Dialect:
+        """The service's dialect."""
+        return dialect_of(self.access, self.dialect)
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        """The hyperparameters of the request."""
+        own = {name: value for name in OWN if (value := getattr(self, name)) != "auto"}
+        return {**self.spoken.defaults, **own, **self.hyperparameters}
 
     @field_validator("n_epochs", "batch_size", "learning_rate_multiplier", mode="before")
     @classmethod
@@ -102,13 +136,24 @@ class OpenAI(ModelSettings):
             raise ValueError(f"write auto or a {'whole ' if whole else ''}number above 0, at most {most:g}")
         return value
 
-    @field_validator("model_args")
+    @field_validator("model_args", "hyperparameters", "extra_body")
     @classmethod
     def _not_keys(cls, value: dict[str, Any]) -> dict[str, Any]:
-        taken = [k for k in ("model", "base_url", "api_key_env") if k in value]
+        taken = [k for k in ("model", "base_url", "api_key_env", "api_version", "suffix", *OWN) if k in value]
         if taken:
             raise ValueError(f"'{taken[0]}' is a key of strong itself")
-        return value
+        return no_secrets(value)
+
+    @model_validator(mode="after")
+    def _known_to_the_service(self) -> Self:
+        self.spoken.check(self.sent)
+        return self
+
+    @field_validator("api_version", mode="before")
+    @classmethod
+    def _no_date(cls, value: Any) -> Any:
+        """YAML takes such a version for a date."""
+        return value.isoformat() if isinstance(value, dt.date) else value
 
     @field_validator("api_key_env")
     @classmethod
@@ -123,11 +168,12 @@ class OpenAI(ModelSettings):
 
 def base_ref(settings: OpenAI, task: HarnessTask | None = None) -> ModelRef:
     """The model before training, as `w2s-chat` takes it, whatever the task."""
-    return _ref(settings, settings.model)
+    return _ref(settings, settings.deployments.get(settings.model, settings.model))
 
 
 def _ref(settings: OpenAI, model: str) -> ModelRef:
     where = {"model": model, "base_url": settings.base_url, "api_key_env": settings.api_key_env}
+    where |= {"api_version": settings.api_version} if settings.api_version else {}
     return ModelRef("w2s-chat", where | settings.model_args)
 
 
@@ -207,12 +253,12 @@ def fit(
     (out / "train.jsonl").write_text(to_jsonl(train), encoding="utf-8")
     if held:
         (out / "validation.jsonl").write_text(to_jsonl(held), encoding="utf-8")
-    estimate = training_estimate(counts, settings.model, settings.n_epochs)
+    estimate = training_estimate(counts, settings.model, settings.n_epochs, settings.spoken.epochs)
     for line in (estimate.line(), *counts.notes()):
         pool.note(f"{title}: {line}")
     job, outcome = run_job(
         _spec(settings, out, seed, bool(held)),
-        Access(settings.base_url, settings.api_key_env),
+        settings.access,
         out / CHECKPOINTS / STATE,
         settings,
         estimate,
@@ -226,15 +272,38 @@ def fit(
     usd = estimate.cost(job.trained_tokens) if job.trained_tokens else estimate.usd
     write_cost(out, usd, job.trained_tokens)
     billed = f"{job.trained_tokens:,} trained tokens" if job.trained_tokens else "trained tokens not told"
-    pool.note(f"{title}: {job.fine_tuned_model}, {billed}, about {dollars(usd)}")
-    return _ref(settings, str(job.fine_tuned_model))
+    pool.note(f"{title}: {job.fine_tuned_model or job.id}, {billed}, about {dollars(usd)}")
+    return _ref(settings, _answering(settings, job, outcome))
 
 
 def _spec(settings: OpenAI, out: Path, seed: int, has_validation: bool) -> JobSpec:
-    names = ("n_epochs", "batch_size", "learning_rate_multiplier")
-    values = {n: getattr(settings, n) for n in names if getattr(settings, n) != "auto"}
-    validation = out / "validation.jsonl" if has_validation else None
-    return JobSpec(settings.model, out / "train.jsonl", validation, values, seed, settings.suffix)
+    dialect, validation = settings.spoken, out / "validation.jsonl" if has_validation else None
+    extra = {name: value for name, value in {**dialect.extra, **settings.extra_body}.items() if value is not None}
+    train = out / "train.jsonl"
+    return JobSpec(settings.model, train, validation, settings.sent, seed, settings.suffix, extra, dialect)
+
+
+def _answering(settings: OpenAI, job: FineTuningJob, outcome: Outcome) -> str:
+    """The name under which a trained model answers.
+
+    Raises:
+        UserError: it has none yet: how to deploy it, and how to go on.
+    """
+    if name := settings.deployments.get(job.id) or settings.deployments.get(job.fine_tuned_model or ""):
+        return name
+    dialect, host = settings.spoken, settings.access.host
+    if dialect.deploy:
+        checkpoint = next((str(found["id"]) for found in outcome.checkpoints if found.get("id")), None)
+        command = dialect.deploy(Trained(job.id, settings.model, job.fine_tuned_model, checkpoint), settings.access)
+        named = shlex.quote(f"strong.deployments.{job.id}=NAME")
+        raise UserError(
+            f"{host}: the job {job.id} is done, but at {dialect.service} its model answers only once it is deployed:\n"
+            f"  {command}\nThen run again with --set {named} (or write it in the config), NAME being what the deployment "
+            "answers by. Nothing is trained or paid for again."
+        )
+    if not job.fine_tuned_model:
+        raise UserError(f"{host}: the job {job.id} {job.status} but names no model; look at it on the service's pages.")
+    return job.fine_tuned_model
 
 
 def run_job(
@@ -245,7 +314,7 @@ def run_job(
     estimate: TrainingEstimate,
     pool: ModelPool,
     title: str,
-) -> tuple[FineTuningJob, Any]:
+) -> tuple[FineTuningJob, Outcome]:
     """Submit or find the job, follow it to its end, fetch what it leaves."""
     client = reading_client(access)
 
@@ -259,7 +328,7 @@ def run_job(
                 "Nothing was sent. Raise it, or use fewer rows (split.limit.transfer)."
             )
         pool.budget.check(estimate.usd, title)
-        closing = closing_note(access)
+        closing = closing_note(access, settings.model)
         if closing:
             pool.note(closing)
 

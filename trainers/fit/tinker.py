@@ -17,6 +17,7 @@ from filelock import FileLock
 from pydantic import Field, field_validator
 
 from trainers.fit.language_model import Learning, Prompted, style_of
+from trainers.fit.tinker_steps import AtService, Loop, Schedule, Work, evaluation_steps, loss_of
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
@@ -25,7 +26,7 @@ from trainers.services.tinker_run import Lora, TinkerRun
 from trainers.store import processes
 from trainers.store.costs import dollars, write_cost
 from trainers.store.stages import CHECKPOINTS, write_atomic
-from trainers.training.settings import Optimised
+from trainers.training.loop import hold_out
 from trainers.training.told import Told
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
@@ -39,7 +40,7 @@ from w2s_tasks.rows.assets import cache_dir
 STATE = "tinker.json"
 
 
-class Tinker(Prompted, Optimised):
+class Tinker(Prompted, AtService):
     """A strong model that a Tinker service trains."""
 
     trainer: Literal["tinker"] = "tinker"
@@ -62,18 +63,6 @@ class Tinker(Prompted, Optimised):
     """Whether the attention layers get one."""
     unembedding: bool = False
     """Whether the unembedding gets one; the SDK's own default is true."""
-    beta1: float = Field(default=0.9, ge=0, lt=1)
-    """AdamW's first decay."""
-    beta2: float = Field(default=0.999, ge=0, lt=1)
-    """AdamW's second decay; the SDK's own default is .95."""
-    eps: float = Field(default=1e-8, gt=0)
-    """AdamW's epsilon; the SDK's own default is 1e-12."""
-    max_grad_norm: float = Field(default=1.0, ge=0)
-    """The gradient's norm is cut to this; 0 for no cut."""
-    save_steps: int = Field(default=20, ge=1)
-    """Optimizer steps between the checkpoints that a training goes on from; the service keeps one for seven days."""
-    keep_days: float | None = Field(default=None, gt=1 / 24)
-    """Days that the service keeps the trained weights; null until they are deleted there."""
     timeout: float = Field(default=600.0, gt=0)
     """Seconds that the service may take for one answer."""
     max_cost: float | None = Field(default=None, ge=0)
@@ -120,7 +109,7 @@ ADAPTED = {"mlp": ("mlp",), "attention": ("attn", "attention")}
 
 
 def adapter_gigabytes(settings: Tinker) -> float | None:
-    """About how large a trained adapter is in half precision, r (in + out) a layer; None without the base's configuration."""
+    """About how large a trained adapter is in half precision, r (in + out) a layer; None without the base's config."""
     import torch
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
@@ -200,9 +189,6 @@ def fit(
         UserError: a key that is missing or wrong, a service that does not answer, a budget that does not suffice, a
             training that ran away; always with what to do.
     """
-    from trainers.fit.tinker_steps import Loop, Schedule, Work, evaluation_steps, loss_of
-    from trainers.training.loop import hold_out
-
     if processes.count() > 1:
         raise UserError("trainer: tinker sends its work to a service; run it in one process, without accelerate launch.")
     learning = Learning.of(task, docs, labels, settings, pool.load(base_ref(settings)))

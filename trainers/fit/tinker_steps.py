@@ -12,9 +12,10 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from pydantic import Field
 
 from trainers.fit.language_model import Learning, replies_run, reply_table
 from trainers.services.tinker_run import Reached, TinkerRun
@@ -24,22 +25,37 @@ from trainers.training.diverged import diverged
 from trainers.training.loop import CURVE_POINTS
 from trainers.training.losses import LOSSES, State
 from trainers.training.rows import Row, collated, normalised
+from trainers.training.settings import Optimised
 from w2s_tasks import notebook, packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.tinker.service import LostError, known, sdk
-
-if TYPE_CHECKING:
-    from trainers.fit.tinker import Tinker
 
 AHEAD = 2
 """Steps that are at the service at once: one runs, one waits."""
 Point = dict[str, float]
 
 
+class AtService(Optimised):
+    """The optimizer's settings of a training whose steps are at a service."""
+
+    beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW's first decay."""
+    beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW's second decay; the SDK's own default is .95."""
+    eps: float = Field(default=1e-8, gt=0)
+    """AdamW's epsilon; the SDK's own default is 1e-12."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """The gradient's norm is cut to this; 0 for no cut."""
+    save_steps: int = Field(default=20, ge=1)
+    """Optimizer steps between the checkpoints that a training goes on from; the service keeps one for seven days."""
+    keep_days: float | None = Field(default=None, gt=1 / 24)
+    """Days that the service keeps the trained weights; null until they are deleted there."""
+
+
 class Schedule:
     """Rows and learning rate of each optimizer step, as transformers' Trainer takes them of one seed."""
 
-    def __init__(self, rows: int, settings: Tinker, seed: int) -> None:
+    def __init__(self, rows: int, settings: Optimised, seed: int) -> None:
         """Lay out.
 
         Args:
@@ -65,7 +81,7 @@ class Schedule:
         return order
 
 
-def _rates(settings: Tinker, steps: int) -> list[float]:
+def _rates(settings: Optimised, steps: int) -> list[float]:
     from transformers import get_scheduler
 
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=settings.lr)
@@ -171,7 +187,7 @@ class Loop:
     """Runs the steps, from wherever a training has come to."""
 
     def __init__(
-        self, run: TinkerRun, work: Work, schedule: Schedule, settings: Tinker, title: str, note: Callable[[str], None]
+        self, run: TinkerRun, work: Work, schedule: Schedule, settings: AtService, title: str, note: Callable[[str], None]
     ) -> None:
         """Prepare; nothing is sent.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 
 from rich.console import Console
@@ -17,7 +18,7 @@ from trainers.harness.evaluate import Harness
 from trainers.steps.step import Step
 from trainers.store.costs import dollars
 from w2s_tasks.errors import MissingDataError
-from w2s_tasks.models import prices
+from w2s_tasks.models import ends, prices
 from w2s_tasks.rows import assets
 
 
@@ -81,8 +82,20 @@ def _storage(config: Experiment, planned: list[Planned]) -> str:
     return storage_line(config.strong, sum(p.tokens is not None for p in planned if p.kind == "fit"))
 
 
-def show_plan(config: Experiment, console: Console) -> None:
-    """Print the stages with their sizes, and what they send to a service with its likely cost."""
+def _ends(config: Experiment, today: dt.date) -> list[str]:
+    """What the experiment uses that will end, or has ended: a line each."""
+    address = getattr(config.strong, "base_url", None) or ""  # a trainer of this machine's has none
+    return [end.line(today) for end in ends.ends_at(address, config.strong.model)]
+
+
+def show_plan(config: Experiment, console: Console, today: dt.date | None = None) -> None:
+    """Print the stages with their sizes, what they send to a service with its likely cost, and how long that is there.
+
+    Args:
+        config: the experiment.
+        console: where to print.
+        today: from which the days are counted that a service and its model have left.
+    """
     planned, missing = planned_steps(config)
     paid = any(p.tokens for p in planned)
     table = Table(title=f"{config.name}: {len(planned)} stages", title_justify="left")
@@ -99,5 +112,7 @@ def show_plan(config: Experiment, console: Console) -> None:
     console.print(
         f"Rows trained on, each epoch: {trained:,}; documents answered: {asked:,}. {_cost(config, planned)}", soft_wrap=True
     )
+    for line in _ends(config, today or ends.today()):
+        console.print(line, soft_wrap=True)
     if missing:
         console.print(f"Sizes are the config's limits, because the data is not here yet: {missing}", soft_wrap=True)

@@ -73,7 +73,8 @@ class Counter:
             tokens = [cr.row_tokens(cr.chat_row(task, d, max(0, task.gold(d)), style, settings.target)) for d in docs]
             self._means[key] = sum(tokens) / len(tokens)
         kept = rows - min(200, int(rows * settings.holdout))
-        epochs = cr.auto_epochs(kept) if isinstance(settings.n_epochs, str) else settings.n_epochs
+        usual = settings.spoken.epochs or cr.auto_epochs(kept)
+        epochs = usual if isinstance(settings.n_epochs, str) else settings.n_epochs
         trained = round(self._means[key] * kept) * epochs
         price = self.table.training(settings.model)
         return trained, None if price is None else trained / 1e6 * price

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,11 @@ EXAMPLE_LIMITS = {"gpt-3.5": 16_385, "babbage": 16_384, "davinci": 16_384}
 EXAMPLE_LIMIT = 65_536
 """Tokens of one example for gpt-4o and later; longer ones would be cut, and their answer lost."""
 TARGET_EPOCHS, FEWEST_EXAMPLES, MOST_EXAMPLES, MOST_EPOCHS = 3, 100, 25_000, 25
+SPECIAL = re.compile(
+    r"<\|(?:endoftext|startoftext|endofprompt|fim_(?:prefix|middle|suffix)|im_(?:start|end|sep)|start|end|message|channel"
+    r"|constrain|return|call|reserved_\d+|begin_of_text|end_of_text|(?:start|end)_header_id|eo[tm]_id)\|>"
+)
+"""Special tokens of OpenAI's tokenizers, and of the open models that services train (ChatML, Llama 3, Harmony)."""
 
 
 class AsJson:
@@ -148,6 +154,12 @@ def _check_row(number: int, row: Row) -> None:
             raise UserError(
                 f"training row {number}: the {m['role']} message is empty; leave the row out of the task's data."
             )
+        if found := SPECIAL.search(m["content"]):
+            raise UserError(
+                f"training row {number}: the {m['role']} message holds '{found[0]}', a special token of models: OpenAI ends "
+                "a job for it after the upload, others read it as the end of a text or a turn. Leave the row out of the "
+                "task's data, or write the token another way there. Nothing was sent."
+            )
     if messages[-1]["role"] != "assistant":
         raise UserError(f"training row {number}: the last message is the {messages[-1]['role']}'s, not the assistant's.")
 
@@ -161,7 +173,8 @@ def check_rows(rows: Sequence[Row], model: str, count: CountTokens = count_token
         count: tokens of a text.
 
     Raises:
-        UserError: fewer than 10 rows, an empty or malformed message, an example beyond the model's window, a file too large.
+        UserError: fewer than 10 rows; an empty or malformed message, or one with a special token; an example beyond the
+            model's window; a file too large.
     """
     if len(rows) < MIN_EXAMPLES:
         raise UserError(f"the training file has {len(rows)} rows; fine-tuning needs at least {MIN_EXAMPLES}.")

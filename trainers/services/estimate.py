@@ -46,9 +46,18 @@ class TrainingEstimate:
         )
 
 
-def training_estimate(counts: Counts, model: str, n_epochs: int | Literal["auto"]) -> TrainingEstimate:
-    """What training on these rows will cost."""
+def training_estimate(
+    counts: Counts, model: str, n_epochs: int | Literal["auto"], usual: int | None = None
+) -> TrainingEstimate:
+    """What training on these rows will cost.
+
+    Args:
+        counts: of the rows.
+        model: the base model.
+        n_epochs: passes over the rows.
+        usual: what the service makes of `auto`; None for OpenAI's rule.
+    """
     table = prices.table()
     guessed = n_epochs == "auto"
-    epochs = auto_epochs(counts.rows) if n_epochs == "auto" else n_epochs
+    epochs = (usual or auto_epochs(counts.rows)) if n_epochs == "auto" else n_epochs
     return TrainingEstimate(counts.rows, counts.tokens, epochs, guessed, table.training(model), str(table.as_of))

@@ -148,10 +148,6 @@ def follow(
         line.close()
     if place is not Standing.SUCCEEDED:
         raise _ended_badly(job, place, access)
-    if not job.fine_tuned_model:
-        raise UserError(
-            f"{access.host}: the job {job_id} {job.status} but names no model; look at it on the service's pages."
-        )
     return job
 
 

@@ -1,19 +1,22 @@
 """One fine-tuning job, submitted so that it can't be paid twice, and followed to its end.
 
-A job is known by its run key: the hash of its files, model, hyperparameters and seed, which the service keeps as metadata.
-Before a job is created the intent is on disk and the service's list has been asked for the key; the request that creates
-is never repeated blindly, because the SDK's own repetition has no idempotency key and makes one job a request. A killed
-process, a lost answer, another run folder, a newer version of this program: all find the first job.
+A job is known by its run key: the hash of its files, model, hyperparameters and seed. The service keeps it as metadata, and
+as the training file's name, by which the job is found where a provider forgets metadata. Before a job is created the intent
+is on disk and the service's list has been asked for the key; the request that creates is never repeated blindly, because the
+SDK's own repetition has no idempotency key and makes one job a request. A killed process, a lost answer, another run folder,
+a newer version of this program: all find the first job.
 
-Order: state on disk -> list -> model, budget -> upload (found again by sha256) -> list -> intent on disk -> create -> id on
-disk.
+Order: state on disk -> list -> model, budget -> upload (found again by its name) -> list -> intent on disk -> create -> the
+id on disk.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import datetime as dt
+import functools
 import hashlib
+import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
+from trainers.services.dialects import UNKNOWN, Dialect
 from trainers.services.service import check_model, explain, is_quota, listed, message_of, once, said_in, steady
 from trainers.store.stages import write_atomic
 from w2s_tasks.errors import UserError
@@ -32,6 +36,7 @@ from w2s_tasks.rows.assets import cache_dir, sha256_file
 
 if TYPE_CHECKING:
     import openai
+    from openai.types import FileObject
     from openai.types.fine_tuning import FineTuningJob
 
 Note = Callable[[str], None]
@@ -42,6 +47,8 @@ SETTLED = 600.0
 """After this many seconds a job that was created is listed; one look is enough."""
 CREATE_ATTEMPTS = 3
 LONGEST_WAIT = 300.0
+PROCESSING = 900.0
+"""Seconds that a service may take to look through a file before it takes a job on it."""
 
 
 @dataclass(frozen=True)
@@ -52,16 +59,19 @@ class JobSpec:
     training: Path
     validation: Path | None = None
     hyperparameters: dict[str, Any] = field(default_factory=dict)
-    """n_epochs, batch_size, learning_rate_multiplier; what is left out is the service's choice."""
+    """By the service's names; what is left out is the service's choice."""
     seed: int = 0
     suffix: str | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """More fields of the request."""
+    dialect: Dialect = UNKNOWN
 
     @property
     def run_key(self) -> str:
         """32 hex digits of the sha256 over all that the fine-tuned model depends on."""
         files = [sha256_file(p) if p else None for p in (self.training, self.validation)]
-        text = json.dumps([self.model, files, self.hyperparameters, self.seed], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        parts = [self.model, files, self.hyperparameters, self.seed, *([self.extra] if self.extra else [])]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 @dataclass
@@ -158,9 +168,11 @@ class Submission:
             if warning:
                 self.note(warning)
             self.approve()
-            self._save(training_file=self._upload(self.spec.training, self.state.training_file))
-            if self.spec.validation:
-                self._save(validation_file=self._upload(self.spec.validation, self.state.validation_file))
+            training, validation = self.spec.training, self.spec.validation
+            self._save(training_file=self._upload(training, self._name, self.state.training_file))
+            if validation:
+                name = f"validation-{self._name}"
+                self._save(validation_file=self._upload(validation, name, self.state.validation_file))
             return self._create()
         self.note(f"found the job {found}, submitted before; nothing is sent again.")
         self._save(job=found, intent=None)
@@ -168,11 +180,15 @@ class Submission:
 
     # ---- files --------------------------------------------------------------------------------------------------
 
-    def _upload(self, path: Path, known: str | None) -> str:
-        """The service's id of a file; one with the same content (its name holds the sha256) is used again."""
+    @property
+    def _name(self) -> str:
+        """The training file's name at the service: a file a job, so that the job is known by it."""
+        return f"w2s-{self.key}.jsonl"
+
+    def _upload(self, path: Path, name: str, known: str | None) -> str:
+        """The service's id of a file, once it has looked through it; one of this name is used again."""
         import openai
 
-        name = f"w2s-{sha256_file(path)}.jsonl"
         what = f"uploading {path.name}"
         last: Exception = UserError("the service gave the file no id")
         for attempt in range(CREATE_ATTEMPTS):
@@ -183,7 +199,7 @@ class Submission:
                 with path.open("rb") as f:
                     file = once(self.client).files.create(file=(name, f), purpose="fine-tune")
                 if getattr(file, "id", None):
-                    return file.id
+                    return self._processed(file)
                 last = UserError(said_in(file))
             except openai.APIStatusError as error:
                 if error.status_code < 500 and (error.status_code not in (408, 409, 429) or is_quota(error)):
@@ -197,32 +213,61 @@ class Submission:
             return found
         raise explain(last, what, self.access) from last
 
+    def _named(self, name: str) -> list[FileObject]:
+        files = steady(lambda: listed(self.client.files.list(purpose="fine-tune")))
+        return [file for file in files if file.filename == name]
+
     def _uploaded(self, name: str, size: int, known: str | None) -> str | None:
         import openai
 
         try:
-            for file in steady(lambda: listed(self.client.files.list(purpose="fine-tune"))):
-                if file.filename == name and file.bytes == size and standing(file.status) is not Standing.FAILED:
-                    return file.id
+            for file in self._named(name):
+                if file.bytes == size and standing(file.status) is not Standing.FAILED:
+                    return self._processed(file)
         except openai.AuthenticationError as error:
             raise explain(error, "listing files", self.access) from error
         except (openai.APIError, ValueError):
             return known  # a second copy of a file costs nothing
         return None
 
+    def _processed(self, file: FileObject) -> str:
+        """The file's id, once the service has looked through it: Azure takes no job before.
+
+        Raises:
+            UserError: it was not accepted.
+        """
+        deadline = time.monotonic() + PROCESSING
+        for pause in itertools.chain(self.settle, itertools.repeat(self.settle[-1])):
+            place = standing(file.status)
+            if place is Standing.FAILED:
+                said = self.access.safe(str(getattr(file, "status_details", None) or file.status))
+                raise UserError(f"{self.access.host} did not accept the file {file.filename} ({said}); no job was made.")
+            if place is not Standing.GOING or time.monotonic() > deadline:
+                break
+            time.sleep(pause)
+            file = steady(functools.partial(self.client.files.retrieve, file.id))
+        return file.id
+
     # ---- the job ------------------------------------------------------------------------------------------------
 
-    def _mine(self, job: FineTuningJob) -> bool:
-        metadata = getattr(job, "metadata", None) or {}
-        if RUN_KEY in metadata:
-            return metadata[RUN_KEY] == self.key
-        # A provider that forgets metadata: the file's id stands for its content.
-        same_file = self.state.training_file is not None and job.training_file == self.state.training_file
-        return same_file and job.model == self.spec.model and getattr(job, "seed", None) in (None, self.spec.seed)
-
     def _listed(self) -> list[FineTuningJob]:
-        jobs = listed(self.client.fine_tuning.jobs.list(metadata={RUN_KEY: self.key}, limit=100))
-        return [job for job in jobs if self._mine(job) and job.id not in self.ignore]
+        """The spec's jobs: those that bear its run key; of a service that forgets metadata, those of its training file."""
+        wanted: dict[str, Any] = {"metadata": {RUN_KEY: self.key}} if self.spec.dialect.metadata else {}
+        jobs = listed(self.client.fine_tuning.jobs.list(**wanted, limit=100))
+        jobs = [job for job in jobs if job.id not in self.ignore and _run_key(job) in (self.key, None)]
+        files = self._own_files() if any(_run_key(job) is None for job in jobs) else ()
+        return [job for job in jobs if _run_key(job) == self.key or job.training_file in files]
+
+    def _own_files(self) -> set[str]:
+        import openai
+
+        known = {self.state.training_file} if self.state.training_file else set()
+        try:
+            return known | {file.id for file in self._named(self._name)}
+        except openai.APIStatusError as error:
+            if error.status_code not in (404, 405, 501):  # a service without such a list
+                raise
+            return known
 
     def _find(self, *, patient: bool) -> str | None:
         """The id of this spec's job in the service's list; with `patient`, looked for until a new one must be there."""
@@ -251,15 +296,33 @@ class Submission:
         return best.id
 
     def _parameters(self) -> dict[str, Any]:
-        supervised: dict[str, Any] = {"hyperparameters": self.spec.hyperparameters} if self.spec.hyperparameters else {}
-        optional = {"validation_file": self.state.validation_file, "suffix": self.spec.suffix}
+        spec = self.spec
+        optional = {
+            "validation_file": self.state.validation_file,
+            "suffix": spec.suffix,
+            "metadata": {RUN_KEY: self.key} if spec.dialect.metadata else None,
+            "extra_body": spec.extra,
+        }
         return {
-            "model": self.spec.model,
+            "model": spec.model,
             "training_file": self.state.training_file,
-            "method": {"type": "supervised", "supervised": supervised},
-            "seed": self.spec.seed,
-            "metadata": {RUN_KEY: self.key},
+            "seed": spec.seed,
+            **spec.dialect.request(spec.hyperparameters),
         } | {k: v for k, v in optional.items() if v}
+
+    def _tell_forgotten(self, job: FineTuningJob) -> None:
+        """One note where the new job does not give back what was asked for."""
+        lost = []
+        if self.spec.dialect.metadata and _run_key(job) != self.key:
+            lost.append("metadata (the job is found again by its training file: leave that there)")
+        if getattr(job, "seed", None) != self.spec.seed:
+            lost.append("seed (what differs between seeds is chance that no seed repeats)")
+        told = _hyperparameters(job)
+        asked = [f"{name}: {value}" for name, value in self.spec.hyperparameters.items() if told.get(name) != value]
+        if told and asked:
+            lost.append(f"{', '.join(asked)} (the job trains with the service's own)")
+        if lost:
+            self.note(f"note: {self.access.host} keeps no {' and no '.join(lost)}.")
 
     def _create(self) -> str:
         """Create the job, once: each attempt begins with a look at the list, and a patient one after an unclear answer."""
@@ -277,6 +340,7 @@ class Submission:
                 found = getattr(job, "id", None)
                 if found:
                     self.created = True
+                    self._tell_forgotten(job)
                     break
                 last, unclear = UserError(said_in(job)), True
             except openai.RateLimitError as error:
@@ -301,6 +365,17 @@ class Submission:
             raise explain(last or UserError("no answer"), what, self.access) from last
         self._save(job=found, intent=None)
         return found
+
+
+def _run_key(job: FineTuningJob) -> str | None:
+    return (getattr(job, "metadata", None) or {}).get(RUN_KEY)
+
+
+def _hyperparameters(job: FineTuningJob) -> dict[str, Any]:
+    """As the service gives them back, under the method or in the job itself."""
+    data: dict[str, Any] = job.to_dict()
+    supervised = (data.get("method") or {}).get("supervised") or {}
+    return {**(supervised.get("hyperparameters") or {}), **(data.get("hyperparameters") or {})}
 
 
 def asked_pause(error: Exception, default: float) -> float:

@@ -1,6 +1,7 @@
-"""The fine-tuning service as a trainer sees it: its dates, its answers of other shapes, a sentence for its errors.
+"""The fine-tuning service as a trainer sees it: its answers of other shapes, a sentence for its errors.
 
-Works with OpenAI and with providers of the same API (``base_url``), which `w2s_tasks.models.service` reaches.
+Works with OpenAI and with the providers of its protocol (`trainers.services.dialects`), which `w2s_tasks.models.service`
+reaches.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from w2s_tasks.errors import UserError
+from w2s_tasks.models import ends
 from w2s_tasks.models.chat.replies import RefusedError
 from w2s_tasks.models.service import OUT_OF_MONEY, Access
 
@@ -20,13 +22,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LAST_JOBS = dt.date(2027, 1, 6)
-"""From this day OpenAI takes no new fine-tuning jobs from anyone."""
-CLOSED_TO_NEW = dt.date(2026, 5, 7)
-"""Since this day organisations that had never fine-tuned can't begin."""
 ALTERNATIVES = (
-    "Alternatives: `trainer: lora` on open weights (no service), or a provider of the same API by `base_url`: Azure OpenAI, "
-    "Together, Fireworks."
+    "Alternatives: open weights, trained here (`trainer: lora`) or at a service (`trainer: tinker`); or by `base_url` "
+    "another service of OpenAI's protocol: Nebius Token Factory, Azure OpenAI. (Together, Fireworks and Mistral have paths "
+    "and SDKs of their own, which are not supported.)"
 )
 READ_RETRIES = 5
 TIMEOUT = 120.0
@@ -118,21 +117,21 @@ def explain(error: Exception, what: str, access: Access) -> UserError:
     return UserError(f"{head}: the service failed ({said}). Run again later; what was sent is found again.")
 
 
-def _closing(access: Access) -> str:
-    if not access.is_openai:
-        return ""
-    return (
-        f"OpenAI is closing its fine-tuning service: closed to organisations that never used it since {CLOSED_TO_NEW}, to "
-        f"those without recent use since 2026-07-02, and to all from {LAST_JOBS}. "
-    )
+def _closing(access: Access, model: str | None = None, today: dt.date | None = None) -> str:
+    found = ends.ends_at(access.base_url, model)
+    return "".join(f"{end.line(today or ends.today())}. " for end in found)
 
 
-def closing_note(access: Access, today: dt.date | None = None) -> str | None:
-    """What a user of OpenAI's own service should know before a job is made; None for other providers."""
-    today = today or dt.datetime.now(dt.UTC).date()
-    if not access.is_openai or today < CLOSED_TO_NEW:
-        return None
-    return f"note: {_closing(access)}{ALTERNATIVES}"
+def closing_note(access: Access, model: str | None = None, today: dt.date | None = None) -> str | None:
+    """What ends at a service, as a user should know before a job is made; None where no end is known.
+
+    Args:
+        access: whose service.
+        model: the base model, whose end is told too.
+        today: from which the days are counted.
+    """
+    closing = _closing(access, model, today)
+    return f"note: {closing}{ALTERNATIVES}" if closing else None
 
 
 @functools.lru_cache(maxsize=8)
@@ -167,8 +166,7 @@ def check_model(client: openai.OpenAI, access: Access, model: str, today: dt.dat
         raise explain(error, f"asking for the model '{model}'", access) from error
     text = getattr(found, "shutdown_date", None)
     date = _date(str(text)) if text else None
-    today = today or dt.datetime.now(dt.UTC).date()
-    if date and date <= today:
+    if date and date <= (today or ends.today()):
         raise UserError(f"{model} was retired on {date} by {access.host}; nothing was sent. {ALTERNATIVES}")
     if date:
         return f"note: {access.host} will shut {model} down on {date}; its fine-tuned models usually go with it."

@@ -32,6 +32,12 @@ SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
 TUNED = re.compile(r"^ft:([^:]+):|^(.+?)[.:]ft-")  # OpenAI's and Azure's names of fine-tuned models
 
 
+def base_of(model: str) -> str:
+    """The base model's name without the date of a snapshot, of a name of any kind; a base model's own stays."""
+    match = TUNED.match(model)
+    return SNAPSHOT.sub("", (match[1] or match[2]) if match else model)
+
+
 class TokenPrice(BaseModel):
     """USD for a million tokens read, read from the service's cache, and written."""
 
@@ -77,6 +83,10 @@ class PriceTable(BaseModel):
     def _entry(self, name: str) -> ModelPrice | None:
         return self.models.get(name) or self.models.get(SNAPSHOT.sub("", name))
 
+    def _base(self, model: str) -> ModelPrice | None:
+        match = TUNED.match(model)
+        return self._entry(match[1] or match[2]) if match else None
+
     def tokens(self, model: str) -> TokenPrice | None:
         """What a model's answers cost; None where the table doesn't know it.
 
@@ -85,15 +95,12 @@ class PriceTable(BaseModel):
         """
         if entry := self._entry(model):
             return entry
-        if match := TUNED.match(model):
-            base = self._entry(match[1] or match[2])
-            return base.tuned if base else None
-        return None
+        base = self._base(model)
+        return base.tuned if base else None
 
     def training(self, model: str) -> float | None:
         """USD for a million trained tokens, None where the table doesn't know; a tuned model costs what its base does."""
-        match = TUNED.match(model)
-        entry = self._entry(model) or (self._entry(match[1] or match[2]) if match else None)
+        entry = self._entry(model) or self._base(model)
         return entry.training if entry else None
 
     def trained(self, model: str, trained: int, read: int) -> float | None:

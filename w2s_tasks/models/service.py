@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     import openai
 
 OPENAI = "https://api.openai.com/v1"
+OPENAI_DOMAIN = "openai.com"
+AZURE_DOMAINS = ("openai.azure.com", "cognitiveservices.azure.com", "services.ai.azure.com", "openai.azure.us")
+"""Where Azure's OpenAI resources are; a machine of one's own may be elsewhere below azure.com."""
 VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,63}")
 KEYS = re.compile(r"\b(?:sk|rk|pk|tml)-[\w*.-]{6,}|Bearer \S+")
 NO_KEY = "none"
@@ -37,7 +40,11 @@ def checked_url(url: str) -> str:
         ValueError: no http(s) address, or one that carries what belongs into the environment.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        complete = parts.scheme in ("http", "https") and parts.hostname and (parts.port or True)
+    except ValueError:  # no port where one should be
+        complete = False
+    if not complete:
         raise ValueError("base_url must be an address such as http://localhost:8000/v1 or https://api.openai.com/v1")
     if parts.username or parts.password or parts.query:
         raise ValueError("base_url must carry no user, password or query: it is written into result files")
@@ -75,19 +82,20 @@ class Access:
     api_version: str | None = None
     """Of Azure's dated API; None elsewhere."""
 
-    def _is_below(self, domain: str) -> bool:
-        """Whether the address is of a domain or below it: not one whose name only ends in the same letters."""
-        return f".{urlsplit(self.base_url).hostname or ''}".endswith(f".{domain}")
+    def is_below(self, *domains: str) -> bool:
+        """Whether the host is one of these domains or below one: not one whose name only ends in the same letters."""
+        host = (urlsplit(self.base_url).hostname or "").removesuffix(".")
+        return any(f".{host}".endswith(f".{domain}") for domain in domains)
 
     @property
     def is_openai(self) -> bool:
         """Whether this is OpenAI's own service, whose dates apply."""
-        return self._is_below("openai.com")
+        return self.is_below(OPENAI_DOMAIN)
 
     @property
     def is_azure(self) -> bool:
-        """Whether this is Azure's."""
-        return self._is_below("azure.com")
+        """Whether this is a resource of Azure's OpenAI service."""
+        return self.is_below(*AZURE_DOMAINS)
 
     @property
     def host(self) -> str:

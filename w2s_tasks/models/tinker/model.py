@@ -113,7 +113,12 @@ class W2STinker(Prompts, TokenizerLM):
         self.model_path = model_path
         self.model = model or self._base_of(str(model_path))
         self._name = tokenizer or self.model
-        self.tokenizer = tokenizer_of(self._name, revision)
+        try:
+            self.tokenizer = tokenizer_of(self._name, revision)
+        except UserError as error:
+            raise UserError(
+                f"the tokenizer: {error} Name the place of a copy: tokenizer=FOLDER, or strong.tokenizer."
+            ) from error
         self.add_bos_token, self.custom_prefix_token_id = add_bos_token, prefix_token_id
         thinking = {} if enable_thinking is None else {"enable_thinking": enable_thinking}
         self.chat_template_args = {**(chat_template_args or {}), **thinking}
