@@ -20,6 +20,7 @@ from trainers.fit import lora, tinker
 from trainers.fit.lora import Lora
 from trainers.fit.tinker import Tinker
 from trainers.flow import run as ex
+from trainers.flow.plan import planned_steps
 from trainers.flow.progress import Progress
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
@@ -369,6 +370,8 @@ def test_an_experiment_runs_and_its_cost_is_known(
 ) -> None:
     (tmp_path / "prices.yaml").write_text(PRICES)
     monkeypatch.setenv("W2S_PRICES", str(tmp_path / "prices.yaml"))
+    planned = [step for step in planned_steps(load(str(study))[0])[0] if step.tokens]
+    assert not tinker_service.log  # a plan sends nothing
     flow, report = run(study, tmp_path / "runs")
     modes = {a["arm"]: (a["mode"], a["objective"]) for a in report["arms"]}
     assert modes["zero_shot"] == ("loglikelihood", None)
@@ -383,6 +386,8 @@ def test_an_experiment_runs_and_its_cost_is_known(
     assert sum(costs) == pytest.approx(
         (asked["train"] * 0.4 + asked["prefill"] * 0.2 + asked["sample"] * 0.6) / 1e6, rel=0.05
     )
+    assert sum(step.tokens for step in planned if step.kind == "fit") == pytest.approx(asked["train"], rel=0.02)
+    assert sum(step.usd or 0.0 for step in planned) == pytest.approx(sum(costs), rel=0.05)
     again, second = run(study, tmp_path / "runs")
     assert all(stage.reused for stage in again.stages.values())
     assert second == report

@@ -16,8 +16,10 @@ from w2s_tasks import machine
 from w2s_tasks.models import ends
 from w2s_tasks.rows import assets, hub
 
-LIBRARIES = ("lm_eval", "torch", "transformers", "peft", "datasets", "accelerate", "openai", "matplotlib")
-KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
+LIBRARIES = ("lm_eval", "torch", "transformers", "peft", "datasets", "accelerate", "openai", "tinker", "matplotlib")
+EXTRAS = {"tinker": "tinker", "matplotlib": "report"}
+"""Libraries that only some work needs, and the extra that installs them."""
+KEYS = ("OPENAI_API_KEY", "TINKER_API_KEY", "HF_TOKEN")
 SETS = ("stanfordnlp/sst2", "google/boolq", "hendrycks/ethics")
 QUICKSTART_GB = 2.4
 
@@ -32,8 +34,8 @@ def _python() -> Iterator[Finding]:
         if library in found:
             yield True, f"{library} {found[library]}"
         else:
-            optional = library == "matplotlib"
-            yield None if optional else False, f"{library} is missing: pip install 'w2s-harness[report]'"
+            extra = EXTRAS.get(library)
+            yield None if extra else False, f"{library} is missing: pip install 'w2s-harness{f'[{extra}]' if extra else ''}'"
 
 
 def _device() -> Iterator[Finding]:
