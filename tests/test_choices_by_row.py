@@ -139,6 +139,16 @@ def test_noise_matched_labels_are_as_often_wrong_but_on_other_rows():
     assert len(set((dealt[0].hard - gold)[wrong].tolist())) > 3  # not one wrong choice for all
 
 
+def test_confidence_matched_labels_are_as_often_wrong_among_equally_sure_rows():
+    labels, gold = many()
+    dealt = [apply("confidence_matched", labels, seed, gold) for seed in range(100)]
+    assert all((one.hard == gold).mean() == (labels.hard == gold).mean() for one in dealt)
+    assert all(one.confidence[:, 0] == pytest.approx(labels.confidence[:, 0]) for one in dealt[:3])
+    by_row, order = np.mean([one.hard == gold for one in dealt], axis=0), np.argsort(labels.confidence[:, 0], kind="stable")
+    for rows in np.array_split(order, 10):
+        assert by_row[rows] == pytest.approx((labels.hard == gold)[rows].mean(), abs=0.22)  # 100 draws
+
+
 def test_what_needs_classes_says_so():
     labels, _ = many(30)
     for name in ("calibrate", "balance"):

@@ -55,6 +55,33 @@ def test_noise_matched_keeps_the_confusion_matrix_and_moves_the_errors(choices: 
         assert wrong[gold == right] == pytest.approx(share, abs=0.12)
 
 
+@pytest.mark.parametrize("choices", [2, 3])
+def test_confidence_matched_keeps_confusion_confidence_and_calibration_and_moves_the_errors(choices: int):
+    labels, gold = _labelled(1000, choices=choices)
+    right, sure = labels.hard == gold, labels.confidence[:, 0]
+    dealt = [_apply("confidence_matched", labels, seed, gold=gold) for seed in range(200)]
+    for one in dealt[:3]:
+        assert _confusion(one, gold) == _confusion(labels, gold)
+        assert one.confidence[:, 0] == pytest.approx(sure)
+        assert np.sort(one.soft) == pytest.approx(np.sort(labels.soft))
+    moved = np.mean([one.hard == gold for one in dealt], axis=0)
+    # A tenth of a class stays as often right as it was, and each of its rows is so as often as the others.
+    for one in range(choices):
+        of_class = np.flatnonzero(gold == one)
+        for rows in np.array_split(of_class[np.argsort(sure[of_class], kind="stable")], 10):
+            assert moved[rows] == pytest.approx(right[rows].mean(), abs=0.16)  # 200 draws: a standard error of .035
+    # noise_matched moves the confidence with the label.
+    assert np.abs(_apply("noise_matched", labels, gold=gold).confidence[:, 0] - sure).mean() > 0.02
+
+
+def test_the_hard_control_has_the_supervisors_decisions_alone():
+    labels, gold = _labelled(choices=3)
+    hard = _apply("noise_matched_hard", labels, gold=gold)
+    assert set(np.unique(hard.soft)) == {0.0, 1.0}
+    assert _confusion(hard, gold) == _confusion(labels, gold)
+    assert (hard.soft == _apply("noise_matched", labels, gold=gold).hardened().soft).all()
+
+
 def test_random_and_permuted_labels_hold_no_information():
     labels, gold = _labelled(4000)
     assert _apply("random_labels", labels).hard.mean() == pytest.approx(0.5, abs=0.03)

@@ -176,6 +176,56 @@ def noise_matched(labels: LabelSet, rng: np.random.Generator, gold: Array) -> La
     return labels.with_soft(soft)
 
 
+@arm(
+    "#8c6d31",
+    "gold labels with errors drawn from the weak supervisor's confusion matrix, made hard: a control",
+    sees_gold=True,
+)
+def noise_matched_hard(labels: LabelSet, rng: np.random.Generator, gold: Array) -> LabelSet:
+    """`noise_matched` with all weight on the most probable choice: the control of a student of hard labels (`harden`)."""
+    return noise_matched(labels, rng, gold).hardened()
+
+
+BINS = 10
+"""Of confidence, with about as many rows each, in `confidence_matched`."""
+
+
+@arm(
+    "#bcbd22",
+    "the weak supervisor's confidence on every row, its errors dealt out among equally sure rows: a control",
+    sees_gold=True,
+)
+def confidence_matched(labels: LabelSet, rng: np.random.Generator, gold: Array) -> LabelSet:
+    """Each row keeps the supervisor's confidence; which of the equally sure rows of a gold class are mistaken is dealt out.
+
+    `noise_matched` moves whole labels, so that a row's confidence is no longer its own, and a student that learns from the
+    supervisor's doubt is not controlled for. Here what a row is taken for is permuted within tenths of confidence of its
+    gold class: confusion matrix, confidence of every row and calibration stay, only the system in the errors goes. A row's
+    other probabilities are kept; that of its new choice changes place with the largest.
+
+    Where rows have different numbers of choices there are no classes: whether a row is mistaken is permuted within tenths
+    of confidence, and its probabilities are dealt out as in `noise_matched`.
+    """
+    if labels.sizes is not None:
+        right = labels.hard == gold
+        for rows in _tenths(np.arange(len(labels)), labels.confidence[:, 0]):
+            right[rows] = right[rng.permutation(rows)]
+        own = zip(labels.lists, gold.tolist(), right.tolist(), strict=True)
+        return LabelSet.of(labels.row_id, [_dealt(row, place, ok, rng) for row, place, ok in own], classes=False)
+    old, new, soft = labels.hard, labels.hard.copy(), labels.soft.copy()
+    for right in np.unique(gold):
+        for rows in _tenths(np.flatnonzero(gold == right), labels.confidence[:, 0]):
+            new[rows] = old[rng.permutation(rows)]
+    every = np.arange(len(labels))
+    soft[every, new], soft[every, old] = labels.soft[every, old], labels.soft[every, new]
+    return labels.with_soft(soft)
+
+
+def _tenths(rows: Array, confidence: Array) -> list[Array]:
+    """Rows in groups of like confidence, the least sure first."""
+    return [part for part in np.array_split(rows[np.argsort(confidence[rows], kind="stable")], BINS) if len(part)]
+
+
 def _dealt(probabilities: list[float], gold: int, right: bool, rng: np.random.Generator) -> list[float]:
     """A row's probabilities among its choices at random, but the largest on the right one, or on one that is not."""
     dealt = rng.permutation(probabilities)
