@@ -292,6 +292,8 @@ class Experiment(Section):
                 f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task and "
                 "evaluate.tuned_task out"
             )
+        if getattr(self.weak, "prepare", None) is not None:
+            raise ValueError("weak.prepare: only the strong model is prepared; leave it out")
         if self.evaluate.checkpoints and not strong.keeps:
             raise ValueError(
                 f"evaluate.checkpoints: this trainer gives the final model alone; it needs strong.trainer: {adapters}"

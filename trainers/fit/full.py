@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from trainers.fit.language_model import LanguageModel, Learning, base_ref, check_base, style_of
+from trainers.fit.language_model import QUANTISED, LanguageModel, Learning, base_ref, check_base, style_of
 from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
@@ -25,7 +25,6 @@ from w2s_tasks.models.ref import ModelRef
 
 PLACES = ("revision", "subfolder", "gguf_file", "tokenizer")
 """Arguments that say where in `pretrained` the base is: the trained model is a folder of its own."""
-QUANTISED = ("load_in_4bit", "load_in_8bit", "quantization_config", "gptqmodel", "autogptq")
 
 
 class Full(LanguageModel):

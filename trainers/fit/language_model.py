@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.labels.kinds import AnyLabels
+from trainers.section import Section
 from trainers.training.losses import ABSENT
 from trainers.training.rows import Row, by_row, collated, label_columns, normalised
 from trainers.training.settings import LocalSettings, ModelSettings
@@ -32,6 +33,22 @@ from w2s_tasks.scoring import system_place
 
 if TYPE_CHECKING:
     from trainers.training.kept import Keep
+
+
+QUANTISED = ("load_in_4bit", "load_in_8bit", "quantization_config", "gptqmodel", "autogptq")
+
+
+class Prepare(Section):
+    """What the strong model learns first."""
+
+    tasks: list[str] = Field(min_length=1)
+    """Tasks whose gold labels it learns, e.g. [w2s_ethics_commonsense]."""
+    rows: int = Field(default=1600, ge=1)
+    """Training rows of each task, drawn at random; all where there are no more."""
+    epochs: float = Field(default=1, gt=0)
+    """Passes over them."""
+    lr: float = Field(default=5e-4, gt=0)
+    """Peak learning rate of the adapter that learns them."""
 
 
 class Prompted(ModelSettings):
@@ -59,6 +76,16 @@ class Prompted(ModelSettings):
 
 class LanguageModel(Prompted, LocalSettings):
     """A causal language model that learns a task here."""
+
+    prepare: Prepare | None = None
+    """Tasks that the strong model learns first, merged into its base: every arm starts from there; null for none."""
+
+    @model_validator(mode="after")
+    def _can_be_merged(self) -> Self:
+        asked = next((name for name in QUANTISED if self.model_args.get(name)), None)
+        if self.prepare and asked:
+            raise ValueError(f"prepare merges an adapter into the weights, which model_args.{asked} quantises")
+        return self
 
 
 def base_ref(settings: LocalSettings, task: HarnessTask | None = None) -> ModelRef:

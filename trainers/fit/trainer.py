@@ -127,7 +127,8 @@ def variant(settings: ModelSettings, changes: dict[str, Any], where: str) -> Mod
     """
     other = TRAINERS.get(changes.get("trainer", settings.trainer))
     if other is None or isinstance(settings, other.settings):
-        return changed(settings, changes, where)
+        found = changed(settings, changes, where)
+        return found.starting(settings.start) if found.model == settings.model else found
     common = settings.model_fields_set & other.settings.model_fields.keys() - {"trainer", "lr"}
     start = other.settings.model_validate({name: getattr(settings, name) for name in common})
     return changed(start, changes, where)

@@ -51,7 +51,7 @@ def jobs_of(run: Run, store: Store) -> Iterator[Job]:
         yield Job(
             name=f"{kind}-{key}",
             title=step.title,
-            inputs=tuple(f"{one.kind}-{run.key(one)}" for one in step.inputs),
+            inputs=tuple(f"{one.kind}-{run.key(one)}" for one in step.needs),
             call=functools.partial(build_step, plan, step.name, resources.processes),
             there=there,
             resources=resources,

@@ -16,6 +16,8 @@ from typing import Any, cast
 from trainers.config.experiment import Experiment
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
+from trainers.fit.language_model import LanguageModel
+from trainers.fit.prepare import drawn
 from trainers.fit.trainer import TRAINERS, training_style
 from trainers.flow.trial import try_computed, try_parts
 from trainers.harness.evaluate import Harness
@@ -27,6 +29,7 @@ from trainers.steps.answers import Answers, Search
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, InContext, SafetyEvaluation
 from trainers.steps.fit import Fit
+from trainers.steps.prepared import Prepared
 from trainers.steps.source import Source, Split
 from trainers.steps.step import Step
 from trainers.steps.teachers import AnyStep, Repetition, answers_of, labels_for
@@ -44,6 +47,8 @@ class Tasks:
     asked: Mapping[str, HarnessTask]
     """By name, those that ask the training task's documents another way."""
     safety: list[HarnessTask]
+    first: list[HarnessTask]
+    """Those that the strong model is prepared on."""
 
     @property
     def all(self) -> list[HarnessTask]:
@@ -67,7 +72,9 @@ class Tasks:
             if name not in names:
                 raise UserError(f"safety.limits: no task '{name}' here.{nearest(name, names)} Known: {', '.join(names)}.")
         asked = {n: harness.task(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
-        found = cls(harness, training, asked, safety)
+        found = cls(harness, training, asked, safety, harness.load(names_first(config)) if names_first(config) else [])
+        for task in found.first:
+            drawn(task, rows=1)
         for task in found.all:
             task.check_evaluable()
         return found
@@ -77,7 +84,14 @@ class Tasks:
         """The same by name alone, for a plan where the data is not here."""
         asked = {n: UnloadedTask(n) for n in (config.evaluate.task, config.evaluate.tuned_task) if n}
         safety = harness.names(config.safety.tasks) if config.safety else []
-        return cls(harness, UnloadedTask(config.training_task), asked, [UnloadedTask(name) for name in safety])
+        first: list[HarnessTask] = [UnloadedTask(name) for name in names_first(config)]
+        return cls(harness, UnloadedTask(config.training_task), asked, [UnloadedTask(name) for name in safety], first)
+
+
+def names_first(config: Experiment) -> list[str]:
+    """The tasks that the strong model is prepared on."""
+    prepare = config.strong.prepare if isinstance(config.strong, LanguageModel) else None
+    return prepare.tasks if prepare else []
 
 
 def _check_choices(config: Experiment, task: HarnessTask) -> None:
@@ -105,6 +119,8 @@ class Layout:
         """By name."""
         self.evaluations: dict[Arm, Evaluation] = {}
         """Every model on the training task, those at checkpoints included."""
+        self.strong = self._prepared(config.strong)
+        """The strong model's section, with the step that prepares it."""
         self.weak_labels: dict[int, Answers] = {}
         """The weak supervisor's labels, by seed."""
         for name in config.arms:
@@ -146,6 +162,14 @@ class Layout:
                 f"primary.measure: {asked.name} has no AUROC, for its answers are no fixed classes; use accuracy."
             )
 
+    def _prepared(self, settings: ModelSettings) -> ModelSettings:
+        """The strong model's settings; where it learns tasks first, with the step that does it."""
+        if not isinstance(settings, LanguageModel) or settings.prepare is None:
+            return settings
+        plain = settings.model_copy(update={"prepare": None})
+        step = Prepared(task=self.task, settings=plain, prepare=settings.prepare, tasks=tuple(self.tasks.first))
+        return settings.starting(self._add(step))
+
     def _repeat(self, seed: int) -> None:
         """One seed: a split, a weak supervisor and its labels, then every arm that is trained."""
         config, task = self.config, self.task
@@ -158,7 +182,7 @@ class Layout:
         self._evaluate(supervisor, weak)
         if "weak_untrained" in config.arms:
             self._evaluate(Arm("weak_untrained", None, seed), None)
-        repetition = Repetition(split, weak, labels, config.strong, how, self._add)
+        repetition = Repetition(split, weak, labels, self.strong, how, self._add)
         for arm in self._taught_arms(seed):
             source = self._source(arm, repetition)
             if arm.kind.shots:
@@ -178,7 +202,7 @@ class Layout:
 
     def _source(self, arm: Arm, repetition: Repetition) -> Source:
         """What an arm's model learns, or is shown."""
-        split, strong = repetition.split, self.config.strong
+        split, strong = repetition.split, self.strong
         match arm.kind.teacher:
             case "method":
                 return labels_for(parse_method(arm.method or "xent").ops, self.config.method_args.section, repetition)
@@ -254,7 +278,7 @@ class Layout:
         return self.tasks.asked[name] if name and other else self.task
 
     def _settings(self, arm: Arm) -> ModelSettings:
-        return getattr(self.config, arm.kind.model)
+        return self.strong if arm.kind.model == "strong" else self.config.weak
 
     def _add(self, step: AnyStep) -> AnyStep:
         """Put a step in, unless one of its name is there; give the one that is."""

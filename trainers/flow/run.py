@@ -68,8 +68,8 @@ class Run:
             "kind": step.kind,
             "code": code_hash(_code(step)),
             "settings": step.recipe(),
-            "inputs": [self.key(i) for i in step.inputs],
-            "model": step.base.identity(self._identities) if step.base else None,
+            "inputs": [self.key(i) for i in step.needs],
+            "model": step.base.identity(self._identities) if step.base and not step.start else None,
         }
 
     def stage(self, step: Step, store: Store) -> Stage:

@@ -100,7 +100,7 @@ def build_step(plan: Plan, name: str, count: int = 1) -> Built:
 
 
 def _ancestors(step: Step) -> Iterator[Step]:
-    for one in step.inputs:
+    for one in step.needs:
         yield one
         yield from _ancestors(one)
 

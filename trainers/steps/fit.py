@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+from trainers.fit.prepare import MODEL
 from trainers.fit.trainer import TRAINERS, Code, answering_code, training_code, training_style, untuned
 from trainers.harness.tasks import HarnessTask
 from trainers.labels.label_set import LABELS
@@ -90,7 +91,7 @@ class Fit(Step):
             self.task,
             self.task.docs_of(labels.row_id),
             labels,
-            self.settings,
+            started(self.settings, ground),
             out,
             pool=ground.pool,
             method=self.loss,
@@ -122,6 +123,11 @@ class Asking(Step):
         return None if self.fit else self.settings
 
     @property
+    def start(self) -> Step | None:
+        """Of a trained one too: its adapter stands on that."""
+        return self.settings.start
+
+    @property
     def code(self) -> tuple[Code, ...]:
         """What answers."""
         return answering_code(self.settings, tuned=self.fit is not None)
@@ -129,4 +135,17 @@ class Asking(Step):
 
 def model_of(fit: Fit | None, settings: ModelSettings, task: HarnessTask, ground: Ground) -> ModelRef:
     """The model that a step trained, once it is built; without one the untuned model of `settings`."""
-    return ModelRef.load(ground.folder_of(fit)) if fit else untuned(settings, task)
+    if fit is None:
+        return untuned(started(settings, ground), task)
+    ref = ModelRef.load(ground.folder_of(fit))
+    if settings.start is None or "peft" not in ref.args:
+        return ref
+    # The folder that it was trained from may be elsewhere on this machine.
+    return replace(ref, args={**ref.args, "pretrained": started(settings, ground).model})
+
+
+def started(settings: ModelSettings, ground: Ground) -> ModelSettings:
+    """Settings whose `model` is the one that their first step prepared, once that is built."""
+    if settings.start is None:
+        return settings
+    return settings.model_copy(update={"model": str(ground.folder_of(settings.start) / MODEL)})

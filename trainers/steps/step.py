@@ -57,6 +57,16 @@ class Step(ABC):
         return None
 
     @property
+    def start(self) -> Step | None:
+        """The step that prepared the model that it loads; None for one from outside."""
+        return self.base.start if self.base else None
+
+    @property
+    def needs(self) -> tuple[Step, ...]:
+        """All steps that have to be there: its inputs, and what prepared its model."""
+        return self.inputs if self.start is None else (*self.inputs, self.start)
+
+    @property
     def code(self) -> tuple[Code, ...]:
         """What `build` finds in registries."""
         return ()

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Protocol, TypeVar
 
 from pydantic import Field
 
-from trainers.fit.trainer import TRAINERS, Code, answering_code, training_style, untuned, variant
+from trainers.fit.trainer import TRAINERS, Code, answering_code, training_style, variant
 from trainers.labels import relabel
 from trainers.labels.ask import Asking
 from trainers.labels.kinds import AnyLabels
@@ -26,7 +26,7 @@ from trainers.section import Section
 from trainers.steps.answers import Answers, ask_model
 from trainers.steps.computed import Computed, Input
 from trainers.steps.embeddings import WITH_STATES, Embeddings
-from trainers.steps.fit import Fit
+from trainers.steps.fit import Fit, model_of
 from trainers.steps.source import Labels, Source, Split, read_labels
 from trainers.steps.step import Ground, Step
 from trainers.training.settings import ModelSettings
@@ -395,7 +395,7 @@ class Agreeing(Labels):
     def build(self, ground: Ground, out: Path) -> None:
         """Prompt the strong model, which answers once, greedily; then compare."""
         weak: Any = read_labels(self.source, ground, self.split.seed)
-        lm = ground.pool.load(untuned(self.settings, self.task))
+        lm = ground.pool.load(model_of(None, self.settings, self.task, ground))
         style = training_style(self.settings, self.agree.shots)
         requests = relabel.prompted(self.task, weak, self.agree.shots, style, lm)
         own = Solutions(GREEDY).vote(lm, self.task, requests, list(weak.row_id), self.split.seed, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from trainers.section import Section, no_secrets
 from trainers.training.trainer_args import check_trainer_args
@@ -31,6 +31,18 @@ class ModelSettings(Section, ABC):
     """Where the model is, as its trainer takes it."""
     model_args: dict[str, Any] = Field(default={})
     """More arguments for the lm_eval model, e.g. device or dtype."""
+    _start: Any = PrivateAttr(default=None)
+
+    @property
+    def start(self) -> Any:
+        """The step whose model stands for `model` (`trainers.steps.prepared`); None for `model` as it comes."""
+        return self._start
+
+    def starting(self, step: Any) -> Self:
+        """The same from another step's model."""
+        found = self.model_copy()
+        found._start = step
+        return found
 
     @field_validator("model_args", "trainer_args", check_fields=False)
     @classmethod
