@@ -144,7 +144,9 @@ class Setup(Section):
             section, name = config[part], names[part]
             size = f", {_size(model.parameters)} parameters" if model.parameters else ""
             told = [f"{key} {section[key]}" for key in ("trainer", "lr", "epochs") if section.get(key) is not None]
-            yield name, f"{section['model']}{size}; {', '.join(told)}"
+            first = section.get("prepare")
+            tasks = f"; prepared on {', '.join(first['tasks'])}, {first['rows']:,} rows each" if first else ""
+            yield name, f"{section['model']}{size}{tasks}; {', '.join(told)}"
         for labels in self.weak_labels:
             yield (
                 "weak labels" + (f", seed {labels.seed}" if len(self.weak_labels) > 1 else ""),
