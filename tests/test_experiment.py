@@ -121,6 +121,21 @@ def test_an_altered_artefact_is_never_used(experiment_file: Path, tmp_path: Path
     assert second["arms"] == report["arms"]
 
 
+def test_equal_steps_are_those_of_all_rows_however_few_a_method_leaves(experiment_file: Path, tmp_path: Path):
+    sets = ("methods=[xent,filter,balance]", "arms=[student,ceiling]", "equal_steps=true", "strong.epochs=2")
+    flow, _ = _run(experiment_file, tmp_path / "runs", *sets)
+    last, rows = {}, {}
+    for name in (f"fit/{arm}, seed 0" for arm in ("student", "student, filter", "student, balance", "ceiling")):
+        points = json.loads((flow.stages[name].path / "curves.json").read_text())
+        last[name] = max(point["step"] for point in points)
+        rows[name] = len(LabelSet.load(flow.stages[name].path / "labels.parquet"))
+    assert len(set(last.values())) == 1
+    assert len(set(rows.values())) > 1
+    unequal, _ = _run(experiment_file, tmp_path / "runs", *sets[:2], sets[3])
+    assert not unequal.stages["fit/student, filter, seed 0"].reused
+    assert unequal.key(unequal.layout.steps["fit/weak, seed 0"]) == flow.key(flow.layout.steps["fit/weak, seed 0"])
+
+
 def test_several_seeds_and_all_controls(experiment_file: Path, tmp_path: Path):
     arms = (
         "[zero_shot, few_shot, student, ceiling, random_labels, permuted_labels, noise_matched, self_labels, weak_untrained]"

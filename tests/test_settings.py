@@ -345,3 +345,11 @@ def test_shots_for_a_classifier_that_reads_a_column_are_refused(run_folder: Path
     done = CliRunner().invoke(cli.app, ["label", "--task", "own_reviews", *arguments, "--num_fewshot", "2"])
     assert "--num_fewshot: this classifier reads 'text' of each row" in str(done.exception)
     assert not (tmp_path / "l.parquet").exists()
+
+
+@pytest.mark.parametrize(("rows", "batch", "epochs"), [(300, 32, 1.0), (160, 8, 2.5), (47, 16, 0.3), (1000, 7, 3.0)])
+def test_steps_of_a_training_and_epochs_of_steps_are_each_others_inverse(rows: int, batch: int, epochs: float) -> None:
+    settings = Lora(model="m", batch_size=batch, epochs=epochs)
+    steps = settings.steps(rows)
+    for fewer in (rows, rows // 2, rows // 5):
+        assert settings.of_steps(steps, fewer).steps(fewer) == steps

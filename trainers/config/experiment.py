@@ -21,7 +21,7 @@ from trainers.labels.text_labels import TextLabels
 from trainers.labels.unsupervised import Unsupervised
 from trainers.plugin_loader import require
 from trainers.section import Section
-from trainers.training.settings import LocalSettings, ModelSettings
+from trainers.training.settings import LocalSettings, ModelSettings, Optimised
 from w2s_tasks.errors import nearest
 from w2s_tasks.models.service import checked_url
 from w2s_tasks.own.task import RowsTask
@@ -174,6 +174,9 @@ class Experiment(Section):
     """How the student is trained: a loss, an operation on the labels, or several joined by +, e.g. filter+logconf."""
     method_args: AnyMethodArgs = Field(default_factory=lambda: known()())
     """Settings of the methods, e.g. {logconf: {alpha: 0.75}}."""
+    equal_steps: bool = False
+    """Whether every training of the strong model takes the optimizer steps of one on all rows of the transfer half, however
+    many rows its labels leave: a filter's student then sees its rows more often, and no arm learns for longer."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
     """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder of gold
     examples in the prompt, in_context(4), in_context(16) one of examples that the supervisor labelled."""
@@ -292,6 +295,8 @@ class Experiment(Section):
                 f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task and "
                 "evaluate.tuned_task out"
             )
+        if self.equal_steps and not isinstance(self.strong, Optimised):
+            raise ValueError(f"equal_steps: the service decides the steps of strong.trainer: {self.strong.trainer}")
         if getattr(self.weak, "prepare", None) is not None:
             raise ValueError("weak.prepare: only the strong model is prepared; leave it out")
         if self.evaluate.checkpoints and not strong.keeps:

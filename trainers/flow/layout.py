@@ -235,6 +235,7 @@ class Layout:
             loss_args=self.config.method_args.of(loss),
             arm=arm,
             keep=tuple(self.config.evaluate.checkpoints) if arm.kind.model == "strong" else (),
+            equal_steps=self.config.equal_steps and arm.kind.model == "strong",
         )
         return self._add(fit)
 

@@ -49,12 +49,11 @@ class TinkerCounter:
             rows: of the label set.
         """
         settings = self.settings
-        held = min(200, int(rows * settings.holdout))
+        held = settings.held_back(rows)
         replies = settings.objective == "language_model"
         mean = self._mean(task, docs, training_style(settings), one=replies)
         batches = math.ceil((rows - held) / settings.batch_size)
-        steps = max(1, math.ceil(batches * settings.epochs))
-        trained = round(mean * (rows - held) * steps / batches)
+        trained = round(mean * (rows - held) * settings.steps(rows) / batches)
         scored = round(self._mean(task, docs, training_style(settings)) * held * 5)  # held-back rows, five times
         read = scored + (0 if replies else trained)
         return trained, self.table.trained(settings.model, trained, read)

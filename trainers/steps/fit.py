@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 from trainers.fit.prepare import MODEL
 from trainers.fit.trainer import TRAINERS, Code, answering_code, training_code, training_style, untuned
 from trainers.harness.tasks import HarnessTask
+from trainers.labels import splits
 from trainers.labels.label_set import LABELS
 from trainers.steps.arm import Arm
 from trainers.steps.source import Source, read_labels
 from trainers.steps.step import Ground, Step
-from trainers.training.settings import ModelSettings
+from trainers.training.settings import ModelSettings, Optimised
 from w2s_tasks.models.ref import ModelRef
 
 
@@ -35,6 +36,8 @@ class Fit(Step):
     """None for a model in between, which is not evaluated."""
     keep: tuple[float, ...] = ()
     """Shares of its steps at which the model is kept too."""
+    equal_steps: bool = False
+    """Whether it takes as many optimizer steps as a training on all rows of the transfer half."""
 
     @property
     def name(self) -> str:
@@ -77,6 +80,7 @@ class Fit(Step):
             "data": self.task.train_hash,
             "classes": bool(self.task.classes),
             **({"keep": self.keep} if self.keep else {}),
+            **({"equal_steps": True} if self.equal_steps else {}),
         }
 
     def rows(self) -> int:
@@ -91,7 +95,7 @@ class Fit(Step):
             self.task,
             self.task.docs_of(labels.row_id),
             labels,
-            started(self.settings, ground),
+            self._optimised(started(self.settings, ground), len(labels), ground),
             out,
             pool=ground.pool,
             method=self.loss,
@@ -101,6 +105,13 @@ class Fit(Step):
             **({"keep": self.keep} if self.keep else {}),
         )
         ref.save(out)
+
+    def _optimised(self, settings: ModelSettings, rows: int, ground: Ground) -> ModelSettings:
+        """The settings, with the epochs that make the steps equal where they are to be."""
+        if not self.equal_steps or not isinstance(settings, Optimised):
+            return settings
+        every = len(splits.read(ground.folder_of(self.source.split), "transfer"))
+        return settings.of_steps(settings.steps(every), rows)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -31,7 +31,7 @@ from trainers.training.choice_trainer import ChoiceLogprobs, ChoiceTrainer, Coll
 from trainers.training.diverged import Finite, Probe
 from trainers.training.kept import Keep
 from trainers.training.losses import LOSSES, WHOLE_STEP
-from trainers.training.settings import LocalSettings
+from trainers.training.settings import MOST_HELD_BACK, LocalSettings
 from w2s_tasks import notebook
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
@@ -85,7 +85,7 @@ class Bar(TrainerCallback):
 
 def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split off at most 200 rows for the evaluation curve; the same rows for every arm of a seed."""
-    n = min(200, int(len(rows) * share))
+    n = min(MOST_HELD_BACK, int(len(rows) * share))
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)  # noqa: S311
     return [rows[i] for i in order[n:]], [rows[i] for i in order[:n]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any, Literal, Self
 
@@ -67,6 +68,11 @@ class ModelSettings(Section, ABC):
         """
 
 
+MOST_HELD_BACK = 200
+ROUNDING = 1e-6
+"""Of a step: epochs times steps an epoch must not come out above a whole number of steps."""
+
+
 class Optimised(ModelSettings):
     """What every trainer takes whose optimizer steps are ours, here or at a service."""
 
@@ -84,6 +90,21 @@ class Optimised(ModelSettings):
     """How the learning rate falls."""
     holdout: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of the labels held back (at most 200 rows) for the evaluation curve, and for `checkpoint` where there is one."""
+
+    def held_back(self, rows: int) -> int:
+        """How many of so many rows are held back."""
+        return min(MOST_HELD_BACK, int(rows * self.holdout))
+
+    def steps(self, rows: int) -> int:
+        """Optimizer steps of a training on so many rows, those held back included."""
+        return max(1, math.ceil(self._an_epoch(rows) * self.epochs))
+
+    def _an_epoch(self, rows: int) -> int:
+        return math.ceil((rows - self.held_back(rows)) / self.batch_size)
+
+    def of_steps(self, steps: int, rows: int) -> Self:
+        """The same with as many epochs over so many rows as take these optimizer steps."""
+        return self.model_copy(update={"epochs": (steps - ROUNDING) / max(1, self._an_epoch(rows))})
 
     @model_validator(mode="after")
     def _keeps_its_warmup(self) -> Self:
