@@ -20,7 +20,8 @@ from typing import Any
 from trainers.services.job import RUN_KEY, SETTLE, SETTLED
 from trainers.store.stages import write_atomic
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.tinker.service import Service, known, result_of
+from w2s_tasks.models.tinker.service import TINKER, Service, known, result_of
+from w2s_tasks.models.tinker.weights import whole
 
 PAGE = 100
 MOST_PAGES = 100
@@ -147,7 +148,8 @@ class TinkerRun:
 
     def _runs(self, rest: Any, note: Callable[[str], None]) -> list[str]:
         """Ids of the runs that were begun under the key, from whatever machine."""
-        found = []
+        found: list[str] = []
+        bare: list[str] = []
         try:
             for page in range(MOST_PAGES):
                 start = page * PAGE
@@ -157,11 +159,18 @@ class TinkerRun:
                 )
                 runs = answer.training_runs
                 found += [run.training_run_id for run in runs if (run.user_metadata or {}).get(RUN_KEY) == self.key]
+                bare += [run.training_run_id for run in runs if self._may_be_ours(run)]
                 if len(runs) < PAGE:
                     break
+            if not found:  # a server that keeps no metadata has the key in the names of checkpoints
+                found = [run for run in bare if self._of_run(rest, run, 1).step]
         except UserError as error:
             note(f"only this folder's record keeps a training from being paid for twice: {error}")
         return found
+
+    def _may_be_ours(self, run: Any) -> bool:
+        same = (run.base_model, run.lora_rank) == (self.model, self.lora.rank)
+        return same and run.user_metadata is None and self.service.base_url != TINKER
 
     def _of_run(self, rest: Any, run: str, steps: int) -> Reached:
         """What a run has saved under the key."""
@@ -231,7 +240,7 @@ class TinkerRun:
         sampler = self._saved(
             training.save_weights_for_sampler, self.name(FINAL), seconds, "saving the finished weights for sampling"
         )
-        return Reached(steps, state, sampler)
+        return Reached(steps, state, whole(sampler))
 
     def _saved(self, call: Callable[..., Any], name: str, seconds: int | None, what: str) -> str:
         metadata = {RUN_KEY: self.key}
