@@ -1,7 +1,8 @@
 """A server of Tinker's protocol that is not our stand-in scores and trains as this machine does.
 
-`scripts/test --tinker URL MODEL FOLDER` runs it on a server that serves MODEL, whose weights and tokenizer lie in FOLDER, with the
-SDK that is installed or first in PYTHONPATH. docs/services.md has the servers it ran on. A failure tells in what a server differs.
+`scripts/test --tinker URL MODEL FOLDER` runs it on a server that serves MODEL, whose weights and tokenizer lie in FOLDER,
+with the SDK that is installed or comes first in PYTHONPATH. A failure tells in what a server differs; docs/services.md has
+those that it ran on.
 """
 
 from __future__ import annotations
@@ -61,15 +62,19 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Served:
 
 @pytest.fixture
 def settings(server: Served) -> Callable[..., Tinker]:
-    """Settings of few steps without a cut of the gradient, under keys that the server has not seen."""
-    eps = 1e-8 * (1 + secrets.randbelow(10**6) * 1e-9)
+    """Settings of few steps without a cut of the gradient."""
     own = {"model": server.model, "tokenizer": server.folder, "base_url": server.base_url, "timeout": 300.0}
-    few = {"r": 8, "lr": 1e-2, "batch_size": 8, "holdout": 0.2, "save_steps": 3, "max_grad_norm": 0.0, "eps": eps}
-    return lambda **more: Tinker(**{**own, **few, **more})
+    few = {"r": 8, "lr": 1e-2, "batch_size": 8, "holdout": 0.2, "save_steps": 3, "max_grad_norm": 0.0, "eps": fresh_eps()}
+    return lambda **more: Tinker(**{**own, **few, **more})  # of one key within a test
+
+
+def fresh_eps() -> float:
+    """AdamW's epsilon, which makes a key that the server has not seen, and no difference."""
+    return 1e-8 * (1 + secrets.randbelow(10**6) * 1e-9)
 
 
 def gold(task: HarnessTask) -> LabelSet:
-    return LabelSet([str(i) for i in range(ROWS)], np.eye(2)[[task.gold(doc) for doc in task.train_docs[:ROWS]]])
+    return LabelSet(tuple(str(i) for i in range(ROWS)), np.eye(2)[[task.gold(doc) for doc in task.train_docs[:ROWS]]])
 
 
 # ---- answers ---------------------------------------------------------------------------------------------------------
@@ -131,7 +136,12 @@ CASES: dict[str, tuple[dict[str, Any], Callable[[HarnessTask], LabelSet]]] = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_training_has_the_curve_of_one_here(
-    case: str, server: Served, settings: Callable[..., Tinker], own_task: Path, tmp_path: Path, monkeypatch
+    case: str,
+    server: Served,
+    settings: Callable[..., Tinker],
+    own_task: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Each row's part of the loss counts by the sum of its weights, which may be negative; see docs/services.md."""
     changes, labels_of = CASES[case]
@@ -159,16 +169,16 @@ def test_a_training_that_was_cut_goes_on_elsewhere_and_is_not_trained_again(
             raise UserError("out of luck")
         settle(loop, step, *more)
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="out of luck"):
+    with monkeypatch.context() as patch:
         patch.setattr(tinker_steps.Loop, "_settle", cut)
-        fit(task, settings(), tmp_path / "cut", gold(task))
-    first, told = fit(task, settings(), tmp_path / "elsewhere", gold(task))
+        with pytest.raises(UserError, match="out of luck"):
+            fit(task, settings(), tmp_path / "cut", gold(task))
+    _, told = fit(task, settings(), tmp_path / "elsewhere", gold(task))
     assert any("found step 3 of 7" in line for line in told)
     fit(task, settings(eps=1.1 * settings().eps), tmp_path / "uncut", gold(task))  # another key, the same arithmetic
     assert losses(tmp_path / "elsewhere")[-4:] == pytest.approx(losses(tmp_path / "uncut")[-4:], abs=1e-3)
-    second, told = fit(task, settings(), tmp_path / "again", gold(task))
-    assert any("not trained again" in line for line in told)
-    assert second == first
+    _, told = fit(task, settings(), tmp_path / "again", gold(task))
+    assert any("found step 7 of 7" in line for line in told)
 
 
 def test_weights_that_came_home_answer_as_they_do_there(
@@ -192,14 +202,13 @@ task: own_reviews
 include_path: [own_tasks]
 split: {{by: source, weak: 0.5, limit: {{weak: 96, transfer: 64}}, seed: 0}}
 weak: {{model: {encoder_folder}, text: text, epochs: 3, lr: 2e-3, batch_size: 16}}
-strong: {{{where}, trainer: tinker, r: 8, lr: 4e-3, batch_size: 16, epochs: 4, max_grad_norm: 0}}
+strong: {{{where}, trainer: tinker, r: 8, eps: {fresh_eps()}, lr: 4e-3, batch_size: 16, epochs: 4, max_grad_norm: 0}}
 arms: [zero_shot, student, ceiling]
 seeds: [0]
 evaluate: {{num_fewshot: 0}}
 """
     )
     _, report = run(tmp_path / "small.yaml", tmp_path / "runs")
-    assert {arm["arm"]: arm["mode"] for arm in report["arms"]} == dict.fromkeys(
-        ["zero_shot", "student", "ceiling"], "loglikelihood"
-    ) | {"weak": report["arms"][0]["mode"]}
-    print({arm["arm"]: arm["metrics"]["acc"] for arm in report["arms"]})
+    strong = {arm["arm"]: arm for arm in report["arms"] if arm["arm"] in ("zero_shot", "student", "ceiling")}
+    assert {arm["mode"] for arm in strong.values()} == {"loglikelihood"}
+    assert strong["ceiling"]["metrics"]["acc"] > strong["zero_shot"]["metrics"]["acc"]

@@ -135,19 +135,23 @@ class TinkerRun:
         rest = self.service.rest()
         # After an intent without a run the list may lag behind.
         waits = SETTLE if self.record.intent and time.time() - self.record.intent < SETTLED else SETTLE[:1]
+        bare: list[str] = []
         for wait in waits if not self.record.runs else ():
             time.sleep(wait)
-            runs = self._runs(rest, note)
+            runs, bare = self._runs(rest, note)
             if runs:
                 self.keep(runs=runs)
                 break
         found = [self._of_run(rest, run, steps) for run in self.record.runs]
         sampler = next((one.sampler for one in found if one.sampler), None)
+        if not self.record.runs:
+            # SkyRL's server keeps no metadata, but names; it can't sample from weights whose session is gone.
+            found = [self._of_run(rest, run, steps) for run in bare]
         best = max(found, key=lambda one: one.step, default=Reached())
         return dataclasses.replace(best, sampler=sampler)
 
-    def _runs(self, rest: Any, note: Callable[[str], None]) -> list[str]:
-        """Ids of the runs that were begun under the key, from whatever machine."""
+    def _runs(self, rest: Any, note: Callable[[str], None]) -> tuple[list[str], list[str]]:
+        """Ids of the runs that were begun under the key, from whatever machine, and of those without metadata."""
         found: list[str] = []
         bare: list[str] = []
         try:
@@ -162,11 +166,9 @@ class TinkerRun:
                 bare += [run.training_run_id for run in runs if self._may_be_ours(run)]
                 if len(runs) < PAGE:
                     break
-            if not found:  # a server that keeps no metadata has the key in the names of checkpoints
-                found = [run for run in bare if self._of_run(rest, run, 1).step]
         except UserError as error:
             note(f"only this folder's record keeps a training from being paid for twice: {error}")
-        return found
+        return found, bare
 
     def _may_be_ours(self, run: Any) -> bool:
         same = (run.base_model, run.lora_rank) == (self.model, self.lora.rank)
