@@ -178,6 +178,19 @@ def test_a_training_that_was_killed_goes_on_from_its_last_checkpoint_with_the_sa
     assert losses(tmp_path / "elsewhere")[-2:] == pytest.approx(losses(tmp_path / "uncut")[-2:], abs=1e-5)
 
 
+def test_a_server_that_keeps_no_metadata_is_searched_by_the_names_of_checkpoints(
+    own_task: Path, small: Callable[..., Tinker], tinker_service: Service, tmp_path: Path
+) -> None:
+    tinker_service.keeps_metadata = False
+    task = task_of(own_task)
+    fit(task, small(), tmp_path / "a")
+    _, told = fit(task, small(), tmp_path / "b")
+    assert any(f"found step {STEPS} of {STEPS}" in line for line in told)
+    assert tinker_service.done("optim_step") == STEPS
+    fit(task, small(), tmp_path / "c", seed=1)
+    assert tinker_service.done("optim_step") == 2 * STEPS
+
+
 FAULTS: dict[str, Callable[[Any], Any]] = {
     "a step that is refused with 500 once": lambda s: s.faults.add("POST /api/v1/optim_step", "status", status=500, skip=2),
     "an answer that is lost": lambda s: s.faults.add("POST /api/v1/optim_step", "lost", skip=2),
@@ -332,6 +345,12 @@ def test_weights_that_came_home_answer_as_they_do_at_the_service(
     assert {path.suffix for path in folder.iterdir()} <= {".json", ".safetensors", ".md"}
     with pytest.raises(UserError, match="is there already"):
         weights.fetch(str(ref.args["model_path"]), folder, service)
+
+
+def test_an_address_without_the_kind_of_weights_is_one_for_sampling() -> None:
+    assert weights.whole("tinker://model_1/w2s-final") == "tinker://model_1/sampler_weights/w2s-final"
+    assert weights.whole("tinker://model_1/weights/w2s-final") == "tinker://model_1/weights/w2s-final"
+    assert weights.whole("elsewhere://a/b/c") == "elsewhere://a/b/c"
 
 
 # ---- as an experiment ------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -13,9 +14,10 @@ from typer.testing import CliRunner
 from trainers.cli import app
 from trainers.harness.pool import ModelPool
 from w2s_tasks.errors import UserError
+from w2s_tasks.models.chat.replies import Usage
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.ref import ModelRef
-from w2s_tasks.models.tinker.model import W2STinker
+from w2s_tasks.models.tinker.model import W2STinker, _reply, _scores
 
 if TYPE_CHECKING:
     from tinker_service import Service
@@ -51,6 +53,12 @@ def test_log_likelihoods_and_greedy_flags_are_those_of_w2s_hf(there: Callable[..
     found = lm.loglikelihood(choices(), disable_tqdm=True)
     assert [x for x, _ in found] == pytest.approx([x for x, _ in here], abs=1e-4)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in here]
+
+
+@pytest.mark.parametrize("first", [[None], []])
+def test_a_value_for_the_first_token_may_be_null_or_left_out(first: list[None]) -> None:
+    answer = SimpleNamespace(prompt_logprobs=[*first, -3.0, -0.25, -0.5], topk_prompt_logprobs=None)
+    assert _scores(_reply(answer, Usage(4, 1, 0), "m"), (7, 8)) == (-0.75, True)
 
 
 def test_text_is_what_w2s_hf_writes(there: Callable[..., W2STinker], base: Path) -> None:

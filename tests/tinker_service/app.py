@@ -62,6 +62,8 @@ class Service(Loopback):
         """What the SDK is told when it starts: the sizes of chunks, how long it pauses at 402, and so on."""
         self.idempotent_saves = True
         """False: a save that is sent twice meets its own checkpoint and answers 409, as users of the service have seen."""
+        self.keeps_metadata = True
+        """False: lists of runs are without what the user gave them, as SkyRL's server has it."""
         self.names: Literal["tinker", "peft"] = "tinker"
         """How the tensors of exported weights are called."""
         self.later = timedelta()

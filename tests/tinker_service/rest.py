@@ -160,7 +160,7 @@ def _entry(service: Service, run: Run) -> types.TrainingRun:
         last_request_time=run.last_request,
         last_checkpoint=last.get("training"),
         last_sampler_checkpoint=last.get("sampler"),
-        user_metadata=run.user_metadata,
+        user_metadata=run.user_metadata if service.keeps_metadata else None,
     )
 
 

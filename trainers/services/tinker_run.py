@@ -20,7 +20,8 @@ from typing import Any
 from trainers.services.job import RUN_KEY, SETTLE, SETTLED
 from trainers.store.stages import write_atomic
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.tinker.service import Service, known, result_of
+from w2s_tasks.models.tinker.service import TINKER, Service, known, result_of
+from w2s_tasks.models.tinker.weights import whole
 
 PAGE = 100
 MOST_PAGES = 100
@@ -134,20 +135,25 @@ class TinkerRun:
         rest = self.service.rest()
         # After an intent without a run the list may lag behind.
         waits = SETTLE if self.record.intent and time.time() - self.record.intent < SETTLED else SETTLE[:1]
+        bare: list[str] = []
         for wait in waits if not self.record.runs else ():
             time.sleep(wait)
-            runs = self._runs(rest, note)
+            runs, bare = self._runs(rest, note)
             if runs:
                 self.keep(runs=runs)
                 break
         found = [self._of_run(rest, run, steps) for run in self.record.runs]
         sampler = next((one.sampler for one in found if one.sampler), None)
+        if not self.record.runs:
+            # SkyRL's server keeps no metadata, but names; it can't sample from weights whose session is gone.
+            found = [self._of_run(rest, run, steps) for run in bare]
         best = max(found, key=lambda one: one.step, default=Reached())
         return dataclasses.replace(best, sampler=sampler)
 
-    def _runs(self, rest: Any, note: Callable[[str], None]) -> list[str]:
-        """Ids of the runs that were begun under the key, from whatever machine."""
-        found = []
+    def _runs(self, rest: Any, note: Callable[[str], None]) -> tuple[list[str], list[str]]:
+        """Ids of the runs that were begun under the key, from whatever machine, and of those without metadata."""
+        found: list[str] = []
+        bare: list[str] = []
         try:
             for page in range(MOST_PAGES):
                 start = page * PAGE
@@ -157,11 +163,16 @@ class TinkerRun:
                 )
                 runs = answer.training_runs
                 found += [run.training_run_id for run in runs if (run.user_metadata or {}).get(RUN_KEY) == self.key]
+                bare += [run.training_run_id for run in runs if self._may_be_ours(run)]
                 if len(runs) < PAGE:
                     break
         except UserError as error:
             note(f"only this folder's record keeps a training from being paid for twice: {error}")
-        return found
+        return found, bare
+
+    def _may_be_ours(self, run: Any) -> bool:
+        same = (run.base_model, run.lora_rank) == (self.model, self.lora.rank)
+        return same and run.user_metadata is None and self.service.base_url != TINKER
 
     def _of_run(self, rest: Any, run: str, steps: int) -> Reached:
         """What a run has saved under the key."""
@@ -231,7 +242,7 @@ class TinkerRun:
         sampler = self._saved(
             training.save_weights_for_sampler, self.name(FINAL), seconds, "saving the finished weights for sampling"
         )
-        return Reached(steps, state, sampler)
+        return Reached(steps, state, whole(sampler))
 
     def _saved(self, call: Callable[..., Any], name: str, seconds: int | None, what: str) -> str:
         metadata = {RUN_KEY: self.key}

@@ -341,7 +341,10 @@ class W2STinker(Prompts, TokenizerLM):
 
 
 def _reply(answer: Any, usage: Usage, model: str) -> Reply:
-    """An answer as it is stored: the tokens that were written, or each scored token's value with the likeliest one."""
+    """An answer as it is stored: the tokens that were written, or each scored token's value with the likeliest one.
+
+    Values count from the end: the first token's, which has none, is null at Tinker and left out by SkyRL's server.
+    """
     if answer.prompt_logprobs is None:
         sequence = answer.sequences[0]
         positions = tuple(Position(str(token), 0.0, ()) for token in sequence.tokens)

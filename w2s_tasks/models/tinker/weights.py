@@ -2,7 +2,7 @@
 
 A service hands out an export: `adapter_config.json` and `adapter_model.safetensors`, in PEFT's names or in its own, where
 the unembedding is called so and a prefix may be missing. From SDK 0.38 on the export is made for the download and deleted
-after it; before that it is a tar archive.
+after it; before that it is a tar archive, which SkyRL's server has under its own names (docs/services.md).
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from w2s_tasks.errors import UserError
-from w2s_tasks.models.tinker.service import Service, result_of
+from w2s_tasks.models.tinker.service import LostError, Service, result_of
 from w2s_tasks.user_text import one_line, shown
 
 if TYPE_CHECKING:
     import torch
 
 SCHEME = "tinker://"
-PLACE = re.compile(r"tinker://(?P<run>[^/]+)/(?P<kind>weights|sampler_weights|external_weights)/(?P<name>[^/]+)")
+PLACE = re.compile(r"tinker://(?P<run>[^/]+)/((?P<kind>weights|sampler_weights|external_weights)/)?(?P<name>[^/]+)")
+SAMPLER = "sampler_weights"
 EXPORT = "w2s-fetch"
 EXPORT_SECONDS = 3600
 """How long an export that was made for a download stays, should deleting it fail."""
@@ -47,7 +48,7 @@ class Place:
 
     @classmethod
     def of(cls, path: str) -> Place:
-        """Read an address.
+        """Read an address; SkyRL's server leaves out the kind of weights for sampling.
 
         Raises:
             UserError: it is none.
@@ -55,7 +56,7 @@ class Place:
         match = PLACE.fullmatch(path)
         if match is None:
             raise UserError(f"{shown(path)} is no address of weights, such as tinker://RUN/weights/NAME.")
-        return cls(**match.groupdict())
+        return cls(match["run"], match["kind"] or SAMPLER, match["name"])
 
     def __str__(self) -> str:
         return f"{SCHEME}{self.run}/{self.kind}/{self.name}"
@@ -64,6 +65,11 @@ class Place:
     def trained(self) -> str:
         """The training weights of the same name, of which an export can be made."""
         return f"{SCHEME}{self.run}/weights/{self.name}"
+
+
+def whole(path: str) -> str:
+    """An address of weights with their kind, as lists of checkpoints have it; any other as it is."""
+    return str(Place.of(path)) if PLACE.fullmatch(path) else path
 
 
 def fetch(path: str, to: Path | None, service: Service) -> Path:
@@ -101,16 +107,22 @@ def _download(place: Place, folder: Path, service: Service) -> None:
             for name, url in found.urls.items():
                 _save(url, _inside(folder, name))
         return
-    archive = service.within(
-        f"asking for {place}", lambda: rest.get_checkpoint_archive_url_from_tinker_path(str(place)).result()
-    )
     tar = folder / "archive.tar"
-    _save(archive.url, tar)
+    _save(_archive_url(rest, place, service), tar)
     try:
         with tarfile.open(tar) as opened:
             opened.extractall(folder, filter="data")
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{place}: the archive can't be read ({one_line(error)}).") from error
+
+
+def _archive_url(rest: Any, place: Place, service: Service) -> str:
+    what = f"asking for {place}"
+    try:
+        found = service.within(what, lambda: rest.get_checkpoint_archive_url_from_tinker_path(str(place)).result())
+    except LostError:  # SkyRL's server has weights for sampling under their name alone
+        found = service.within(what, lambda: rest.get_checkpoint_archive_url(place.run, place.name).result())
+    return str(found.url)
 
 
 @contextlib.contextmanager
