@@ -132,8 +132,8 @@ BESIDE: dict[str, dict[str, Any]] = {
 """With which other settings a setting is tried."""
 BESIDE_IN: dict[tuple[str, str], dict[str, Any]] = {("full", "checkpoint"): {"lr": 0.002}}
 """The same for one trainer."""
-NOT_OF_TRAINING = {"trainer", "model_args"}
-"""Which trainer there is; arguments of the evaluated model."""
+NOT_OF_TRAINING = {"trainer", "model_args", "prepare"}
+"""Which trainer there is; arguments of the evaluated model; what a step of its own does (`tests/test_prepare.py`)."""
 SECTIONS = {"classifier": Classifier, "full": Full, "lora": Lora, "probe": Probe}
 WEIGHTS = {
     "classifier": "model/model",

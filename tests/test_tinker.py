@@ -217,6 +217,34 @@ def test_each_fault_ends_in_the_one_training(
         assert done == STEPS
 
 
+def test_a_list_that_fails_ends_the_run_and_one_that_is_not_offered_does_not(
+    own_task: Path, small: Callable[..., Tinker], tinker_service: Service, tmp_path: Path
+) -> None:
+    task = task_of(own_task)
+    tinker_service.faults.add("GET /api/v1/training_runs", "status", status=500, times=99)
+    with pytest.raises(UserError, match="looking for this training"):
+        fit(task, small(timeout=2.0), tmp_path / "out")  # it may have been trained: nothing is begun
+    assert tinker_service.done("create_model") == 0
+    tinker_service.faults.clear()
+    tinker_service.faults.add("GET /api/v1/training_runs", "status", status=404, times=99)
+    _, told = fit(task, small(), tmp_path / "out")
+    assert any("only this folder's record" in line for line in told)
+    tinker_service.faults.clear()
+
+
+def test_what_another_machine_finished_is_found_though_this_one_has_begun(
+    own_task: Path, small: Callable[..., Tinker], tinker_service: Service, tmp_path: Path
+) -> None:
+    task = task_of(own_task)
+    tinker_service.futures.add("FUTURE forward_backward", "fail", code="user", message="out of luck", skip=5)
+    with pytest.raises(UserError, match="out of luck"):
+        fit(task, small(), tmp_path / "here")
+    first, _ = fit(task, small(), tmp_path / "there")
+    done = tinker_service.done("optim_step")
+    assert fit(task, small(), tmp_path / "here")[0] == first
+    assert tinker_service.done("optim_step") == done
+
+
 def test_a_lost_session_goes_on_in_another(
     own_task: Path, small: Callable[..., Tinker], tinker_service: Service, tmp_path: Path
 ) -> None:

@@ -19,8 +19,7 @@ from typing import Any
 
 from trainers.services.job import RUN_KEY, SETTLE, SETTLED
 from trainers.store.stages import write_atomic
-from w2s_tasks.errors import UserError
-from w2s_tasks.models.tinker.service import TINKER, Service, known, result_of
+from w2s_tasks.models.tinker.service import TINKER, ForeignError, GoneError, Service, known, result_of
 from w2s_tasks.models.tinker.weights import whole
 
 PAGE = 100
@@ -132,19 +131,20 @@ class TinkerRun:
         Raises:
             UserError: the service fails.
         """
-        rest = self.service.rest()
+        rest, before, lately = self.service.rest(), self.record.runs, self.record.intent
         # After an intent without a run the list may lag behind.
-        waits = SETTLE if self.record.intent and time.time() - self.record.intent < SETTLED else SETTLE[:1]
-        bare: list[str] = []
-        for wait in waits if not self.record.runs else ():
+        patient = not before and lately is not None and time.time() - lately < SETTLED
+        for wait in SETTLE if patient else SETTLE[:1]:
             time.sleep(wait)
-            runs, bare = self._runs(rest, note)
-            if runs:
-                self.keep(runs=runs)
+            listed, bare = self._runs(rest, note)
+            if listed:
                 break
-        found = [self._of_run(rest, run, steps) for run in self.record.runs]
+        runs = list(dict.fromkeys([*before, *listed]))  # another machine may have gone further
+        if runs != before:
+            self.keep(runs=runs)
+        found = [self._of_run(rest, run, steps) for run in runs]
         sampler = next((one.sampler for one in found if one.sampler), None)
-        if not self.record.runs:
+        if not runs:
             # SkyRL's server keeps no metadata, but names; it can't sample from weights whose session is gone.
             found = [self._of_run(rest, run, steps) for run in bare]
         best = max(found, key=lambda one: one.step, default=Reached())
@@ -166,7 +166,7 @@ class TinkerRun:
                 bare += [run.training_run_id for run in runs if self._may_be_ours(run)]
                 if len(runs) < PAGE:
                     break
-        except UserError as error:
+        except (GoneError, ForeignError) as error:  # a server without such a list; one that fails ends the run
             note(f"only this folder's record keeps a training from being paid for twice: {error}")
         return found, bare
 
@@ -176,8 +176,11 @@ class TinkerRun:
 
     def _of_run(self, rest: Any, run: str, steps: int) -> Reached:
         """What a run has saved under the key."""
-        answer = self.service.within(f"asking for the checkpoints of {run}", lambda: rest.list_checkpoints(run).result())
         reached = Reached()
+        try:
+            answer = self.service.within(f"asking for the checkpoints of {run}", lambda: rest.list_checkpoints(run).result())
+        except GoneError:  # deleted there
+            return reached
         for kind, name, path in _named(answer.checkpoints):
             mark = name.removeprefix(self.name("")) if name.startswith(self.name("")) else ""
             if kind == "sampler" and mark == FINAL:

@@ -70,7 +70,15 @@ def known(call: Callable[..., T], **arguments: Any) -> T:
 
 
 class LostError(UserError):
-    """A session, a model in it or a request in it is gone, which another session may mend."""
+    """A session, a model in it or a request in it failed or is gone, which another session may mend."""
+
+
+class GoneError(LostError):
+    """What was asked for is not there."""
+
+
+class ForeignError(UserError):
+    """Server and SDK do not understand each other."""
 
 
 class _LastWarning(logging.Handler):
@@ -209,8 +217,12 @@ class Service:
         head, said = f"{self.access.host}, {what}", self.access.safe(one_line(error))
         status = getattr(error, "status_code", None) or getattr(error.__cause__, "status_code", None)
         name = type(error).__name__
-        if status in (404, 410) or (status or 0) >= 500 or name == "RuntimeError" or _failed_there(error):
-            return LostError(f"{head}: not there, or failed ({name}: {said}). What is finished is kept; run again.")
+        if status in (404, 410):
+            return GoneError(
+                f"{head}: not there ({said}). Check strong.model, model_path and base_url; what is finished is kept."
+            )
+        if (status or 0) >= 500 or name == "RuntimeError" or _failed_there(error):
+            return LostError(f"{head}: the service failed ({name}: {said}). What is finished is kept; run again.")
         if status == 401:
             return UserError(f"{head}: the key in ${self.api_key_env} was not accepted ({said}). Check it, and base_url.")
         if status in (402, 403):
@@ -218,7 +230,7 @@ class Service:
         if name == "APIConnectionError" or name == "APITimeoutError":
             return UserError(f"{head}: not reachable ({said}). Check the network and base_url, then run again.")
         if status in (400, 422) or name in ("APIResponseValidationError", "ValueError", "ValidationError"):
-            return UserError(
+            return ForeignError(
                 f"{head}: server and SDK do not understand each other ({said}). This SDK is tinker "
                 f"{importlib.metadata.version('tinker')}; another server may speak another version's protocol."
             )
