@@ -409,6 +409,16 @@ def run(config: Path, runs: Path, *sets: str, max_cost: float | None = None) -> 
     return flow, write_report(flow)[0].json()
 
 
+def test_what_would_fail_at_the_first_request_is_told_before_anything_is_trained(
+    study: Path, tmp_path: Path, tinker_service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TINKER_API_KEY", "sk-canary-9b3e5d17a0c2")
+    with pytest.raises(UserError, match="starts with tml-") as found:
+        run(study, tmp_path / "runs")
+    assert "canary" not in str(found.value)
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
 PRICES = "as_of: 2026-11-01\nmodels:\n  tiny/base: {input: 0.2, cached_input: 0.04, output: 0.6, training: 0.4}\n"
 
 

@@ -156,7 +156,15 @@ def _run_key(settings: Tinker, learning: Learning, seed: int, method: str, loss_
 
 
 @trainer(
-    "tinker", settings=Tinker, untuned=base_ref, style=style_of, model=TINKER_MODEL, roles=("strong",), texts=True, paid=True
+    "tinker",
+    settings=Tinker,
+    untuned=base_ref,
+    style=style_of,
+    check=check,
+    model=TINKER_MODEL,
+    roles=("strong",),
+    texts=True,
+    paid=True,
 )
 def fit(
     task: HarnessTask,
