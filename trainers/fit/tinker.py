@@ -34,7 +34,7 @@ from w2s_tasks.models.loading import tokenizer_of
 from w2s_tasks.models.prompts import refuse_without_template
 from w2s_tasks.models.ref import TINKER_MODEL, ModelRef
 from w2s_tasks.models.service import checked_url, checked_variable
-from w2s_tasks.models.tinker.service import KEY, Service, resolved_url, sdk
+from w2s_tasks.models.tinker.service import KEY, TINKER, Service, resolved_url, sdk
 from w2s_tasks.rows.assets import cache_dir
 
 STATE = "tinker.json"
@@ -212,6 +212,8 @@ def fit(
     adapter = Lora(settings.r, settings.mlp, settings.attention, settings.unembedding)
     run = TinkerRun(service, settings.model, adapter, seed, key, out / CHECKPOINTS / STATE)
     loop = Loop(run, work, schedule, settings, title, pool.note)
+    if service.base_url != TINKER and not learning.language_model:
+        pool.note(f"{title}: whether {service.access.host} takes losses of ours rightly, `scripts/test --tinker` tells.")
     # Processes of this machine take turns: two that ask the list at once would both find nothing.
     (cache_dir() / "jobs").mkdir(parents=True, exist_ok=True)
     with FileLock(cache_dir() / "jobs" / f"{key}.lock"):
