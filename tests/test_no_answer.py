@@ -81,6 +81,8 @@ def test_no_answer_is_wrong_whatever_the_right_one_is(
     refused = body in REFUSED.values()
     # The first documents are answered, so that the mode is settled; of the next ones none is.
     service.faults.add(CHAT, "body", status=200, body=body, skip=3, times=12)
+    # Nor when they are asked once more, after the other 3 and 5: words that are no JSON where a schema was sent.
+    service.faults.add(CHAT, "body", status=200, body=body, skip=3 + 5, times=12)
     with caplog.at_level(logging.WARNING, "w2s_tasks"):
         results = evaluate("w2s-chat", arguments(service, tmp_path, mode=mode, num_concurrent=1), [TASK], own_task, limit=20)
     rows = documents(results)

@@ -67,12 +67,12 @@ else:
     Weak, Strong = _section("weak"), _section("strong")
 
 
-def _check_writes(where: str, settings: ModelSettings) -> None:
+def _check_writes(where: str, settings: ModelSettings, role: Role = "strong") -> None:
     """Refuse a model that can't learn to write solutions."""
     if not TRAINERS[settings.trainer].texts or settings.learns != "language_model":
         raise ValueError(
             f"{where}: labels: generate needs a model that writes solutions: trainer: "
-            f"{named('strong', lambda t: t.texts)} with objective: language_model"
+            f"{named(role, lambda t: t.texts)} with objective: language_model"
         )
     if isinstance(settings, LocalSettings) and settings.checkpoint == "holdout_agreement":
         raise ValueError(f"{where}.checkpoint: solutions don't agree or differ as a whole; use holdout_loss or last")
@@ -336,8 +336,8 @@ class Experiment(Section):
                 raise ValueError(f"methods: {op} can't be used with labels: {self.labels}, which are {what}")
         if self.labels != "generate":
             return self
-        for name in ("weak", "strong"):
-            _check_writes(name, getattr(self, name))
+        _check_writes("weak", self.weak, "weak")
+        _check_writes("strong", self.strong)
         for arm in self.arms:
             entry = kind_of(arm)
             if entry.calibrated or entry.teacher == "search" or (entry.labels and not takes(entry.labels, kind)):

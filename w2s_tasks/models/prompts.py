@@ -176,6 +176,17 @@ class Prompts(TemplateLM):
             return [self.prefix_token_id], encoded
         return encoded[:1], encoded[1:]
 
+    def _tell_cut(self, requests: Sequence[Encoded]) -> None:
+        """Warn of requests that are longer than what is read of them."""
+        cut = sum(len(context) + len(continuation) - 1 > self.max_length for _, context, continuation in requests)
+        if cut:
+            log.warning(
+                "%d of %d requests are longer than %d tokens, what the model takes where it is; they are cut from the left",
+                cut,
+                len(requests),
+                self.max_length,
+            )
+
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation given its context, and whether greedy decoding would give it."""
         pairs: list[tuple[str, str]] = [request.args for request in requests]

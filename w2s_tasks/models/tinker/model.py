@@ -220,6 +220,7 @@ class W2STinker(Prompts, TokenizerLM):
     def _loglikelihood_tokens(
         self, requests: list[Encoded], disable_tqdm: bool = False, **unused: Any
     ) -> list[tuple[float, bool]]:
+        self._tell_cut(requests)
         wholes = [self._cut(context, continuation) for _, context, continuation in requests]
         keys = [self._key("logprobs", whole, n) for whole, n in wholes]
         # Prompts that begin alike follow each other: the service's cache has what the others share.
@@ -237,8 +238,6 @@ class W2STinker(Prompts, TokenizerLM):
     def _cut(self, context: Sequence[int], continuation: Sequence[int]) -> tuple[Tokens, int]:
         """Prompt and continuation, cut from the left as in ``hf``, and how many tokens are scored."""
         whole = tuple([*context, *continuation][-(self.max_length + 1) :])
-        if len(whole) < len(context) + len(continuation):
-            log.warning("a request is longer than %d tokens, what the model takes; it is cut from the left", self.max_length)
         return whole, min(len(continuation), len(whole) - 1)
 
     def _scoring(self, whole: Tokens, n: int) -> Callable[[], Any]:

@@ -111,7 +111,11 @@ def _download(place: Place, folder: Path, service: Service) -> None:
     _save(_archive_url(rest, place, service), tar)
     try:
         with tarfile.open(tar) as opened:
-            opened.extractall(folder, filter="data")
+            for member in opened.getmembers():
+                name = Path(member.name).name
+                if name in (CONFIG, WEIGHTS) and (file := opened.extractfile(member)):  # what else is in there stays there
+                    with file, (folder / name).open("wb") as out:
+                        shutil.copyfileobj(file, out)
     except (tarfile.TarError, OSError) as error:
         raise UserError(f"{place}: the archive can't be read ({one_line(error)}).") from error
 

@@ -259,16 +259,6 @@ class W2SVLLM(Prompts, TokenizerLM):
             found[prompt] = ({**found[prompt][0], **scores} if prompt in found else scores), best
         return found
 
-    def _tell_cut(self, requests: Sequence[Encoded]) -> None:
-        cut = sum(len(context) + len(continuation) - 1 > self.max_length for _, context, continuation in requests)
-        if cut:
-            log.warning(
-                "%d of %d requests are longer than %d tokens, what model and server take; they are cut from the left",
-                cut,
-                len(requests),
-                self.max_length,
-            )
-
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Refused: every token of a text would be a request.
 
