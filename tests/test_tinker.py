@@ -394,7 +394,7 @@ task: own_reviews
 include_path: [own_tasks]
 split: {{by: source, weak: 0.5, limit: {{weak: 96, transfer: 64}}, seed: 0}}
 weak: {{model: {encoder_folder}, text: text, epochs: 3, lr: 2e-3, batch_size: 16}}
-strong: {{model: tiny/base, tokenizer: {causal_model("llama")}, trainer: tinker, r: 8, lr: 4e-3, batch_size: 8, epochs: 6}}
+strong: {{model: tiny/base, tokenizer: {causal_model("llama")}, trainer: tinker, r: 8, lr: 4e-3, batch_size: 8, epochs: 4}}
 arms: [zero_shot, student, ceiling]
 seeds: [0]
 evaluate: {{num_fewshot: 0}}
@@ -434,9 +434,9 @@ def test_an_experiment_runs_and_its_cost_is_known(
     assert modes["zero_shot"] == ("loglikelihood", None)
     assert modes["student"] == modes["ceiling"] == ("loglikelihood", "choices")
     acc = {a["arm"]: a["metrics"]["acc"] for a in report["arms"]}
-    assert acc["ceiling"] > 0.8 > acc["zero_shot"]
+    assert acc["ceiling"] > 0.7 > acc["zero_shot"]
     points = {c["arm"]: c["points"] for c in report["curves"]}
-    assert len([p for p in points["student"] if "loss" in p]) == 48
+    assert len([p for p in points["student"] if "loss" in p]) == 32
     files = [stage.path / "cost.json" for stage in flow.stages.values()]
     costs = [json.loads(file.read_text())["usd"] for file in files if file.is_file()]
     steps, asked = tinker_service.done("optim_step"), tinker_service.tokens()
