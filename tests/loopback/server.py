@@ -11,6 +11,7 @@ import struct
 import threading
 import time
 import urllib.parse
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -83,7 +84,7 @@ class Routes:
         return None, (), methods
 
 
-class Loopback:
+class Loopback(ABC):
     """A running service; a context manager."""
 
     def __init__(self, port: int = 0) -> None:
@@ -119,13 +120,13 @@ class Loopback:
         """How many requests of this kind arrived."""
         return sum(r.method == method and re.fullmatch(pattern, r.path) is not None for r in self.log)
 
+    @abstractmethod
     def handle(self, request: Request) -> Answer:
         """Do what a request asks for; an error is an answer too."""
-        raise NotImplementedError
 
+    @abstractmethod
     def failure(self, fault: Fault) -> Answer:
         """The answer of a fault of kind `status`, in the service's own form."""
-        raise NotImplementedError
 
 
 class _Server(http.server.ThreadingHTTPServer):

@@ -243,7 +243,7 @@ class Learning:
     system_place: str | None
     """Where system prompt and description stand."""
 
-    @property
+    @functools.cached_property
     def reply_tokens(self) -> float:
         """Mean number of tokens of the replies that are learnt."""
         lengths = [

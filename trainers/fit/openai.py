@@ -322,12 +322,7 @@ def run_job(
         pool.note(f"{title}: {text}")
 
     def approve() -> None:
-        if settings.max_cost is not None and (estimate.usd is None or estimate.usd > settings.max_cost):
-            raise UserError(
-                f"{title} would cost about {dollars(estimate.usd)}, more than strong.max_cost {dollars(settings.max_cost)}. "
-                "Nothing was sent. Raise it, or use fewer rows (split.limit.transfer)."
-            )
-        pool.budget.check(estimate.usd, title)
+        pool.budget.check(estimate.usd, title, settings.max_cost)
         closing = closing_note(access, settings.model)
         if closing:
             pool.note(closing)

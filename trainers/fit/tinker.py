@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from filelock import FileLock
 from pydantic import Field, field_validator
 
 from trainers.fit.language_model import Learning, Prompted, style_of
@@ -22,6 +21,7 @@ from trainers.fit.trainer import trainer
 from trainers.harness.pool import ModelPool
 from trainers.harness.tasks import HarnessTask
 from trainers.labels.kinds import AnyLabels
+from trainers.services.record import in_turn
 from trainers.services.tinker_run import Lora, TinkerRun
 from trainers.store import processes
 from trainers.store.costs import dollars, write_cost
@@ -35,7 +35,6 @@ from w2s_tasks.models.prompts import refuse_without_template
 from w2s_tasks.models.ref import TINKER_MODEL, ModelRef
 from w2s_tasks.models.service import checked_url, checked_variable
 from w2s_tasks.models.tinker.service import KEY, TINKER, Service, resolved_url, sdk
-from w2s_tasks.rows.assets import cache_dir
 
 STATE = "tinker.json"
 
@@ -214,15 +213,13 @@ def fit(
     loop = Loop(run, work, schedule, settings, title, pool.note)
     if service.base_url != TINKER and not learning.language_model:
         pool.note(f"{title}: whether {service.access.host} takes losses of ours rightly, `scripts/test --tinker` tells.")
-    # Processes of this machine take turns: two that ask the list at once would both find nothing.
-    (cache_dir() / "jobs").mkdir(parents=True, exist_ok=True)
-    with FileLock(cache_dir() / "jobs" / f"{key}.lock"):
+    with in_turn(key):
         reached = run.reached(schedule.steps, pool.note)
         left = 1 - reached.step / schedule.steps
         if reached.step:
             pool.note(f"{title}: found step {reached.step} of {schedule.steps} at the service; it is not trained again.")
         if not reached.sampler:
-            _afford(settings, pool, None if usd is None else usd * left, title)
+            pool.budget.check(None if usd is None else usd * left, title, settings.max_cost)
             reached = loop.train(reached)
         pool.budget.book(None if usd is None else usd * loop.sent / schedule.steps)
     write_atomic(
@@ -234,17 +231,3 @@ def fit(
     write_cost(out, usd, tokens.trained)
     pool.note(f"{title}: {reached.sampler}, {tokens.trained:,} tokens trained, about {dollars(usd)}")
     return ModelRef(TINKER_MODEL, {**base_ref(settings).args, "model_path": reached.sampler})
-
-
-def _afford(settings: Tinker, pool: ModelPool, usd: float | None, title: str) -> None:
-    """Stop before money is spent that a limit does not hold.
-
-    Raises:
-        UserError: it does not, or no price is known.
-    """
-    if settings.max_cost is not None and (usd is None or usd > settings.max_cost):
-        raise UserError(
-            f"{title} would cost about {dollars(usd)}, more than strong.max_cost {dollars(settings.max_cost)}. Nothing was "
-            "sent. Raise it, or use fewer rows (split.limit.transfer)."
-        )
-    pool.budget.check(usd, title)

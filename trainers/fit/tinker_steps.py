@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,9 @@ from trainers.services.tinker_run import Reached, TinkerRun
 from trainers.store import stopping
 from trainers.training.choice_trainer import held_back_metrics
 from trainers.training.diverged import diverged
-from trainers.training.loop import CURVE_POINTS
+from trainers.training.loop import curve_every
 from trainers.training.losses import LOSSES, State
-from trainers.training.rows import Row, collated, normalised
+from trainers.training.rows import Row, collated, normalised, weighted
 from trainers.training.settings import Optimised
 from w2s_tasks import notebook, packing
 from w2s_tasks.errors import UserError
@@ -64,8 +64,7 @@ class Schedule:
             seed: of the row order.
         """
         self.rows, self.size, self.seed = rows, settings.batch_size, seed
-        self.an_epoch = math.ceil(rows / settings.batch_size)
-        self.steps = max(1, math.ceil(self.an_epoch * settings.epochs))
+        self.an_epoch, self.steps = settings.an_epoch(rows), settings.steps_over(rows)
         self.rates = _rates(settings, self.steps)
 
     def batch(self, step: int) -> list[int]:
@@ -105,6 +104,23 @@ class Tokens:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """A batch of rows as it is sent."""
+
+    batch: dict[str, Any]
+    sizes: list[int]
+    """Choices of each row."""
+    run: list[int]
+    """Which of them, one row's after the other's, are sent."""
+    requests: list[packing.Request]
+    """Those."""
+
+    def mean(self, losses: torch.Tensor) -> torch.Tensor:
+        """The mean of the rows' losses, by their weights where they have them."""
+        return (losses * self.batch["weight"].to(losses)).mean() if "weight" in self.batch else losses.mean()
+
+
+@dataclass(frozen=True)
 class Work:
     """What is learnt, and how a batch of it is sent."""
 
@@ -118,23 +134,19 @@ class Work:
         """The labels' mean."""
         return torch.tensor([row["targets"] for row in self.train]).mean(dim=0)
 
-    def asked(self, rows: Sequence[Row], *, every: bool) -> tuple[dict[str, Any], list[packing.Request], list[int]]:
-        """A batch of rows, the requests of it that are sent, and which of its choices they are."""
-        batch = collated("requests", rows)
-        if "weight" in rows[0]:
-            batch["weight"] = torch.tensor([row["weight"] for row in rows])
+    def asked(self, rows: Sequence[Row], *, every: bool) -> Sent:
+        """A batch of rows; of whole replies those with weight in the loss are sent, or every one."""
+        batch = weighted(functools.partial(collated, "requests"), rows)
         flat = [request for row in batch["requests"] for request in row]
         sizes = [len(row) for row in batch["requests"]]
-        whole = not self.learning.language_model
-        run = replies_run(batch["targets"], sizes, every=every or whole)
-        return batch, [flat[i] for i in run], run
+        run = replies_run(batch["targets"], sizes, every=every or not self.learning.language_model)
+        return Sent(batch, sizes, run, [flat[i] for i in run])
 
-    def table(self, loglik: torch.Tensor, batch: Mapping[str, Any], run: Sequence[int]) -> torch.Tensor:
+    def table(self, loglik: torch.Tensor, sent: Sent) -> torch.Tensor:
         """Log-likelihoods of what was sent as the log-probabilities that a loss takes, shape [rows, choices]."""
-        sizes, targets = [len(row) for row in batch["requests"]], batch["targets"]
         if self.learning.language_model:
-            return reply_table(loglik, run, targets, sizes, self.learning.reply_tokens)
-        return normalised(loglik, targets, sizes)
+            return reply_table(loglik, sent.run, sent.batch["targets"], sent.sizes, self.learning.reply_tokens)
+        return normalised(loglik, sent.batch["targets"], sent.sizes)
 
     def datum(self, request: packing.Request, weight: float = 0.0) -> Any:
         """A request as the service takes it, cut from the left as in ``hf``.
@@ -161,7 +173,7 @@ class Work:
         longest = self.learning.lm.max_length
 
         def of(rows: Sequence[Row], *, every: bool) -> int:
-            return sum(min(len(c) + len(t) - 1, longest) for c, t in self.asked(rows, every=every)[1])
+            return sum(min(len(c) + len(t) - 1, longest) for c, t in self.asked(rows, every=every).requests)
 
         a_row = [of([row], every=False) for row in self.train]
         trained = sum(a_row[i] for step in range(schedule.steps) for i in schedule.batch(step))
@@ -171,16 +183,18 @@ class Work:
 
 def evaluation_steps(steps: int) -> list[int]:
     """After which steps held-back rows are scored, as a local training does."""
-    every = max(1, steps // CURVE_POINTS)
+    every = curve_every(steps)
     return list(range(every, steps + 1, every))
 
 
-def _sums(outputs: Sequence[Any], requests: Sequence[packing.Request]) -> torch.Tensor:
-    """Log-likelihoods of the continuations, of the service's log-probabilities of all tokens."""
-    found = [
-        torch.as_tensor(output["logprobs"].data)[-len(t) :].sum() for output, (_, t) in zip(outputs, requests, strict=True)
-    ]
-    return torch.stack(found).float()
+def _sums(logprobs: Iterable[torch.Tensor], requests: Sequence[packing.Request]) -> torch.Tensor:
+    """Log-likelihoods of the continuations, of the log-probabilities of all tokens."""
+    return torch.stack([of_one[-len(t) :].sum() for of_one, (_, t) in zip(logprobs, requests, strict=True)])
+
+
+def _told(output: Any) -> Iterator[torch.Tensor]:
+    """The log-probabilities of all tokens in an answer of the service."""
+    return (torch.as_tensor(one["logprobs"].data).float() for one in output.loss_fn_outputs)
 
 
 class Loop:
@@ -230,7 +244,7 @@ class Loop:
     def _steps(self, reached: Reached) -> Any:
         training = self.run.open(reached)
         self.curve = [p for p in self.run.record.curve if p["step"] <= reached.step]
-        pending: deque[tuple[int, Any, Any, list[float]]] = deque()
+        pending: deque[tuple[int, Sent, Any, Any, list[float]]] = deque()
         evaluations, last = set(evaluation_steps(self.schedule.steps)) if self.work.held else set(), self.schedule.steps
         with (
             stopping.training(),
@@ -255,10 +269,9 @@ class Loop:
         self.run.keep(curve=self.curve)
         return training
 
-    def _submit(self, training: Any, step: int) -> tuple[Any, Any, list[float]]:
-        """Send a step: its passes and the optimizer's; the loss comes into the list."""
-        rows = [self.work.train[i] for i in self.schedule.batch(step)]
-        batch, requests, run = self.work.asked(rows, every=False)
+    def _submit(self, training: Any, step: int) -> tuple[Sent, Any, Any, list[float]]:
+        """Send a step: its passes and the optimizer's; a loss that is formed here comes into the list."""
+        sent = self.work.asked([self.work.train[i] for i in self.schedule.batch(step)], every=False)
         losses: list[float] = []
         settings = self.settings
         adam = known(
@@ -273,68 +286,57 @@ class Loop:
 
         def send() -> tuple[Any, Any]:
             if self.work.learning.language_model:
-                passes = training.forward_backward(self._weighted(batch, requests, run), "cross_entropy")
+                passes = training.forward_backward(self._weighted(sent), "cross_entropy")
             else:
-                loss = self._loss(batch, requests, run, step, losses)
-                passes = training.forward_backward_custom([self.work.datum(request) for request in requests], loss)
+                data = [self.work.datum(request) for request in sent.requests]
+                passes = training.forward_backward_custom(data, self._loss(sent, step, losses))
             return passes, training.optim_step(adam)
 
-        return *self.run.service.within(f"step {step + 1} of {self.schedule.steps}", send), losses
+        return sent, *self.run.service.within(f"step {step + 1} of {self.schedule.steps}", send), losses
 
-    def _weighted(self, batch: Mapping[str, Any], requests: Sequence[packing.Request], run: Sequence[int]) -> list[Any]:
+    def _weighted(self, sent: Sent) -> list[Any]:
         """Replies with the weight of each of their tokens in the mean loss a token and row: the service sums."""
-        sizes = [len(row) for row in batch["requests"]]
-        shares = [s for row, size in zip(batch["targets"].tolist(), sizes, strict=True) for s in row[:size]]
-        rows = [row for row, size in enumerate(sizes) for _ in range(size)]
-        of_row = batch["weight"].tolist() if "weight" in batch else [1.0] * len(sizes)
-        scale = self.work.learning.reply_tokens * len(sizes)
-        return [
-            self.work.datum(request, shares[i] * of_row[rows[i]] / scale) for request, i in zip(requests, run, strict=True)
-        ]
+        shares = sent.batch["targets"] * sent.batch["weight"][:, None] if "weight" in sent.batch else sent.batch["targets"]
+        of_choice = [share for row, size in zip(shares.tolist(), sent.sizes, strict=True) for share in row[:size]]
+        scale = self.work.learning.reply_tokens * len(sent.sizes)
+        return [self.work.datum(one, of_choice[i] / scale) for one, i in zip(sent.requests, sent.run, strict=True)]
 
     def _loss(
-        self, batch: Mapping[str, Any], requests: Sequence[packing.Request], run: Sequence[int], step: int, told: list[float]
+        self, sent: Sent, step: int, told: list[float]
     ) -> Callable[[Any, list[torch.Tensor]], tuple[torch.Tensor, dict[str, float]]]:
         """The training loss as the SDK calls it, with every token's log-probabilities."""
         state = State(step / self.schedule.steps, self.work.prior, None, classes="choices" not in self.work.train[0])
 
         def loss(_: Any, logprobs: list[torch.Tensor]) -> tuple[torch.Tensor, dict[str, float]]:
-            loglik = torch.stack([of_one[-len(t) :].sum() for of_one, (_, t) in zip(logprobs, requests, strict=True)])
-            losses = self.work.loss(self.work.table(loglik, batch, run), batch["targets"].to(loglik), state)
-            losses = losses * batch["weight"].to(losses) if "weight" in batch else losses
-            told.append(float(losses.detach().mean()))
-            return losses.mean(), {}
+            table = self.work.table(_sums(logprobs, sent.requests), sent)
+            mean = sent.mean(self.work.loss(table, sent.batch["targets"].to(table), state))
+            told.append(float(mean.detach()))
+            return mean, {}
 
         return loss
 
-    def _settle(self, step: int, passes: Any, optimizer: Any, told: list[float]) -> None:
-        """Wait for a step, and note its loss."""
+    def _settle(self, step: int, sent: Sent, passes: Any, optimizer: Any, told: list[float]) -> None:
+        """Wait for a step, and note its loss: ours, or of whole replies the service's."""
         what = f"step {step + 1} of {self.schedule.steps}"
         output = self.run.service.within(what, passes.result)
         self.run.service.within(what, optimizer.result)
         self.sent += 1
-        loss = told[0] if told else self._service_loss(step, output)
-        if not math.isfinite(loss):
+        if not told:
+            table = self.work.table(_sums(_told(output), sent.requests), sent)
+            told = [float(sent.mean(-(sent.batch["targets"] * table).sum(-1)))]
+        if not math.isfinite(told[0]):
             raise UserError(diverged(self.title, f"the loss of step {step + 1} is infinite or NaN", self.settings.lr))
         epoch = (step + 1) / self.schedule.an_epoch
-        self.curve.append({"step": step + 1, "epoch": epoch, "loss": loss, "learning_rate": self.schedule.rates[step]})
-
-    def _service_loss(self, step: int, output: Any) -> float:
-        """The mean loss of a step whose loss the service has formed."""
-        rows = [self.work.train[i] for i in self.schedule.batch(step)]
-        batch, requests, run = self.work.asked(rows, every=False)
-        table = self.work.table(_sums(output.loss_fn_outputs, requests), batch, run)
-        losses = -(batch["targets"] * table).sum(-1)
-        return float((losses * batch["weight"]).mean() if "weight" in batch else losses.mean())
+        self.curve.append({"step": step + 1, "epoch": epoch, "loss": told[0], "learning_rate": self.schedule.rates[step]})
 
     def _evaluated(self, training: Any, step: int) -> Point:
         """The held-back rows' part of the curve after so many steps."""
-        batch, requests, run = self.work.asked(self.work.held, every=True)
-        data = [self.work.datum(request) for request in requests]
+        sent = self.work.asked(self.work.held, every=True)
+        data = [self.work.datum(request) for request in sent.requests]
         output = self.run.service.within(
             f"scoring held-back rows after step {step}", lambda: training.forward(data, "cross_entropy").result()
         )
-        table = self.work.table(_sums(output.loss_fn_outputs, requests), batch, run)
+        table = self.work.table(_sums(_told(output), sent.requests), sent)
         epoch = step / self.schedule.an_epoch
         return {"step": step, "epoch": epoch, **held_back_metrics(table, self.work.held)}
 

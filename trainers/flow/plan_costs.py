@@ -17,6 +17,7 @@ from trainers.steps.answers import Answers
 from trainers.steps.evaluation import Evaluation
 from trainers.steps.fit import Fit
 from trainers.steps.step import Step
+from trainers.training.settings import held_back
 from w2s_tasks.models import prices
 
 SAMPLE = 1000
@@ -59,7 +60,9 @@ class Counter:
 
     def _at_tinker(self, settings: Tinker) -> TinkerCounter:
         key = settings.model_dump_json()
-        return self._tinker.setdefault(key, TinkerCounter(settings))
+        if key not in self._tinker:
+            self._tinker[key] = TinkerCounter(settings)
+        return self._tinker[key]
 
     def _train_docs(self) -> list[dict[str, Any]]:
         docs = self.task.train_docs
@@ -72,7 +75,7 @@ class Counter:
             style = training_style(settings)
             tokens = [cr.row_tokens(cr.chat_row(task, d, max(0, task.gold(d)), style, settings.target)) for d in docs]
             self._means[key] = sum(tokens) / len(tokens)
-        kept = rows - min(200, int(rows * settings.holdout))
+        kept = rows - held_back(rows, settings.holdout)
         usual = settings.spoken.epochs or cr.auto_epochs(kept)
         epochs = usual if isinstance(settings.n_epochs, str) else settings.n_epochs
         trained = round(self._means[key] * kept) * epochs

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from trainers.fit.language_model import end_of_reply
 from trainers.fit.tinker import Tinker, adapter_gigabytes, base_ref
+from trainers.fit.tinker_steps import evaluation_steps
 from trainers.fit.trainer import training_style
 from trainers.harness.tasks import HarnessTask, PromptStyle
 from trainers.services.chat_rows import AsJson, count_tokens
 from trainers.steps.evaluation import Evaluation
+from trainers.training.settings import held_back
 from w2s_tasks.errors import UserError
 from w2s_tasks.models import prices
 
@@ -49,12 +50,12 @@ class TinkerCounter:
             rows: of the label set.
         """
         settings = self.settings
-        held = settings.held_back(rows)
+        held = held_back(rows, settings.holdout)
         replies = settings.objective == "language_model"
         mean = self._mean(task, docs, training_style(settings), one=replies)
-        batches = math.ceil((rows - held) / settings.batch_size)
-        trained = round(mean * (rows - held) * settings.steps(rows) / batches)
-        scored = round(self._mean(task, docs, training_style(settings)) * held * 5)  # held-back rows, five times
+        steps = settings.steps(rows)
+        trained = round(mean * (rows - held) * steps / settings.an_epoch(rows - held))
+        scored = round(self._mean(task, docs, training_style(settings)) * held * len(evaluation_steps(steps)))
         read = scored + (0 if replies else trained)
         return trained, self.table.trained(settings.model, trained, read)
 

@@ -12,7 +12,6 @@ id on disk.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime as dt
 import functools
 import hashlib
@@ -24,15 +23,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock
-
 from trainers.services.dialects import UNKNOWN, Dialect
+from trainers.services.record import RUN_KEY, SETTLE, SETTLED, Record, in_turn
 from trainers.services.service import check_model, explain, is_quota, listed, message_of, once, said_in, steady
-from trainers.store.stages import write_atomic
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat.states import Standing, standing
 from w2s_tasks.models.service import Access, retry_after
-from w2s_tasks.rows.assets import cache_dir, sha256_file
+from w2s_tasks.rows.assets import sha256_file
 
 if TYPE_CHECKING:
     import openai
@@ -40,11 +37,6 @@ if TYPE_CHECKING:
     from openai.types.fine_tuning import FineTuningJob
 
 Note = Callable[[str], None]
-RUN_KEY = "w2s_run_key"
-SETTLE = (0.0, 1.0, 2.0, 4.0, 8.0, 15.0)
-"""Seconds between looks at the list of jobs after an unclear answer: a new job may take a while to be listed."""
-SETTLED = 600.0
-"""After this many seconds a job that was created is listed; one look is enough."""
 CREATE_ATTEMPTS = 3
 LONGEST_WAIT = 300.0
 PROCESSING = 900.0
@@ -75,31 +67,14 @@ class JobSpec:
 
 
 @dataclass
-class State:
+class State(Record):
     """What is known about a submission, on disk after each change."""
 
-    run_key: str
-    base_url: str
     training_file: str | None = None
     validation_file: str | None = None
     intent: float | None = None
     """When a request to create was about to be sent whose answer is not known (Unix time); None where there is none."""
     job: str | None = None
-
-    @classmethod
-    def load(cls, path: Path, run_key: str, base_url: str) -> State:
-        """The state on disk, or a new one where there is none for this job."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            state = cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(run_key, base_url)
-        return state if (state.run_key, state.base_url) == (run_key, base_url) else cls(run_key, base_url)
-
-    def save(self, path: Path) -> None:
-        """Write whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps(dataclasses.asdict(self), indent=2))
 
 
 def _now() -> float:
@@ -141,21 +116,17 @@ class Submission:
         self.state = State.load(path, self.key, access.base_url)
 
     def _save(self, **changes: Any) -> None:
-        for name, value in changes.items():
-            setattr(self.state, name, value)
-        self.state.save(self.path)
+        self.state.keep(self.path, **changes)
 
     def submit(self) -> str:
         """The id of the job: the recorded one, one that the service lists under the run key, or a new one.
 
-        Processes of one machine take turns: two that look at the list at once would both find nothing.
+        Processes of one machine take turns.
 
         Raises:
             UserError: with the reason and what to do; no job was created then, or the next run finds it.
         """
-        folder = cache_dir() / "jobs"
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / f"{self.key}.lock"):
+        with in_turn(self.key):
             return self._submit()
 
     def _submit(self) -> str:

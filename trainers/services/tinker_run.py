@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainers.services.job import RUN_KEY, SETTLE, SETTLED
-from trainers.store.stages import write_atomic
+from trainers.services.record import RUN_KEY, SETTLE, SETTLED, Record
 from w2s_tasks.models.tinker.service import TINKER, ForeignError, GoneError, Service, known, result_of
 from w2s_tasks.models.tinker.weights import whole
 
@@ -53,11 +51,9 @@ class Reached:
 
 
 @dataclass
-class Record:
-    """What is known here about a training, on disk after each change."""
+class Known(Record):
+    """What is known here about a training."""
 
-    run_key: str
-    base_url: str
     runs: list[str] = field(default_factory=list)
     intent: float | None = None
     """When a run was about to be begun that may not be listed yet (Unix time)."""
@@ -65,16 +61,6 @@ class Record:
     state: str | None = None
     curve: list[dict[str, float]] = field(default_factory=list)
     """The learning curve up to `step` and beyond."""
-
-    @classmethod
-    def load(cls, path: Path, run_key: str, base_url: str) -> Record:
-        """The record on disk, or a new one where there is none of this training."""
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-            record = cls(**{f.name: data[f.name] for f in dataclasses.fields(cls)})
-        except (OSError, ValueError, KeyError, TypeError):
-            return cls(run_key, base_url)
-        return record if (record.run_key, record.base_url) == (run_key, base_url) else cls(run_key, base_url)
 
 
 class TinkerRun:
@@ -93,7 +79,7 @@ class TinkerRun:
         """
         self.service, self.model, self.lora, self.seed = service, model, lora, seed
         self.key, self.path = run_key, path
-        self.record = Record.load(path, run_key, service.base_url)
+        self.record = Known.load(path, run_key, service.base_url)
         self.client: Any = None
         """The SDK's client, within `session`."""
 
@@ -110,10 +96,7 @@ class TinkerRun:
 
     def keep(self, **changes: Any) -> None:
         """Change the record, here and on disk."""
-        for name, value in changes.items():
-            setattr(self.record, name, value)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.path, json.dumps(dataclasses.asdict(self.record), indent=2))
+        self.record.keep(self.path, **changes)
 
     def name(self, mark: int | str) -> str:
         """Of the checkpoint after so many steps, or of the finished weights."""

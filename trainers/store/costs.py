@@ -40,12 +40,22 @@ class Budget:
             self.book(read_cost(stage))
         self._stages.add(stage.folder)
 
-    def check(self, usd: float | None, what: str) -> None:
-        """Stop before an amount is spent that passes the limit.
+    def check(self, usd: float | None, what: str, own: float | None = None) -> None:
+        """Stop before an amount is spent that passes a limit.
+
+        Args:
+            usd: the amount; None where no price is known.
+            what: it is for.
+            own: what this training may cost by itself (strong.max_cost).
 
         Raises:
-            UserError: it does, or its price is not known.
+            UserError: it passes one, or its price is not known.
         """
+        if own is not None and (usd is None or usd > own):
+            raise UserError(
+                f"{what} would cost about {dollars(usd)}, more than strong.max_cost {dollars(own)}. Nothing was sent. Raise "
+                "it, or use fewer rows (split.limit.transfer)."
+            )
         if self.limit is None:
             return
         if usd is None:

@@ -17,9 +17,8 @@ from transformers import Trainer, TrainerControl
 
 from trainers.store import processes
 from trainers.training.losses import Loss, State
-from trainers.training.rows import Row
+from trainers.training.rows import Row, weighted
 
-Collate = Callable[[Sequence[Row]], dict[str, Any]]
 ChoiceLogprobs = Callable[[torch.nn.Module, dict[str, Any]], torch.Tensor]
 Cut = Callable[[torch.nn.Module, dict[str, Any]], list[list[int]]]
 
@@ -45,7 +44,7 @@ class ChoiceTrainer(Trainer):
         cut: Cut | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs["data_collator"] = functools.partial(_weighted, kwargs["data_collator"])
+        kwargs["data_collator"] = functools.partial(weighted, kwargs["data_collator"])
         super().__init__(*args, **kwargs)
         self._choice_logprobs, self._loss, self._cut = choice_logprobs, loss, cut
         self.prior, self._classes, self._whole_step = prior, classes, whole_step
@@ -174,12 +173,6 @@ def held_back_metrics(logprobs: torch.Tensor, rows: Sequence[Row]) -> dict[str, 
         metrics["eval_accuracy"] = float((chosen == torch.tensor([row["gold"] for row in rows])).float().mean())
         metrics["eval_agreement"] = float((chosen == targets.argmax(-1)).float().mean())
     return metrics
-
-
-def _weighted(collate: Collate, rows: Sequence[Row]) -> dict[str, Any]:
-    """A batch with its rows' weights in the loss, where rows have them."""
-    batch = collate(rows)
-    return batch | {"weight": torch.tensor([row["weight"] for row in rows])} if "weight" in rows[0] else batch
 
 
 def _rows_of(batch: Mapping[str, Any], part: Sequence[int]) -> dict[str, Any]:

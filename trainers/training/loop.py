@@ -6,7 +6,6 @@ import contextlib
 import functools
 import json
 import logging
-import math
 import os
 import random
 from collections.abc import Iterator, Mapping
@@ -27,11 +26,12 @@ from transformers import (
 from trainers.store import processes, stopping
 from trainers.store.stages import CHECKPOINTS, write_atomic
 from trainers.training.checkpoints import Checkpoints, newest_checkpoint, order_checkpoints
-from trainers.training.choice_trainer import ChoiceLogprobs, ChoiceTrainer, Collate, Cut, Row
+from trainers.training.choice_trainer import ChoiceLogprobs, ChoiceTrainer, Cut
 from trainers.training.diverged import Finite, Probe
 from trainers.training.kept import Keep
 from trainers.training.losses import LOSSES, WHOLE_STEP
-from trainers.training.settings import MOST_HELD_BACK, LocalSettings
+from trainers.training.rows import Collate, Row
+from trainers.training.settings import LocalSettings, held_back
 from w2s_tasks import notebook
 from w2s_tasks.errors import UserError
 from w2s_tasks.user_text import one_line, shown
@@ -85,15 +85,20 @@ class Bar(TrainerCallback):
 
 def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """Split off at most 200 rows for the evaluation curve; the same rows for every arm of a seed."""
-    n = min(MOST_HELD_BACK, int(len(rows) * share))
+    n = held_back(len(rows), share)
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)  # noqa: S311
     return [rows[i] for i in order[n:]], [rows[i] for i in order[:n]]
 
 
+def curve_every(steps: int) -> int:
+    """Optimizer steps between two scorings of held-back rows, and between two checkpoints."""
+    return max(1, steps // CURVE_POINTS)
+
+
 def _arguments(settings: LocalSettings, out: Path, rows: int, has_eval: bool, seed: int) -> TrainingArguments:
-    steps = max(1, math.ceil(math.ceil(rows / settings.batch_size) * settings.epochs))
-    every = max(1, steps // CURVE_POINTS)
+    steps = settings.steps_over(rows)
+    every = curve_every(steps)
     parts = int(settings.trainer_args.get("gradient_accumulation_steps", 1)) * int(os.environ.get("WORLD_SIZE", "1"))
     if settings.batch_size % parts:
         raise UserError(
@@ -115,7 +120,7 @@ def _arguments(settings: LocalSettings, out: Path, rows: int, has_eval: bool, se
         "eval_strategy": "steps" if has_eval else "no",
         "eval_steps": every,
         "save_strategy": "steps",
-        "save_steps": max(1, every),
+        "save_steps": every,
         "save_total_limit": 2,
         "disable_tqdm": True,
         "report_to": "none",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -38,6 +38,15 @@ def collated(key: str, rows: Sequence[Row]) -> dict[str, Any]:
     """
     targets = torch.tensor([row["targets"] for row in rows])
     return {key: [row[key] for row in rows], "targets": targets, "learnt": targets}
+
+
+Collate = Callable[[Sequence[Row]], dict[str, Any]]
+
+
+def weighted(collate: Collate, rows: Sequence[Row]) -> dict[str, Any]:
+    """A batch with its rows' weights in the loss, where rows have them."""
+    batch = collate(rows)
+    return batch | {"weight": torch.tensor([row["weight"] for row in rows])} if "weight" in rows[0] else batch
 
 
 def by_row(scores: torch.Tensor, targets: torch.Tensor, sizes: Sequence[int], fill: float) -> torch.Tensor:

@@ -73,6 +73,11 @@ ROUNDING = 1e-6
 """Of a step: epochs times steps an epoch must not come out above a whole number of steps."""
 
 
+def held_back(rows: int, share: float) -> int:
+    """How many of so many rows a training holds back for its curve."""
+    return min(MOST_HELD_BACK, int(rows * share))
+
+
 class Optimised(ModelSettings):
     """What every trainer takes whose optimizer steps are ours, here or at a service."""
 
@@ -91,20 +96,22 @@ class Optimised(ModelSettings):
     holdout: float = Field(default=0.05, ge=0, lt=0.5)
     """Share of the labels held back (at most 200 rows) for the evaluation curve, and for `checkpoint` where there is one."""
 
-    def held_back(self, rows: int) -> int:
-        """How many of so many rows are held back."""
-        return min(MOST_HELD_BACK, int(rows * self.holdout))
+    def an_epoch(self, trained: int) -> int:
+        """Optimizer steps of one pass over so many rows, none of them held back."""
+        return math.ceil(trained / self.batch_size)
+
+    def steps_over(self, trained: int) -> int:
+        """Optimizer steps of a training on so many rows, none of them held back."""
+        return max(1, math.ceil(self.an_epoch(trained) * self.epochs))
 
     def steps(self, rows: int) -> int:
         """Optimizer steps of a training on so many rows, those held back included."""
-        return max(1, math.ceil(self._an_epoch(rows) * self.epochs))
-
-    def _an_epoch(self, rows: int) -> int:
-        return math.ceil((rows - self.held_back(rows)) / self.batch_size)
+        return self.steps_over(rows - held_back(rows, self.holdout))
 
     def of_steps(self, steps: int, rows: int) -> Self:
-        """The same with as many epochs over so many rows as take these optimizer steps."""
-        return self.model_copy(update={"epochs": (steps - ROUNDING) / max(1, self._an_epoch(rows))})
+        """The same with as many epochs over so many rows, those held back included, as take these optimizer steps."""
+        passed = max(1, self.an_epoch(rows - held_back(rows, self.holdout)))
+        return self.model_copy(update={"epochs": (steps - ROUNDING) / passed})
 
     @model_validator(mode="after")
     def _keeps_its_warmup(self) -> Self:

@@ -21,6 +21,7 @@ from lm_eval.models.utils import has_bos_prefix
 from w2s_tasks import packing
 from w2s_tasks.errors import UserError
 from w2s_tasks.packing import tokens
+from w2s_tasks.scoring import system_place
 from w2s_tasks.user_text import shown
 
 log = logging.getLogger(__name__)
@@ -206,3 +207,30 @@ class TokenizerLM(TemplateLM):
     eot_token_id = HFLM.eot_token_id
     tokenizer_name = HFLM.tokenizer_name
     apply_chat_template = HFLM.apply_chat_template
+
+
+def room_for_prompt(request: Instance, written: int, longest: int) -> int:
+    """Tokens that a prompt may have beside so many that are written.
+
+    Raises:
+        UserError: none.
+    """
+    if written >= longest:
+        raise UserError(
+            f"{request.task_name}: {written} tokens of text leave no room for a prompt in {longest}; lower max_gen_toks."
+        )
+    return longest - written
+
+
+def asked_where(lm: Prompts, base_url: str, name: str, meter: Any) -> dict[str, Any]:
+    """What lm_eval adds to ``config`` of its result file for a model elsewhere: where it was asked, under which name.
+
+    Args:
+        lm: the model.
+        base_url: its server's address.
+        name: under which it was asked.
+        meter: of its requests and tokens.
+    """
+    folded = {system_place.KEY: system_place.FOLDED} if lm.__dict__.get("folds_system") else {}
+    usage = {"requests": meter.requests, "prompt_tokens": meter.prompt, "completion_tokens": meter.completion}
+    return {"model_endpoint": base_url, "model_name_asked": name, "api_usage": usage, **folded}

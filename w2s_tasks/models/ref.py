@@ -22,6 +22,7 @@ from w2s_tasks.errors import UserError
 from w2s_tasks.models.chat import OPERATIONAL
 from w2s_tasks.models.chat.wire import resolve_base_url
 from w2s_tasks.models.tinker import OPERATIONAL as TINKER_OPERATIONAL
+from w2s_tasks.models.tinker.service import resolved_url
 from w2s_tasks.rows import assets
 from w2s_tasks.user_text import one_line, read_text
 
@@ -189,7 +190,7 @@ class ModelRef:
                 parts.pop("base_url", None)
         if self.model == TINKER_MODEL:
             parts = {k: v for k, v in parts.items() if k not in TINKER_OPERATIONAL}
-            parts["base_url"] = parts.get("base_url") or os.environ.get("TINKER_BASE_URL")
+            parts["base_url"] = resolved_url(parts.get("base_url"))
             folder = Path(str(parts.get("tokenizer"))).expanduser()
             parts["tokenizer"] = f"files:{folder_hash(folder)}" if folder.is_dir() else parts.get("tokenizer")
         for key in MARKERS:

@@ -29,9 +29,8 @@ from w2s_tasks.models.chat.replies import Reply, Usage
 from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter
 from w2s_tasks.models.loading import tokenizer_of
-from w2s_tasks.models.prompts import Encoded, Prompts, TokenizerLM
+from w2s_tasks.models.prompts import Encoded, Prompts, TokenizerLM, asked_where, room_for_prompt
 from w2s_tasks.models.tinker.service import KEY, Service, close, known, resolved_url, result_of, sdk
-from w2s_tasks.scoring import system_place
 
 log = logging.getLogger(__name__)
 
@@ -241,13 +240,11 @@ class W2STinker(Prompts, TokenizerLM):
         return whole, min(len(continuation), len(whole) - 1)
 
     def _scoring(self, whole: Tokens, n: int) -> Callable[[], Any]:
-        tinker = sdk()
-        prompt = tinker.ModelInput.from_ints(list(whole))
-
         def submit() -> Any:
+            tinker = sdk()
             return known(
                 self._opened[0].sample,
-                prompt=prompt,
+                prompt=tinker.ModelInput.from_ints(list(whole)),
                 num_samples=1,
                 sampling_params=tinker.SamplingParams(max_tokens=1, temperature=0.0),
                 include_prompt_logprobs=True,
@@ -282,7 +279,7 @@ class W2STinker(Prompts, TokenizerLM):
         for request, prompt in zip(requests, prompts, strict=True):
             settings = self._settings(request)
             until = handle_stop_sequences(settings.pop("until"), eos=eos)
-            cut = tuple(prompt[-self._room(request, settings["max_tokens"]) :])
+            cut = tuple(prompt[-room_for_prompt(request, settings["max_tokens"], self.max_length + 2) :])
             key = self._key("text", cut, settings, until)
             repeat = seen[key] = seen.get(key, -1) + 1
             if settings["temperature"]:
@@ -309,34 +306,20 @@ class W2STinker(Prompts, TokenizerLM):
         temperature = float(wanted.get("temperature", 1.0)) if wanted.get("do_sample") else 0.0
         return {"until": wanted.get("until"), "max_tokens": wanted["max_gen_toks"], "temperature": temperature, **more}
 
-    def _room(self, request: Instance, written: int) -> int:
-        room = self.max_length + 2 - written
-        if room <= 0:
-            raise UserError(
-                f"{request.task_name}: {written} tokens of text leave no room for a prompt in {self.max_length + 2}; lower "
-                "max_gen_toks."
-            )
-        return room
-
     def _writing(self, prompt: Tokens, settings: dict[str, Any], until: Sequence[str]) -> Callable[[], Any]:
-        tinker = sdk()
-        stop = [text for text in until if text] or None
-        return lambda: self._opened[0].sample(
-            prompt=tinker.ModelInput.from_ints(list(prompt)),
-            num_samples=1,
-            sampling_params=tinker.SamplingParams(stop=stop, **settings),
-        )
+        def submit() -> Any:
+            tinker = sdk()
+            return self._opened[0].sample(
+                prompt=tinker.ModelInput.from_ints(list(prompt)),
+                num_samples=1,
+                sampling_params=tinker.SamplingParams(stop=[text for text in until if text] or None, **settings),
+            )
+
+        return submit
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its result file: where the model was asked, and under which name."""
-        folded = {system_place.KEY: system_place.FOLDED} if self.__dict__.get("folds_system") else {}
-        usage = {
-            "requests": self.meter.requests,
-            "prompt_tokens": self.meter.prompt,
-            "completion_tokens": self.meter.completion,
-        }
-        asked = {"model_endpoint": self.service.base_url, "model_name_asked": self.model_path or self.model}
-        return {**asked, "api_usage": usage, **folded}
+        return asked_where(self, self.service.base_url, self.model_path or self.model, self.meter)
 
 
 def _reply(answer: Any, usage: Usage, model: str) -> Reply:

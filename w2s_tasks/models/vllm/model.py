@@ -29,10 +29,9 @@ from w2s_tasks.models.chat.store import AnswerStore, store_path
 from w2s_tasks.models.chat.transport import Meter, Policy, Sender
 from w2s_tasks.models.chat.wire import Dialect, Request, Writer
 from w2s_tasks.models.loading import base_config, base_tokenizer, check_tokenizer
-from w2s_tasks.models.prompts import Encoded, Prompts, TokenizerLM
+from w2s_tasks.models.prompts import Encoded, Prompts, TokenizerLM, asked_where, room_for_prompt
 from w2s_tasks.models.ref import identity_of, resolve
 from w2s_tasks.models.vllm.server import MOST_TOKENS, TOLERANCE, TRIAL, Card, Server, named_scores, server_url
-from w2s_tasks.scoring import system_place
 
 log = logging.getLogger(__name__)
 
@@ -284,12 +283,7 @@ class W2SVLLM(Prompts, TokenizerLM):
         bodies, stops = [], []
         for request, prompt in zip(requests, prompts, strict=True):
             settings = normalize_gen_kwargs(dict(request.args[1]), self.max_gen_toks)
-            room = self.max_length + 1 - settings["max_gen_toks"]
-            if room <= 0:
-                raise UserError(
-                    f"{request.task_name}: {settings['max_gen_toks']} tokens of text leave no room for a prompt in "
-                    f"{self.max_length + 1}; lower max_gen_toks."
-                )
+            room = room_for_prompt(request, settings["max_gen_toks"], self.max_length + 1)
             stops.append(handle_stop_sequences(settings.pop("until", None), eos=eos))
             key = tuple(prompt), repr(sorted(settings.items(), key=str))
             bodies.append(
@@ -304,10 +298,7 @@ class W2SVLLM(Prompts, TokenizerLM):
 
     def get_model_info(self) -> dict[str, Any]:
         """What lm_eval adds to ``config`` of its result file: where the model was asked, and under which name."""
-        folded = {system_place.KEY: system_place.FOLDED} if self.__dict__.get("folds_system") else {}
-        meter = self.served.sender.meter
-        usage = {"requests": meter.requests, "prompt_tokens": meter.prompt, "completion_tokens": meter.completion}
-        return {"model_endpoint": self.server.base_url, "model_name_asked": self.model, "api_usage": usage, **folded}
+        return asked_where(self, self.server.base_url, self.model, self.served.sender.meter)
 
 
 def _parts(items: Sequence[int], size: int) -> Iterator[Sequence[int]]:
