@@ -7,7 +7,7 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -264,6 +264,75 @@ def power(
 
 
 @app.command()
+def bench(
+    config: Config,
+    assignments: Set = None,
+    plugins: Plugins = None,
+    runs_dir: RunsDir = Path("runs"),
+    reports: Annotated[
+        Path | None,
+        typer.Option(
+            "--reports",
+            help="A folder of finished experiments' reports: those are not run again, and others leave theirs there.",
+        ),
+    ] = None,
+    shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th experiment: i/n, i from 1 to n.")] = None,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(
+            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
+        ),
+    ] = None,
+    engine: UseEngine = Engine.local,
+    address: Address = None,
+    store: StoreUrl = None,
+    unsafe: Unsafe = False,
+    only_report: Annotated[bool, typer.Option("--report", help="Run nothing: report what is finished.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the experiments and stop.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress lines.")] = False,
+) -> None:
+    """Run tasks x supervisors x methods x seeds, with one report over all tasks: pooled gains, claims, ranks.
+
+    The file is an experiment's with a section `bench` (docs/experiments.md). The same command goes on where it stopped; an
+    experiment that fails does not stop the others, and the exit code is 2 then.
+
+    \b
+    w2s bench w2s_bench_small --dry-run
+    w2s bench w2s_bench_small --reports docs/w2s_bench_small             # only what is not there yet
+    w2s bench w2s_bench_small --reports docs/w2s_bench_small --report    # the report of those, in a second
+    w2s bench my_bench.yaml --shard 1/3
+    """
+    _load_plugins(plugins)
+    from trainers.commands.bench import open_bench
+    from trainers.commands.sweep import of_shard, show_cells
+    from trainers.report.bench_page import blocks
+    from trainers.report.blocks import show, standard_output
+
+    terms = _terms(runs_dir, max_cost, engine, address, store, unsafe, quiet)
+    found = open_bench(config, assignments or [], runs_dir, reports=reports, max_cost=max_cost, store=store)
+    cells = [] if only_report else found.left(of_shard(found.sweep.cells, shard))
+    if dry_run:
+        show_cells(cells or found.sweep.cells)
+        return
+    with _interruptible():
+        outcomes = found.run(cells, terms)
+    report, path = found.report()
+    show(blocks(report), standard_output())
+    typer.echo(f"bench: {path}")
+    _say_failed(outcomes, len(cells), "experiments")
+
+
+def _say_failed(outcomes: Sequence[dict[str, Any]], of: int, what: str) -> None:
+    """Name what failed; exit code 2."""
+    failed = [outcome for outcome in outcomes if outcome["status"] == "failed"]
+    for outcome in failed:
+        typer.echo(f"error: {outcome['cell']}: {outcome['error']}", err=True)
+    if failed:
+        typer.echo(f"error: {len(failed)} of {of} {what} failed; the same command tries them again.", err=True)
+        raise typer.Exit(2)
+
+
+@app.command()
 def sweep(
     config: Config,
     grid: Annotated[
@@ -310,15 +379,10 @@ def sweep(
         opened = open_sweep(config, assignments or [], values, runs_dir, max_cost, store)
         cells = of_shard(opened.cells, shard)
         outcomes = run_sweep(opened, cells, terms)
-    failed = [o for o in outcomes if o["status"] == "failed"]
     if outcomes:
         show_sweep(outcomes)
     typer.echo(f"sweep: {(opened.folder / 'sweep.json').resolve()}")
-    for outcome in failed:
-        typer.echo(f"error: {outcome['cell']}: {outcome['error']}", err=True)
-    if failed:
-        typer.echo(f"error: {len(failed)} of {len(cells)} cells failed; the same command tries them again.", err=True)
-        raise typer.Exit(2)
+    _say_failed(outcomes, len(cells), "cells")
 
 
 @app.command()

@@ -74,7 +74,7 @@ def _elsewhere(loc: tuple[str | int, ...]) -> str:
     return f" It is for trainer: {' or '.join(others)}." if others else ""
 
 
-def _explain(error: ValidationError, where: str, text: str, data: Mapping[str, Any]) -> str:
+def explain(error: ValidationError, where: str, text: str, data: Mapping[str, Any]) -> str:
     lines = []
     for item in error.errors():
         path = tuple(item["loc"])
@@ -136,7 +136,7 @@ def _checked(data: dict[str, Any], where: str, text: str, overrides: Sequence[st
     try:
         return Experiment.model_validate(data)
     except ValidationError as error:
-        raise UserError(_explain(error, where, text, data)) from error
+        raise UserError(explain(error, where, text, data)) from error
 
 
 def shipped() -> dict[str, Path]:

@@ -5,8 +5,9 @@ Its fields are those keys, typed; `form` makes them of the evaluations, `page` a
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
@@ -21,6 +22,7 @@ from trainers.report.collected import Collected
 from trainers.report.entries import Entry
 from trainers.report.figures import Drawing
 from w2s_tasks.errors import UserError
+from w2s_tasks.user_text import one_line
 
 SCHEMA = 2
 
@@ -140,6 +142,23 @@ class Report:
                 f"{file}: keys of no section: {', '.join(rest)}. Was it written with a plug-in that is not here?"
             )
         return cls(head, {type(section): section for section in sections})
+
+
+def read_parts(file: Path, parts: Sequence[type[Any]]) -> list[Any]:
+    """Some parts of a report.json, whatever version the others are of.
+
+    Args:
+        file: the report.
+        parts: `Head`, or sections.
+
+    Raises:
+        UserError: it can't be read, or has not these parts.
+    """
+    try:
+        rest = json.loads(file.read_text(encoding="utf-8"))
+        return [_checked(part, rest) for part in parts]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: no report of this version ({one_line(error)}). w2s run writes it again.") from error
 
 
 def _checked(part: Any, rest: dict[str, Any]) -> Any:
