@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import random
@@ -277,6 +278,8 @@ def tinker_service(
         monkeypatch.setenv("TINKER_API_KEY", running.key)
         monkeypatch.setenv("TINKER_TELEMETRY", "0")
         yield running
+        if running.sessions.some_live():
+            gc.collect()  # a model in a cycle would go on telling a server that is gone that it is alive
 
 
 REPORT_SETS = (

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,7 @@ from w2s_tasks.models.chat.replies import Usage
 from w2s_tasks.models.packed_hf import W2SHF
 from w2s_tasks.models.ref import ModelRef
 from w2s_tasks.models.tinker.model import W2STinker, _reply, _scores
+from w2s_tasks.models.tinker.service import Service as TinkerAccess
 
 if TYPE_CHECKING:
     from tinker_service import Service
@@ -145,8 +148,19 @@ def test_a_key_that_is_missing_or_wrong(
 
 def test_an_account_without_money_is_told_in_time(there: Callable[..., W2STinker], tinker_service: Service) -> None:
     tinker_service.faults.add("POST /api/v1/asample", "status", status=402, times=50, message="add a card")
-    with pytest.raises(UserError, match=r"no answer within 2 s.*paused due to billing"):
-        there(timeout=2).loglikelihood(choices()[:1], disable_tqdm=True)
+    with pytest.raises(UserError, match=r"no answer within 4 s.*paused due to billing"):
+        there(timeout=4).loglikelihood(choices()[:1], disable_tqdm=True)
+
+
+def test_another_sessions_heartbeat_is_no_reason(tinker_service: Service) -> None:
+    def wait() -> None:
+        log = logging.getLogger("tinker.lib")
+        log.warning("paused")
+        log.warning("Session heartbeat failed for 150 seconds for session x")
+        time.sleep(5)
+
+    with pytest.raises(UserError, match="Its SDK said last: paused"):
+        TinkerAccess(tinker_service.base_url).within("waiting", wait, 0.3)
 
 
 def test_who_answers_is_known_by_address_model_and_tokenizer(base: Path, tmp_path: Path, tinker_service: Service) -> None:

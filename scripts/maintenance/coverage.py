@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from maintenance import coverage_answers as answers
 from maintenance.coverage_auroc import AUROC_SETTINGS, AurocCovered, cover_auroc
+from maintenance.coverage_pooling import POOLING_SETTINGS, PoolingCovered, cover_pooling
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.over_tasks import mean_difference, mean_level
@@ -402,6 +403,16 @@ def _auroc_table(rows: list[AurocCovered]) -> list[list[str]]:
     return out
 
 
+def _pooling_table(rows: list[PoolingCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        setting = [str(s.tasks), str(s.seeds), f"{s.gain:g}", f"{s.spread:g}"]
+        ratio = "–" if r.pgr is None else _mark(r.pgr, most=1)
+        out.append([*setting, _mark(r.mean, most=1), _mark(r.new_task, most=1), ratio])
+    return out
+
+
 def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
@@ -433,9 +444,11 @@ def main(arguments: list[str] | None = None) -> int:
     changes = [answers.cover_answers(s, each, chosen.seed) for s in answers.ANSWER_SETTINGS]
     ranks = [answers.cover_rank(s, chosen.repetitions, chosen.seed) for s in answers.RANK_SETTINGS]
     areas = [cover_auroc(s, each, chosen.seed) for s in AUROC_SETTINGS]
+    pooled = [cover_pooling(s, each, chosen.seed) for s in POOLING_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
         others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks, "auroc": areas}
+        others["pooling"] = pooled
         print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
@@ -453,8 +466,11 @@ def main(arguments: list[str] | None = None) -> int:
         _print("rank correlations (! = below 93)", head, _rank_table(ranks))
         head = ["rows", "class 1", "first", "second", "seeds", "SD of seed", "shared", "SD of class 1", "AUROC"]
         _print("AUROC and paired differences of it (! = below 93)", [*head, "difference", "p < .05"], _auroc_table(areas))
+        head = ["tasks", "seeds", "gain", "SD between tasks", "mean", "new task", "PGR"]
+        _print("effects over tasks (! = below 93); PGR where it is given", head, _pooling_table(pooled))
     below = [x for c in areas for x in (c.area, c.difference)]
     below += [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
+    below += [x for c in pooled for x in (c.mean, c.new_task, c.pgr) if x is not None]
     below += [x for c in changes for x in c.parts.values() if x is not None] + [c.rho for c in ranks]
     outside = [c for c in pgr if not all(BAND[0] <= x <= BAND[1] for x in (c.pgr, c.gap, c.student_to_weak))]
     return 1 if outside or min(below) < BAND[0] else 0

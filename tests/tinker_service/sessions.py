@@ -69,6 +69,10 @@ class Sessions:
         """The ids of all."""
         return list(self._all)
 
+    def some_live(self) -> bool:
+        """Whether a session is not over."""
+        return any(session.over is None for session in self._all.values())
+
     def find(self, session_id: str) -> Session:
         """One, over or not.
 

@@ -81,15 +81,22 @@ class ForeignError(UserError):
     """Server and SDK do not understand each other."""
 
 
+HEARTBEAT = "Session heartbeat"
+
+
 class _LastWarning(logging.Handler):
-    """Keeps what the SDK said last while it repeated something."""
+    """Keeps what the SDK said last while it repeated something.
+
+    Heartbeats are left out: they may be another session's, which a model that is still in memory holds open.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.text: str | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.text = record.getMessage()
+        said = record.getMessage()
+        self.text = self.text if said.startswith(HEARTBEAT) else said
 
 
 @functools.cache
