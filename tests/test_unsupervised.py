@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +140,26 @@ def test_worse_labellings_are_kept_when_hot_and_refused_when_cold():
     assert kept[1e9] < 0
 
 
+def test_without_steps_the_same_random_labels_are_spread_and_no_naming_is_chosen(tmp_path: Path):
+    asked: list[list[tuple[int, int]]] = []
+    model = Nearby(64, 4)
+
+    def predict(context, rows):
+        asked.append(list(context))
+        return model(context, rows)
+
+    settings = SETTINGS.model_copy(update={"alpha": 3.0}).unsearched
+    assert settings == SETTINGS.unsearched  # one stage, whatever a search does
+    labels, search = find_labels(settings, predict, 64, 2, np.random.default_rng(4), tmp_path, "labels")
+    begun = Search.start(SETTINGS, Nearby(64, 4), 2, np.random.default_rng(4))
+    assert search.labels.tolist() == begun.labels.tolist()  # those that a search of this seed begins with
+    first = begun.labels != unsupervised.NONE
+    assert first.sum() == 8
+    assert labels[:32][first].tolist() == begun.labels[first].tolist()
+    assert [len(context) for context in asked] == 4 * [2] + 4 * [8]  # every group once, then the rest in full contexts
+    assert not (tmp_path / "search.json").exists()
+
+
 class _Stop(Exception):
     pass
 
@@ -196,7 +217,11 @@ def test_labels_without_a_teacher_are_hard_and_those_of_their_seed(own_task: Pat
     assert (found[0].soft == found[1].soft).all()
     assert found[0].row_id == tuple(ids)
     assert set(found[0].soft.ravel()) == {0.0, 1.0}
-    assert (tmp_path / "once" / "search.json").is_file()
+    kept = json.loads((tmp_path / "once" / "search.json").read_text(encoding="utf-8"))
+    parts = settings.parts(found[0])
+    assert kept["row_id"] == list(parts["searched"].row_id) == ids[:8]
+    assert kept["labels"] == parts["searched"].hard.tolist()
+    assert parts["spread"].row_id == tuple(ids[8:])
 
 
 @pytest.mark.slow
