@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +15,9 @@ from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
 from trainers.labels import unsupervised
 from trainers.labels.ask import label
-from trainers.labels.label_set import Array
+from trainers.labels.label_set import LABELS, Array, LabelSet
 from trainers.labels.unsupervised import Search, Unsupervised, find_labels
+from trainers.steps.answers import SearchPart
 from w2s_tasks.errors import UserError
 from w2s_tasks.scoring.calibration import batch_calibrated
 
@@ -187,6 +190,14 @@ def test_a_killed_search_goes_on_and_ends_equal(tmp_path: Path):
 def test_too_few_rows_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="32 rows to search, the transfer half has 20"):
         find_labels(SETTINGS, Nearby(20, 0), 20, 2, np.random.default_rng(0), tmp_path, "search")
+
+
+def test_a_search_of_all_rows_spreads_to_none_which_is_told(tmp_path: Path):
+    LabelSet(tuple(map(str, range(32))), np.eye(2)[[0, 1] * 16]).save(tmp_path / LABELS)
+    about: dict[str, Any] = {"task": None, "split": None, "search": SimpleNamespace(search=SETTINGS)}
+    ground: Any = SimpleNamespace(folder_of=lambda step: tmp_path)
+    with pytest.raises(UserError, match="unsupervised_spread: all 32 transfer rows were searched; take fewer"):
+        SearchPart(**about, whose="unsupervised_spread", part="spread").build(ground, tmp_path)
 
 
 def test_predictions_in_context_are_lm_evals_few_shot_ones(own_task: Path, causal_model):
