@@ -23,7 +23,7 @@ from trainers.training import loop as training
 from trainers.training.losses import LOSSES
 from w2s_tasks.errors import UserError
 
-ALL_ARMS = [*ARMS, "few_shot(4)"]
+ALL_ARMS = [*ARMS, "few_shot(4)", "random_shots(4)"]
 SMALL = ["split.limit={weak: 48, transfer: 32}", "evaluate.limit=16", "evaluate.few_shot_k=2", "weak.epochs=8"]
 SMALL += ["unsupervised={rows: 8, groups: 2, initial: 4, steps: 12}", "weak.holdout=0.2"]
 PARTS = tuple(part for part in parts() if part in LOSSES or takes_labels(part, LabelSet))
@@ -51,7 +51,7 @@ def test_every_arm_and_every_method_runs_in_one_experiment(experiment_file: Path
     assert {a["method"] for a in report["arms"] if a["arm"] == "student"} == set(PARTS)
     assert {(g["arm"], g["method"]) for g in report["gaps"]} >= {("student", m) for m in PARTS}
     shots = {a["arm"]: a["num_fewshot"] for a in report["arms"]}
-    assert (shots["zero_shot"], shots["few_shot"], shots["few_shot(4)"]) == (0, 2, 4)
+    assert (shots["zero_shot"], shots["few_shot"], shots["few_shot(4)"], shots["random_shots(4)"]) == (0, 2, 4, 4)
     learned = _learned(flow)
     weak_labels = LabelSet.load(flow.stages["labels/weak, seed 0"].path / "labels.parquet")
     for loss in LOSSES:
@@ -74,7 +74,24 @@ def test_every_arm_and_every_method_runs_in_one_experiment(experiment_file: Path
     for name in ("noise_matched", "permuted_labels"):
         assert sorted(learned[f"{name}, seed 0"].soft[:, 0]) == sorted(weak_labels.soft[:, 0])
     assert gold.accuracy(learned["noise_matched, seed 0"]) == gold.accuracy(weak_labels)
-    assert learned["unsupervised, seed 0"].row_id == weak_labels.row_id
+    found, rows = learned["unsupervised, seed 0"], weak_labels.row_id
+    assert found.row_id == learned["unsupervised_unsearched, seed 0"].row_id == rows
+    parts = [learned[f"unsupervised_{part}, seed 0"] for part in ("searched", "spread")]
+    assert [part.row_id for part in parts] == [rows[:8], rows[8:]]
+    assert (np.concatenate([part.soft for part in parts]) == found.soft).all()
+    assert [flow.layout.steps[f"fit/unsupervised_{part}, seed 0"].rows() for part in ("searched", "spread")] == [8, 24]
+    own = {(entry["arm"], entry["rows"]): entry for entry in report["own_labels"]}
+    assert {key: entry["n"] for key, entry in own.items()} == {
+        ("self_labels", "all"): 32,
+        ("self_labels_calibrated", "all"): 32,
+        ("unsupervised", "searched"): 8,
+        ("unsupervised", "spread"): 24,
+        ("unsupervised_searched", "searched"): 8,
+        ("unsupervised_spread", "spread"): 24,
+        ("unsupervised_unsearched", "searched"): 8,
+        ("unsupervised_unsearched", "spread"): 24,
+    }
+    assert own["unsupervised", "spread"]["acc"] == gold.accuracy(parts[1])
     assert len(learned["student, filter, seed 0"]) == pytest.approx(16, abs=1)
     relabelled = learned["student, relabel, seed 0"]
     assert len(relabelled) == pytest.approx(24, abs=2)

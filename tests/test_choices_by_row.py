@@ -249,7 +249,7 @@ def test_what_needs_classes_is_refused_before_anything_is_trained(
 ):
     file = experiment(tmp_path, encoder_folder, causal_model("llama"))
     for setting, told in (
-        ("arms=[unsupervised]", "unsupervised needs classes"),
+        ("arms=[unsupervised_spread]", "unsupervised_spread needs classes"),
         ("methods=[balance]", "balance needs classes"),
         ("arms=[self_labels_calibrated]", "calibrate needs classes"),
     ):
@@ -280,7 +280,7 @@ def test_arms_that_ask_the_untuned_model_are_refused_for_a_random_head(
     ragged_task: Path, tmp_path: Path, encoder_folder: Path, causal_model: Models
 ):
     file = experiment(tmp_path, encoder_folder, causal_model("llama"))
-    for arm in ("zero_shot", "few_shot(4)", "self_labels", "unsupervised"):
+    for arm in ("zero_shot", "few_shot(4)", "random_shots", "self_labels", "unsupervised_unsearched"):
         changes = [f"arms=[student, {arm}]", "strong.trainer=reward"]
         one_clear_error(lambda changes=changes: load(str(file), changes), "random before")
     assert isinstance(load(str(file), ["arms=[student]", "strong.trainer=reward"])[0].strong, Reward)

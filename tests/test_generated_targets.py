@@ -552,6 +552,7 @@ LM = "objective: language_model"
         (["arms=[student, self_labels_calibrated]"], "arms: self_labels_calibrated is over choices"),
         (["arms=[student, zero_shot_calibrated]"], "arms: zero_shot_calibrated is over choices"),
         (["arms=[student, unsupervised]"], "arms: unsupervised is over choices"),
+        (["arms=[student, random_shots(4)]"], r"arms: random_shots\(4\) is over choices"),
         (["generate={samples: 4, temperature: 0}"], "at 0 all 4 samples are the same"),
         (["generate.samples=0"], "generate.samples"),
         (["methods=[bootstrap]", "method_args={bootstrap: {chain: [{objective: choices}]}}"], "bootstrap.chain: labels"),

@@ -1,4 +1,4 @@
-"""The arm in_context(K): weakly labelled rows in the prompt of the untuned strong model, no gold label among them."""
+"""The arms in_context(K) and random_shots(K): rows with weak or random labels in the prompt of the untuned strong model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 
 from trainers.config.reading import load
+from trainers.flow.layout import Layout
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run, open_run
 from trainers.labels import shots
+from trainers.labels.arms import random_shots
 from trainers.labels.label_set import LABELS, LabelSet
 from trainers.labels.text_labels import TextLabels
 from trainers.report.report import write_report
+from trainers.steps.evaluation import InContext
 from w2s_tasks.errors import UserError
 
 RNG = np.random.default_rng(0)
@@ -64,8 +67,36 @@ def test_shots_are_balanced_over_the_labels_and_interleaved():
         assert len(set(rows.tolist())) == k
         assert all(sorted(labels.hard[rows[i : i + 2]]) == [0, 1] for i in range(0, k, 2))
     assert sorted(shots.drawn(labels, 40, RNG).tolist()) == list(range(40))  # the commoner class alone at the end
-    with pytest.raises(UserError, match=r"in_context\(41\): only 40 rows have a label"):
+    with pytest.raises(UserError, match="41 shots: only 40 rows have a label"):
         shots.drawn(labels, 41, RNG)
+
+
+def test_random_shots_are_balanced_and_know_nothing_of_gold():
+    gold = np.repeat([0, 1], 100)
+    labels = LabelSet(tuple(map(str, range(200))), np.eye(2)[gold])
+    right = []
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        made = random_shots(labels, rng)
+        rows = shots.drawn(made, 12, rng)
+        assert sum(shots.answers(made, rows)) == 6
+        right.append((made.hard[rows] == gold[rows]).mean())
+    assert np.mean(right) == pytest.approx(0.5, abs=0.04)  # four standard errors of a coin
+
+
+def test_random_shots_are_asked_by_the_training_task_once_a_seed(experiment_file: Path):
+    sets = ["arms=[random_shots, random_shots(12), student]", "seeds=[0, 1]", "evaluate={few_shot_k: 6}"]
+    layout = Layout.load(load(str(experiment_file), [*SMALL, *sets])[0])
+    asked = {arm.title: step for arm, step in layout.evaluations.items() if arm.name.startswith("random_shots")}
+    assert {title: step.style.num_fewshot for title, step in asked.items()} == {
+        **{f"random_shots, seed {seed}": 6 for seed in (0, 1)},
+        **{f"random_shots(12), seed {seed}": 12 for seed in (0, 1)},
+    }
+    step = asked["random_shots(12), seed 1"]
+    assert isinstance(step, InContext)
+    assert step.inputs == (layout.steps["split/1"],)  # no supervisor
+    assert step.shown.ops == (("random_shots", {}),)
+    assert random_shots in step.code
 
 
 def test_rows_with_choices_of_their_own_and_solutions_are_shown_too():
@@ -84,5 +115,5 @@ def test_an_arm_that_there_is_not_is_refused(experiment_file: Path, arm: str):
 
 
 def test_more_shots_than_labelled_rows_end_with_one_clear_error(experiment_file: Path):
-    with pytest.raises(UserError, match=r"in_context\(33\): only 32 rows have a label"):
+    with pytest.raises(UserError, match="33 shots: only 32 rows have a label"):
         built(experiment_file, "arms=[in_context(33)]")

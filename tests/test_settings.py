@@ -263,8 +263,8 @@ TOLD: dict[str, tuple[dict[str, Any], list[str]]] = {
         },
         [
             "unsupervised changes nothing here: it is for the arm unsupervised",
-            "evaluate.few_shot_k changes nothing here: it is for the arms few_shot and in_context without a number of "
-            "their own",
+            "evaluate.few_shot_k changes nothing here: it is for the arms few_shot, in_context and random_shots without a "
+            "number of their own",
             "evaluate.checkpoints changes nothing here: it is for an arm that is trained",
         ],
     ),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +15,9 @@ from trainers.fit.lora import Lora
 from trainers.harness import evaluate as hn
 from trainers.labels import unsupervised
 from trainers.labels.ask import label
-from trainers.labels.label_set import Array
+from trainers.labels.label_set import LABELS, Array, LabelSet
 from trainers.labels.unsupervised import Search, Unsupervised, find_labels
+from trainers.steps.answers import SearchPart
 from w2s_tasks.errors import UserError
 from w2s_tasks.scoring.calibration import batch_calibrated
 
@@ -139,6 +143,26 @@ def test_worse_labellings_are_kept_when_hot_and_refused_when_cold():
     assert kept[1e9] < 0
 
 
+def test_without_steps_the_same_random_labels_are_spread_and_no_naming_is_chosen(tmp_path: Path):
+    asked: list[list[tuple[int, int]]] = []
+    model = Nearby(64, 4)
+
+    def predict(context, rows):
+        asked.append(list(context))
+        return model(context, rows)
+
+    settings = SETTINGS.model_copy(update={"alpha": 3.0}).unsearched
+    assert settings == SETTINGS.unsearched  # one stage, whatever a search does
+    labels, search = find_labels(settings, predict, 64, 2, np.random.default_rng(4), tmp_path, "labels")
+    begun = Search.start(SETTINGS, Nearby(64, 4), 2, np.random.default_rng(4))
+    assert search.labels.tolist() == begun.labels.tolist()  # those that a search of this seed begins with
+    first = begun.labels != unsupervised.NONE
+    assert first.sum() == 8
+    assert labels[:32][first].tolist() == begun.labels[first].tolist()
+    assert [len(context) for context in asked] == 4 * [2] + 4 * [8]  # every group once, then the rest in full contexts
+    assert not (tmp_path / "search.json").exists()
+
+
 class _Stop(Exception):
     pass
 
@@ -166,6 +190,14 @@ def test_a_killed_search_goes_on_and_ends_equal(tmp_path: Path):
 def test_too_few_rows_are_named(tmp_path: Path):
     with pytest.raises(UserError, match="32 rows to search, the transfer half has 20"):
         find_labels(SETTINGS, Nearby(20, 0), 20, 2, np.random.default_rng(0), tmp_path, "search")
+
+
+def test_a_search_of_all_rows_spreads_to_none_which_is_told(tmp_path: Path):
+    LabelSet(tuple(map(str, range(32))), np.eye(2)[[0, 1] * 16]).save(tmp_path / LABELS)
+    about: dict[str, Any] = {"task": None, "split": None, "search": SimpleNamespace(search=SETTINGS)}
+    ground: Any = SimpleNamespace(folder_of=lambda step: tmp_path)
+    with pytest.raises(UserError, match="unsupervised_spread: all 32 transfer rows were searched; take fewer"):
+        SearchPart(**about, whose="unsupervised_spread", part="spread").build(ground, tmp_path)
 
 
 def test_predictions_in_context_are_lm_evals_few_shot_ones(own_task: Path, causal_model):
@@ -196,7 +228,11 @@ def test_labels_without_a_teacher_are_hard_and_those_of_their_seed(own_task: Pat
     assert (found[0].soft == found[1].soft).all()
     assert found[0].row_id == tuple(ids)
     assert set(found[0].soft.ravel()) == {0.0, 1.0}
-    assert (tmp_path / "once" / "search.json").is_file()
+    kept = json.loads((tmp_path / "once" / "search.json").read_text(encoding="utf-8"))
+    parts = settings.parts(found[0])
+    assert kept["row_id"] == list(parts["searched"].row_id) == ids[:8]
+    assert kept["labels"] == parts["searched"].hard.tolist()
+    assert parts["spread"].row_id == tuple(ids[8:])
 
 
 @pytest.mark.slow

@@ -84,9 +84,9 @@ class Evaluate(Section):
     limit: int | None = Field(default=None, ge=2)
     """The first n documents; null for all."""
     num_fewshot: int = Field(default=0, ge=0)
-    """Shots of every arm but few_shot and in_context."""
+    """Shots of every arm but few_shot, in_context and random_shots."""
     few_shot_k: int = Field(default=8, ge=1)
-    """Shots of the arms few_shot and in_context; few_shot(K) and in_context(K) name their own."""
+    """Shots of the arms few_shot, in_context and random_shots; few_shot(K) and the like name their own."""
     calibration: Calibration = "batch"
     """How the arm zero_shot_calibrated knows the model's prior over the choices: from its answers to all rows (batch), to
     a prompt with nothing in it (contextual), or to the end of the prompt alone (domain)."""
@@ -179,9 +179,10 @@ class Experiment(Section):
     many rows its labels leave: a filter's student then sees its rows more often, and no arm learns for longer."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
     """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder of gold
-    examples in the prompt, in_context(4), in_context(16) one of examples that the supervisor labelled."""
+    examples in the prompt, in_context(4), in_context(16) one of examples that the supervisor labelled, random_shots(4),
+    random_shots(16) one of examples with random labels."""
     unsupervised: Unsupervised = Unsupervised()
-    """Settings of the arm unsupervised."""
+    """Settings of the arm unsupervised and of those whose names begin so."""
     seeds: list[Annotated[int, Field(ge=0, lt=2**31)]] = Field(default=[0], min_length=1)
     """Each seed is a whole repetition: split, order and initialisation."""
     evaluate: Evaluate = Evaluate()
@@ -312,10 +313,9 @@ class Experiment(Section):
             raise ValueError(f"arms: {calibrated} needs strong.trainer: {scoring}, evaluated here (evaluate.engine: hf)")
         if calibrated and self.resources.evaluate.processes > 1:
             raise ValueError(f"arms: {calibrated} is evaluated in one process; leave resources.evaluate.processes out")
-        if "unsupervised" in self.arms and strong.base_model != "w2s-hf":
-            raise ValueError(
-                f"arms: unsupervised scores thousands of answers in context; it needs strong.trainer: {scoring}"
-            )
+        searching = next((arm for arm in self.arms if kind_of(arm).teacher == "search"), None)
+        if searching and strong.base_model != "w2s-hf":
+            raise ValueError(f"arms: {searching} scores thousands of answers in context; it needs strong.trainer: {scoring}")
         return self
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from trainers.config.experiment import Experiment
 from trainers.config.methods import parse_method
 from trainers.fit.trainer import training_style
-from trainers.labels.arms import ARMS, is_plain
+from trainers.labels.arms import ARMS, is_plain, kind_of
 
 
 def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
@@ -20,13 +20,13 @@ def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
     parts = {part for method in methods for part in (*method.ops, method.loss)} if "student" in config.arms else set()
     for part in sorted(config.method_args.model_fields_set - parts):
         yield f"method_args.{part}", f"the arm student with a method {part}"
-    if "unsupervised" in config.model_fields_set and "unsupervised" not in config.arms:
+    if "unsupervised" in config.model_fields_set and not any(kind_of(arm).teacher == "search" for arm in config.arms):
         yield "unsupervised", "the arm unsupervised"
     if "generate" in config.model_fields_set and config.labels != "generate":
         yield "generate", "labels: generate"
     evaluate, safety = config.evaluate, config.safety
     if "few_shot_k" in evaluate.model_fields_set and not any(name in ARMS and ARMS[name].shots for name in config.arms):
-        yield "evaluate.few_shot_k", "the arms few_shot and in_context without a number of their own"
+        yield "evaluate.few_shot_k", "the arms few_shot, in_context and random_shots without a number of their own"
     if all(map(is_plain, config.arms)):
         for key in sorted({"checkpoints", "tuned_task"} & evaluate.model_fields_set):
             yield f"evaluate.{key}", "an arm that is trained"

@@ -22,15 +22,15 @@ from trainers.fit.trainer import TRAINERS, training_style
 from trainers.flow.trial import try_computed, try_parts
 from trainers.harness.evaluate import Harness
 from trainers.harness.tasks import HarnessTask, UnloadedTask
-from trainers.labels.arms import is_plain, kind_of
+from trainers.labels.arms import entry_of, is_plain, kind_of
 from trainers.labels.ask import OverChoices
 from trainers.labels.solutions import Solutions
-from trainers.steps.answers import Answers, Search
+from trainers.steps.answers import Answers, Search, SearchPart
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, InContext, SafetyEvaluation
 from trainers.steps.fit import Fit
 from trainers.steps.prepared import Prepared
-from trainers.steps.source import Source, Split
+from trainers.steps.source import Labels, Source, Split
 from trainers.steps.step import Step
 from trainers.steps.teachers import AnyStep, Repetition, answers_of, labels_for
 from trainers.training.settings import ModelSettings
@@ -106,8 +106,9 @@ def _check_choices(config: Experiment, task: HarnessTask) -> None:
             if config.labels == "generate"
             else f"labels: the output_type of '{task.name}' is generate_until: its labels are solutions, labels: generate."
         )
-    if "unsupervised" in config.arms and not task.classes:
-        raise UserError(f"arms: unsupervised needs classes, but the rows of '{task.name}' have choices of their own.")
+    searching = next((arm for arm in config.arms if kind_of(arm).teacher == "search"), None)
+    if searching and not task.classes:
+        raise UserError(f"arms: {searching} needs classes, but the rows of '{task.name}' have choices of their own.")
 
 
 class Layout:
@@ -216,12 +217,20 @@ class Layout:
                 made = Source(split=split, made=answers_of(replace(repetition, how=OverChoices()), arm.name, strong, None))
                 return made.then(arm.name).then("harden") if repetition.how.hard else made.then(arm.name)
             case "search":
-                search = Search(task=self.task, split=split, settings=strong, search=self.config.unsupervised)
-                return Source(split=split, made=self._add(search))
+                return Source(split=split, made=self._found(arm, split))
             case "all gold":
                 return Source(split=split, sides=("weak", "transfer")).then(arm.name)
             case _:
-                return Source(split=split).then(arm.name)
+                return Source(split=split).then(entry_of(arm.name))
+
+    def _found(self, arm: Arm, split: Split) -> Labels:
+        """What an arm takes of the labels of a search."""
+        settings, of = self.config.unsupervised, arm.kind.search
+        about: dict[str, Any] = {"task": self.task, "split": split}
+        if of == "unsearched":
+            return self._add(Search(**about, settings=self.strong, search=settings.unsearched, whose=arm.name))
+        search = self._add(Search(**about, settings=self.strong, search=settings))
+        return self._add(SearchPart(**about, whose=arm.name, search=search, part=of)) if of else search
 
     def _fit(self, arm: Arm, source: Source) -> Fit:
         loss = parse_method(arm.method or "xent").loss
@@ -275,7 +284,7 @@ class Layout:
         evaluate = self.config.evaluate
         name = evaluate.task if is_plain(arm.name) else evaluate.tuned_task or evaluate.task
         # Replies have no log-likelihoods; and labels of rows are shown as the training task shows them.
-        other = name and arm.kind.model == "strong" and not (arm.kind.calibrated or arm.kind.shots == "weak")
+        other = name and arm.kind.model == "strong" and not (arm.kind.calibrated or arm.kind.shots in ("weak", "random"))
         return self.tasks.asked[name] if name and other else self.task
 
     def _settings(self, arm: Arm) -> ModelSettings:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -39,8 +39,11 @@ class Kind:
     """The section of the experiment whose model it is."""
     labels: LabelOp | None = None
     """What makes its labels of its teacher's."""
-    shots: Literal["gold", "weak"] | None = None
+    shots: Literal["gold", "weak", "random"] | None = None
     """Whose labels the examples in its prompt have, of which NAME(K) says how many; None for an arm without its own."""
+    search: Literal["searched", "spread", "unsearched"] | None = None
+    """Of the labels of a search, those that it takes: of the rows that were searched, of the others, or of all rows as they
+    are before any step; None for all rows after it."""
     calibrated: bool = False
     """Whether its answers are given without the model's prior over the choices (`evaluate.calibration`)."""
     sees_gold: bool = False
@@ -64,15 +67,35 @@ ARMS: Registry[Kind] = Registry(
     unsupervised=Kind(
         "#8fb339", "labels that the untuned strong model finds mutually predictable (arXiv 2506.10139); no teacher", "search"
     ),
+    unsupervised_searched=Kind(
+        "#5f7a1f",
+        "labels that the untuned strong model finds mutually predictable (arXiv 2506.10139), of the rows that were searched "
+        "alone; no teacher",
+        "search",
+        search="searched",
+    ),
+    unsupervised_spread=Kind(
+        "#c5d98f",
+        "labels that the untuned strong model gives with rows in its prompt whose labels it finds mutually predictable "
+        "(arXiv 2506.10139), without these rows; no teacher",
+        "search",
+        search="spread",
+    ),
+    unsupervised_unsearched=Kind(
+        "#6b6b3a",
+        "labels that the untuned strong model gives in context, beginning with a few random ones: a control",
+        "search",
+        search="unsearched",
+    ),
 )
 """What each name in `arms` stands for; the names of the others are their functions'."""
 
 
-def arm(colour: str, provenance: str, teacher: Teacher = "weak", *, sees_gold: bool = False) -> Callable[[LabelOp], LabelOp]:
+def arm(colour: str, provenance: str, teacher: Teacher = "weak", **more: Any) -> Callable[[LabelOp], LabelOp]:
     """Register an arm by the function that makes its labels of its teacher's; see `Kind`."""
 
     def register(function: LabelOp) -> LabelOp:
-        ARMS.add(function.__name__, Kind(colour, provenance, teacher, labels=function, sees_gold=sees_gold), function)
+        ARMS.add(function.__name__, Kind(colour, provenance, teacher, labels=function, **more), function)
         return function
 
     return register
@@ -81,9 +104,14 @@ def arm(colour: str, provenance: str, teacher: Teacher = "weak", *, sees_gold: b
 SHOTS = re.compile(r"(\w+)\(([1-9][0-9]*)\)")
 
 
+def entry_of(name: str) -> str:
+    """The name under which an arm is registered; few_shot(4) is a few_shot."""
+    return name.partition("(")[0]
+
+
 def kind_of(name: str) -> Kind:
-    """The entry of an arm; few_shot(4) is a few_shot."""
-    return ARMS[name.partition("(")[0]]
+    """The entry of an arm."""
+    return ARMS[entry_of(name)]
 
 
 def is_arm(name: str) -> bool:
@@ -142,6 +170,16 @@ def random_labels(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
     widest = labels.soft.shape[1]
     sizes = np.full(len(labels), widest) if labels.sizes is None else labels.sizes
     return labels.with_soft(np.eye(widest)[rng.integers(sizes)])
+
+
+@arm("#7d4f6d", "no training: random choices on examples in its prompt: a control", "gold", shots="random")
+def random_shots(labels: LabelSet, rng: np.random.Generator) -> LabelSet:
+    """Rows with random choices in the prompt of the untuned strong model, of each choice as many: what any shots do.
+
+    Much of what shots bring is the format and the words of the answers, not that they are right (Min et al. 2022, arXiv
+    2202.12837). What `few_shot` or `in_context` gains over this arm with as many shots is what their labels tell.
+    """
+    return random_labels(labels, rng)
 
 
 @arm("#e69f00", "the weak labels dealt out to other rows: a control, not a useful model")

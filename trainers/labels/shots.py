@@ -21,7 +21,7 @@ def drawn(labels: AnyLabels, k: int, rng: np.random.Generator) -> Array:
         UserError: there are fewer rows.
     """
     if len(labels) < k:
-        raise UserError(f"in_context({k}): only {len(labels)} rows have a label; ask for fewer shots, or raise split.limit.")
+        raise UserError(f"{k} shots: only {len(labels)} rows have a label; ask for fewer shots, or raise split.limit.")
     groups = [rng.permutation(rows) for rows in labels.groups(by_class=True)]
     longest = max(map(len, groups))
     blocks = [rng.permutation([rows[i] for rows in groups if i < len(rows)]) for i in range(longest)]

@@ -18,7 +18,14 @@ falls as T0 / (1 + beta log n). What is different here, and why:
   don't lead out. So at its end the labels are scored under every other naming of the classes too, and the best naming is
   kept. With answers that mean nothing ("A", "B") nothing breaks the tie, and the labels can come out flipped.
 
-Rows beyond the searched ones are labelled by the same rule, from the searched groups as contexts. All labels are hard.
+Rows beyond the searched ones are labelled by the same rule, from the searched groups as contexts. All labels are hard. The
+arms `unsupervised_searched` and `unsupervised_spread` learn from one part alone.
+
+What the search adds tells `unsupervised_unsearched`, which is all of this but the steps: the same random labels on the same
+few rows, the same groups, calibration and spread. The rows that would be searched get their likeliest label in the context
+of the random ones, so that the others have as many shots before them as after a search. No naming is chosen either, for that
+is a step of the search by the same score. What is in these labels comes of random shots, the answers' words and an even use
+of the classes.
 """
 
 from __future__ import annotations
@@ -79,6 +86,17 @@ class Unsupervised(Section):
         if self.initial > self.rows:
             raise ValueError(f"initial: {self.initial} random labels for {self.rows} rows")
         return self
+
+    def parts(self, labels: LabelSet) -> dict[str, LabelSet]:
+        """The labels of the rows that were searched, which are the first, and of those to which they were spread."""
+        rows = np.arange(len(labels))
+        return {"searched": labels.take(rows[: self.rows]), "spread": labels.take(rows[self.rows :])}
+
+    @property
+    def unsearched(self) -> Unsupervised:
+        """The same without a step; what only steps use is as by default, so that it changes nothing."""
+        kept = self.model_dump(include={"rows", "groups", "initial", "calibrate"})
+        return Unsupervised(**kept).model_copy(update={"steps": 0})
 
 
 class InContext:
@@ -252,7 +270,8 @@ def find_labels(
             bar.update()
             if asked:
                 search.save(saved)
-    search.rename()
+    if settings.steps:
+        search.rename()  # a part of the search: it asks which labelling predicts itself best
     labels = np.full(rows, NONE)
     labels[: settings.rows] = search.finished()
     for group in range(settings.groups):
@@ -271,7 +290,9 @@ def label_without_teacher(
     seed: int,
     out: Path,
 ) -> LabelSet:
-    """Label documents by internal coherence alone; writes search.json (the score by step) into `out`.
+    """Label documents by internal coherence alone.
+
+    Writes search.json into `out`: the score by step, and the rows that were searched with their labels.
 
     Args:
         task: whose prompts and choices.
@@ -293,5 +314,6 @@ def label_without_teacher(
         "search labels",
     )
     trace = [dict(zip(("step", "score", "labelled"), point, strict=True)) for point in search.trace or []]
-    write_atomic(out / "search.json", json.dumps({"trace": trace, "labels": search.finished().tolist()}))
+    found = {"row_id": list(ids[: settings.rows]), "labels": search.finished().tolist()}
+    write_atomic(out / "search.json", json.dumps({"trace": trace, **found}))
     return LabelSet(tuple(ids), np.eye(choices)[labels])

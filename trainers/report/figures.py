@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from markupsafe import escape
 
-from trainers.labels.arms import ARMS
+from trainers.labels.arms import ARMS, entry_of
 from trainers.report.entries import OfArm
 from trainers.report.text import Named
 from w2s_tasks.errors import UserError
@@ -46,7 +46,7 @@ def colour_of(group: Named, arms: Sequence[OfArm]) -> str:
         group: arm and method.
         arms: all of the report.
     """
-    name = group[0].partition("(")[0]
+    name = entry_of(group[0])
     methods = [arm.method for arm in arms if arm.arm == name]
     place = methods.index(group[1]) if group[1] in methods else 0
     return (ARMS[name].colour if name in ARMS else NEUTRAL) if place == 0 else FURTHER[(place - 1) % len(FURTHER)]

@@ -46,6 +46,8 @@ class Results:
     """A row a pair of the student's methods, compared question by question and seed by seed."""
     weak_labels: pd.DataFrame
     """A row a seed: how good the labels are that students learn from."""
+    own_labels: pd.DataFrame
+    """A row a seed and arm without a teacher, and part of its search: how good its labels are."""
     safety: pd.DataFrame
     """A row a model and safety task: accuracy, and the difference to the untuned model."""
     safety_gaps: pd.DataFrame

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from trainers.fit.trainer import Code, training_style
 from trainers.harness.tasks import PromptStyle
 from trainers.labels import ask, splits, unsupervised
 from trainers.labels.kinds import AnyLabels
-from trainers.labels.label_set import LABELS
+from trainers.labels.label_set import LABELS, LabelSet
 from trainers.steps.fit import Asking, Fit, model_of
 from trainers.steps.source import Labels, Split
-from trainers.steps.step import Ground
+from trainers.steps.step import Ground, Step
 from trainers.store import processes
 from trainers.training.settings import ModelSettings
+from w2s_tasks.errors import UserError
 
 
 def ask_model(
@@ -57,11 +58,6 @@ class Search(Labels, Asking):
     search: unsupervised.Unsupervised
     whose: str = "unsupervised"
 
-    @property
-    def title(self) -> str:
-        """By its seed."""
-        return f"labels without a teacher, seed {self.split.seed}"
-
     def recipe(self) -> dict[str, Any]:
         """The search's settings, the model's, and the prompts."""
         return {
@@ -79,3 +75,37 @@ class Search(Labels, Asking):
         lm = ground.pool.load(model_of(self.fit, self.settings, self.task, ground))
         docs, seed = self.task.docs_of(ids), self.split.seed
         unsupervised.label_without_teacher(self.task, lm, docs, ids, self.search, seed, out).save(out / LABELS)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SearchPart(Labels):
+    """The labels of the rows that were searched, or of those to which they were spread."""
+
+    search: Search
+    part: Literal["searched", "spread"]
+
+    @property
+    def inputs(self) -> tuple[Step, ...]:
+        """The search."""
+        return (self.search,)
+
+    def recipe(self) -> dict[str, Any]:
+        """Which part."""
+        return {"part": self.part}
+
+    def rows(self) -> int:
+        """Those of the part."""
+        rows, searched = super().rows(), self.search.search.rows
+        return min(rows, searched) if self.part == "searched" else max(0, rows - searched)
+
+    def build(self, ground: Ground, out: Path) -> None:
+        """Take the part.
+
+        Raises:
+            UserError: every row was searched, and the others are asked for.
+        """
+        labels = LabelSet.load(ground.folder_of(self.search) / LABELS)
+        part = self.search.search.parts(labels)[self.part]
+        if not len(part):
+            raise UserError(f"{self.whose}: all {len(labels)} transfer rows were searched; take fewer unsupervised.rows.")
+        part.save(out / LABELS)

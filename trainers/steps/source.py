@@ -179,7 +179,7 @@ class Source:
 
     def rows(self) -> int:
         """About how many rows there are."""
-        return round(self.share * sum(self.split.size(side) for side in self.sides))
+        return round(self.share * (self.made.rows() if self.made else sum(self.split.size(side) for side in self.sides)))
 
 
 def needs_gold(name: str) -> bool:

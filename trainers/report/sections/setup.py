@@ -17,20 +17,22 @@ from trainers.labels.gold import GOLD
 from trainers.labels.kinds import kind_for
 from trainers.labels.label_set import LABELS
 from trainers.plugin_loader import used_by
-from trainers.report.blocks import Aside, Block, Code, Note, Table
+from trainers.report.blocks import Aside, Block, Cell, Code, Note, Row, Table
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry, Interval
 from trainers.report.notes import SystemPrompt, system_prompts, training_warnings, unlike
 from trainers.report.section import SECTIONS, Report, Section, section
-from trainers.report.text import percent
+from trainers.report.text import percent, percents
+from trainers.steps.fit import Fit
+from trainers.steps.source import Split
 from w2s_tasks.errors import UserError
 from w2s_tasks.models.ref import resolve
 from w2s_tasks.results.stats import share_interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeakLabels(Entry):
-    """The weak labels of a seed, on the rows that students learn from."""
+class Labelled(Entry):
+    """How good the labels of some rows are."""
 
     seed: int
     """The repetition."""
@@ -39,13 +41,29 @@ class WeakLabels(Entry):
     acc: float
     """Share of the labels that are as gold, 0 to 1."""
     ci95: Interval
-    """Its 95 % interval."""
-    unlabelled: int
-    """Rows without a label: the supervisor gave no answer that could be read."""
+    """Its 95 % interval, over rows."""
     class_share: list[float]
     """Share of the labels of each class, 0 to 1."""
     gold_share: list[float]
     """Share of the rows of each class, 0 to 1."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeakLabels(Labelled):
+    """The weak labels of a seed, on the rows that students learn from."""
+
+    unlabelled: int
+    """Rows without a label: the supervisor gave no answer that could be read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnLabels(Labelled):
+    """The strong model's own labels, which an arm without a teacher learns, or a part of them."""
+
+    arm: str
+    """Which arm."""
+    rows: Literal["all", "searched", "spread"]
+    """Of a search: the rows that it goes over, or those that it labels in the context of these; else all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +127,8 @@ class Setup(Section):
     """What to know before models are compared."""
     models: dict[Literal["weak", "strong"], Base]
     weak_labels: list[WeakLabels]
+    own_labels: list[OwnLabels]
+    """What arms without a teacher learn."""
     left_out: list[LeftOut]
     system_prompts: list[SystemPrompt]
     software: Software
@@ -122,6 +142,7 @@ class Setup(Section):
             notes=[*training_warnings(run), *unlike(prompts)],
             models={"weak": Base.of(config.weak.model), "strong": Base.of(config.strong.model)},
             weak_labels=_weak_labels(run),
+            own_labels=_own_labels(run),
             left_out=[
                 LeftOut(seed=seed, **splits.counts(run.folder_of(step.split)))
                 for seed, step in run.layout.weak_labels.items()
@@ -131,8 +152,13 @@ class Setup(Section):
         )
 
     def page(self, report: Report) -> Iterator[Block]:
-        """A table of facts, the command and the configuration."""
+        """A table of facts, one of the strong model's own labels, the command and the configuration."""
         yield Table(("what", "fact"), list(self._facts(report)), left=("fact",), style="prose facts")
+        if self.own_labels:
+            yield Note("Labels without a teacher, and how evenly they use the classes:")
+            yield Table(
+                ("labels", "rows", "n", "right", "classes", "gold"), [_own_row(labels) for labels in self.own_labels]
+            )
         yield Note("Run it again:")
         yield Code(report.head.command)
         yield Aside("configuration", [Code(json.dumps(report.head.config, indent=2, ensure_ascii=False))])
@@ -171,6 +197,12 @@ class Setup(Section):
         yield "software", ", ".join(f"{k} {v}" for k, v in self.software.versions.items()) + commits
 
 
+def _own_row(labels: OwnLabels) -> Row:
+    used, gold = (" ".join(map(percent, shares)) or "–" for shares in (labels.class_share, labels.gold_share))
+    right = Cell(percent(labels.acc), percents(labels.ci95))
+    return f"{labels.arm}, seed {labels.seed}", labels.rows, str(labels.n), right, used, gold
+
+
 def _size(number: int) -> str:
     return f"{number / 1e6:,.1f} million" if number >= 1e6 else f"{number:,}"
 
@@ -195,23 +227,44 @@ def parameters(model: str) -> int | None:
 def _weak_labels(run: Run) -> list[WeakLabels]:
     """How good the weak labels are on the rows that the students learn from."""
     entries = []
-    for seed, step in run.layout.weak_labels.items():
-        task = run.layout.task
-        labels: Any = kind_for(task).labels.load(run.folder_of(step) / LABELS)
-        gold = kind_for(task).gold.load(run.folder_of(step.split) / GOLD, task)
-        accuracy, choices = gold.accuracy(labels), len(task.classes)
-        entries.append(
-            WeakLabels(
-                seed=seed,
-                n=len(labels),
-                acc=accuracy,
-                ci95=share_interval(accuracy * len(labels), len(labels)),
-                unlabelled=step.rows() - len(labels),
-                class_share=labels.class_share(choices),
-                gold_share=gold.class_share(labels.row_id, choices),
-            )
-        )
+    for step in run.layout.weak_labels.values():
+        labels: Any = kind_for(step.task).labels.load(run.folder_of(step) / LABELS)
+        entries.append(WeakLabels(**_measured(run, step.split, labels), unlabelled=step.rows() - len(labels)))
     return entries
+
+
+def _own_labels(run: Run) -> list[OwnLabels]:
+    """What the arms without a teacher learn, those of a search by part."""
+    entries = []
+    for step in run.layout.steps.values():
+        if not isinstance(step, Fit) or step.arm is None or step.arm.kind.teacher not in ("itself", "search"):
+            continue
+        labels: Any = kind_for(step.task).labels.load(run.folder_of(step) / LABELS)
+        parts: dict[Any, Any] = {"all": labels}
+        if step.arm.kind.search in ("searched", "spread"):
+            parts = {step.arm.kind.search: labels}
+        elif step.arm.kind.teacher == "search":
+            parts = run.layout.config.unsupervised.parts(labels)
+        entries += [
+            OwnLabels(**_measured(run, step.source.split, part), arm=step.arm.name, rows=rows)
+            for rows, part in parts.items()
+            if len(part)
+        ]
+    return entries
+
+
+def _measured(run: Run, split: Split, labels: Any) -> dict[str, Any]:
+    """How good some labels of a split's rows are, as `Labelled` has it."""
+    gold: Any = kind_for(split.task).gold.load(run.folder_of(split) / GOLD, split.task)
+    accuracy, choices = gold.accuracy(labels), len(split.task.classes)
+    return {
+        "seed": split.seed,
+        "n": len(labels),
+        "acc": accuracy,
+        "ci95": share_interval(accuracy * len(labels), len(labels)),
+        "class_share": labels.class_share(choices),
+        "gold_share": gold.class_share(labels.row_id, choices),
+    }
 
 
 def _software(run: Run) -> Software:
