@@ -26,7 +26,8 @@ class SystemPrompt(Entry):
 
 def training_warnings(run: Run) -> list[str]:
     """What trainings warned of, those of models in between included."""
-    return [text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage).warnings]
+    told = (text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage).warnings)
+    return list(dict.fromkeys(told))
 
 
 def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
