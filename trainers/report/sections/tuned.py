@@ -15,6 +15,8 @@ from trainers.steps.arm import Arm
 from trainers.steps.tuned import TUNED, By, Choice, Tuned, told
 
 End = Literal["lowest", "highest"]
+UNINFORMED = ("random_labels", "permuted_labels")
+"""Arms whose labels tell nothing of their rows: to learn them least is best, at whatever end of the grid."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +137,8 @@ class Settings(Section):
         yield Note(
             f"{who}: kept was the setting with the {by} the rows of an arm's own labels that its trainings held back "
             f"({min(one.rows for one in self.tuned)} or more): weak labels of a student, gold of a ceiling. Cells are this "
-            "cross-entropy in nats a row and the agreement. Levels of different arms don't compare."
+            "cross-entropy in nats a row and the agreement. Levels of different arms don't compare, and labels without "
+            "information are best learnt least."
         )
         yield from self._warnings()
 
@@ -145,7 +148,7 @@ class Settings(Section):
             yield group_title(one.group), _seeds(one), told(one.chosen), _loss(loss), one.edge
 
     def _warnings(self) -> Iterator[Note]:
-        at_edge = [f"{group_title(one.group)} ({one.edge})" for one in self.tuned if one.edges]
+        at_edge = [f"{group_title(one.group)} ({one.edge})" for one in self.tuned if one.edges and one.arm not in UNINFORMED]
         if at_edge:
             named = "; ".join(dict.fromkeys(at_edge))
             yield Note(f"The grid should be wider, for the best setting is at its edge: {named}.", "verdict")
