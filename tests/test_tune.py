@@ -11,6 +11,7 @@ import pytest
 from conftest import write_experiment
 
 from trainers.config.reading import load
+from trainers.config.unused import unused
 from trainers.flow.layout import Layout
 from trainers.flow.plan import planned_steps
 from trainers.flow.progress import Progress
@@ -103,11 +104,13 @@ def test_of_equals_the_lower_loss_and_then_the_first() -> None:
 
 
 def test_the_point_of_the_model_that_is_kept() -> None:
-    found = ((1, 3.0, 0.9), (2, 1.0, 0.5), (3, 2.0, 0.7))
+    found = ((1, 3.0, 0.9), (2, 1.0, 0.5), (3, 2.0, 0.7), (4, 2.5, None))
     points = [HeldBack(step, 9, loss, agreement) for step, loss, agreement in found]
     ways: tuple[Checkpoint, ...] = ("last", "holdout_loss", "holdout_agreement")
-    assert [point.step for way in ways if (point := kept(points, way))] == [3, 2, 1]
-    assert held_back_points([{"step": 1, "loss": 2.0}, {"step": 2, "eval_loss": 1.0}]) == [HeldBack(2, 0, 1.0, None)]
+    assert [point.step for way in ways if (point := kept(points, way))] == [4, 2, 1]
+    scored = {"step": 3, "eval_loss": 0.0, "eval_agreement": 0.5, "eval_rows": 9}
+    shown = [{"step": 1, "loss": 2.0}, {"step": None, "eval_loss": 1.0}, {"step": 3, "eval_loss": 9.0}, scored]
+    assert held_back_points(shown) == [HeldBack(0, 0, 1.0, None), HeldBack(3, 9, 0.0, 0.5)]
     assert kept(held_back_points([{"step": 1, "loss": 2.0}])) is None
 
 
@@ -124,13 +127,26 @@ def test_a_choice_at_an_end_of_the_grid_is_told() -> None:
     assert edges(0, {"alpha": None}, {"alpha": 8.0}) == {}
 
 
+@pytest.mark.parametrize(
+    ("course", "change"),
+    [
+        ({20: 9.0, 60: 9.0, 75: 1.0, 80: 0.8, 100: 0.6}, -5 / 350 * 25),  # by hand: around step 85 and loss .8
+        ({10: 2.0, 40: 1.0}, -1 / 30 * 10),
+        ({1: 5.0, 10: 2.0, 40: 1.0}, -1 / 30 * 10),
+        ({80: 1.0, 100: 1.5}, 0.5 / 20 * 25),
+        ({3: 1.0}, None),
+    ],
+)
+def test_the_last_quarter_of_a_course(course: dict[int, float], change: float | None) -> None:
+    found = late_change([HeldBack(step, 40, loss, None) for step, loss in course.items()])
+    assert found == (None if change is None else pytest.approx(change))
+
+
 def test_how_a_training_ended() -> None:
     def course(*losses: float) -> list[HeldBack]:
         return [HeldBack(20 * place, 40, loss, None) for place, loss in enumerate(losses, start=1)]
 
     falling, flat, rising = course(1.0, 0.9, 0.8, 0.7, 0.6), course(1.0, 0.6, 0.6, 0.6, 0.6), course(1.0, 0.5, 0.5, 0.5, 0.7)
-    assert late_change(falling) == pytest.approx(-0.1 / 20 * 25)
-    assert late_change(course(1.0)) is None
     for points, trend in ((falling, "falling"), (flat, "level"), (rising, "rising")):
         found = ending(("ceiling", "xent"), {0: points})
         assert found is not None
@@ -170,6 +186,11 @@ def test_how_a_training_ended() -> None:
 def test_what_makes_no_sense_is_refused_before_anything_is_trained(config: Path, sets: list[str], sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         laid_out(config, *sets)
+
+
+def test_a_grid_that_no_arm_is_trained_with_is_told(config: Path) -> None:
+    untaught = load(str(config), ["strong.holdout=0.25", "tune={strong.lr: [0.001, 0.01]}", "arms=[zero_shot]"])[0]
+    assert unused(untaught) == ["tune changes nothing here: it is for an arm that is trained"]
 
 
 # ---- a run --------------------------------------------------------------------------------------------------------------

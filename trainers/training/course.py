@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,12 +35,13 @@ def read_points(path: Path) -> Points:
 
 
 def held_back_points(points: Points) -> list[HeldBack]:
-    """Those at which rows that were held back were scored. Accuracy against gold, which a curve shows too, is not read."""
-    return [
-        HeldBack(int(point["step"] or 0), int(point.get("eval_rows") or 0), loss, point.get("eval_agreement"))
-        for point in points
-        if (loss := point.get("eval_loss")) is not None
-    ]
+    """Those at which rows that were held back were scored, one a step; of accuracy against gold nothing is read."""
+    found: dict[int, HeldBack] = {}
+    for point in points:
+        loss, step = point.get("eval_loss"), int(point["step"] or 0)
+        if loss is not None:
+            found[step] = HeldBack(step, int(point.get("eval_rows") or 0), loss, point.get("eval_agreement"))
+    return list(found.values())
 
 
 def kept(points: Sequence[HeldBack], checkpoint: Checkpoint = "last") -> HeldBack | None:
@@ -61,8 +63,7 @@ def late_change(points: Sequence[HeldBack]) -> float | None:
     if len(points) < 2:
         return None
     last = points[-1].step
-    late = [point for point in points if point.step >= (1 - LAST_PART) * last]
-    late = late if len(late) > 1 else list(points[-2:])
-    step, loss = (sum(values) / len(late) for values in ([p.step for p in late], [p.loss for p in late]))
-    spread = sum((point.step - step) ** 2 for point in late)
-    return sum((point.step - step) * (point.loss - loss) for point in late) / spread * LAST_PART * last
+    early = sum(point.step < (1 - LAST_PART) * last for point in points)
+    late = points[min(early, len(points) - 2) :]
+    slope: float = statistics.linear_regression([p.step for p in late], [p.loss for p in late]).slope
+    return slope * LAST_PART * last
