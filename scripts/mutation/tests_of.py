@@ -11,6 +11,7 @@ PACKING = (
 
 TESTS: dict[str, tuple[str, ...]] = {
     "trainers/training/losses.py": ("tests/test_losses.py", "-k", "not of_a_step"),
+    "trainers/training/course.py": ("tests/test_tune.py", "-k", "kept or ended or course"),
     "trainers/labels/operations.py": ("tests/test_label_ops.py",),
     "trainers/labels/arms.py": ("tests/test_label_ops.py",),
     "trainers/labels/label_set.py": ("tests/test_data.py", "-k", "label or row_ids or parquet"),

@@ -10,6 +10,7 @@ from trainers.config.method_args import AnyMethodArgs, known
 from trainers.config.methods import parse_method, takes_labels
 from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
+from trainers.config.tune import Tune
 from trainers.fit.trainer import TRAINERS, Role, named
 from trainers.labels.arms import ARMS, SHOTS, is_arm, is_plain, kind_of
 from trainers.labels.kinds import takes
@@ -177,6 +178,8 @@ class Experiment(Section):
     equal_steps: bool = False
     """Whether every training of the strong model takes the optimizer steps of one on all rows of the transfer half, however
     many rows its labels leave: a filter's student then sees its rows more often, and no arm learns for longer."""
+    tune: Tune | None = None
+    """A grid of settings that every arm is trained with; its own held-back labels choose. null for `strong` as it is."""
     arms: list[str] = Field(default=["zero_shot", "student", "ceiling", "random_labels"], min_length=1)
     """Ways to get a strong model; the weak supervisor is always evaluated. few_shot(4), few_shot(16) make a ladder of gold
     examples in the prompt, in_context(4), in_context(16) one of examples that the supervisor labelled, random_shots(4),
@@ -316,6 +319,13 @@ class Experiment(Section):
         searching = next((arm for arm in self.arms if kind_of(arm).teacher == "search"), None)
         if searching and strong.base_model != "w2s-hf":
             raise ValueError(f"arms: {searching} scores thousands of answers in context; it needs strong.trainer: {scoring}")
+        return self
+
+    @model_validator(mode="after")
+    def _grid_fits(self) -> Experiment:
+        if self.tune is not None:
+            texts = self.labels == "generate"
+            self.tune.check(self.strong, seeds=self.seeds, equal_steps=self.equal_steps, texts=texts)
         return self
 
     @model_validator(mode="after")

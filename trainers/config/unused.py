@@ -27,6 +27,8 @@ def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
     evaluate, safety = config.evaluate, config.safety
     if "few_shot_k" in evaluate.model_fields_set and not any(name in ARMS and ARMS[name].shots for name in config.arms):
         yield "evaluate.few_shot_k", "the arms few_shot, in_context and random_shots without a number of their own"
+    if config.tune is not None and all(is_plain(name) or kind_of(name).shots for name in config.arms):
+        yield "tune", "an arm that is trained"
     if all(map(is_plain, config.arms)):
         for key in sorted({"checkpoints", "tuned_task"} & evaluate.model_fields_set):
             yield f"evaluate.{key}", "an arm that is trained"

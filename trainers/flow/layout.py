@@ -9,6 +9,7 @@ report is made of the evaluations by `trainers.report`.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
@@ -33,6 +34,7 @@ from trainers.steps.prepared import Prepared
 from trainers.steps.source import Labels, Source, Split
 from trainers.steps.step import Step
 from trainers.steps.teachers import AnyStep, Repetition, answers_of, labels_for
+from trainers.steps.tuned import trials, tuned
 from trainers.training.settings import ModelSettings
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.user_text import shown
@@ -124,11 +126,12 @@ class Layout:
         """The strong model's section, with the step that prepares it."""
         self.weak_labels: dict[int, Answers] = {}
         """The weak supervisor's labels, by seed."""
+        self.deciding: dict[str, tuple[tuple[Fit, ...], ...]] = {}
+        """By arm, the trainings under each setting of the grid for each seed that decides for all (`tune.seeds`)."""
         for name in config.arms:
             if is_plain(name) and Arm(name).kind.model == "strong":
                 self._evaluate(Arm(name), None)
-        for seed in config.seeds:
-            self._repeat(seed)
+        self._lay_out_trained()
         if config.primary is not None:
             self._check_primary(config.primary)
 
@@ -171,8 +174,26 @@ class Layout:
         step = Prepared(task=self.task, settings=plain, prepare=settings.prepare, tasks=tuple(self.tasks.first))
         return settings.starting(self._add(step))
 
-    def _repeat(self, seed: int) -> None:
-        """One seed: a split, a weak supervisor and its labels, then every arm that is trained."""
+    def _lay_out_trained(self) -> None:
+        """All seeds; where some decide the settings for all, these come first, and their trainings before any is chosen."""
+        config, tune = self.config, self.config.tune
+        first = tune.deciding(config.seeds) if tune else []
+        decided = [taught for seed in first for taught in self._repeat(seed)]
+        for arm, source in decided:
+            if tune and not arm.kind.shots:
+                own = self._tried(trials(self._training(arm, source), tune.settings(self.strong), tune.keys))
+                self.deciding[arm.label] = (*self.deciding.get(arm.label, ()), own)
+        others = (taught for seed in config.seeds if seed not in first for taught in self._repeat(seed))
+        for arm, source in itertools.chain(decided, others):
+            if arm.kind.shots:
+                self._evaluate(arm, None, source)
+                continue
+            fit = self._fit(arm, source)
+            for at in (None, *config.evaluate.checkpoints):
+                self._evaluate(replace(arm, at=at), fit)
+
+    def _repeat(self, seed: int) -> Iterator[tuple[Arm, Source]]:
+        """One seed: a split, a weak supervisor and its labels, then every arm that learns some, with what it learns."""
         config, task = self.config, self.task
         how = Solutions(config.generate) if config.labels == "generate" else OverChoices(hard=config.labels == "hard")
         split = self._add(Split(task=task, settings=config.split, seed=seed))
@@ -185,13 +206,7 @@ class Layout:
             self._evaluate(Arm("weak_untrained", None, seed), None)
         repetition = Repetition(split, weak, labels, self.strong, how, self._add)
         for arm in self._taught_arms(seed):
-            source = self._source(arm, repetition)
-            if arm.kind.shots:
-                self._evaluate(arm, None, source)
-                continue
-            fit = self._fit(arm, source)
-            for at in (None, *config.evaluate.checkpoints):
-                self._evaluate(replace(arm, at=at), fit)
+            yield arm, self._source(arm, repetition)
 
     def _taught_arms(self, seed: int) -> Iterator[Arm]:
         for name in self.config.arms:
@@ -233,8 +248,23 @@ class Layout:
         return self._add(SearchPart(**about, whose=arm.name, search=search, part=of)) if of else search
 
     def _fit(self, arm: Arm, source: Source) -> Fit:
+        """An arm's training; of the strong model with the settings that are chosen for it, where there is a grid."""
+        fit, tune = self._training(arm, source), self.config.tune
+        if tune is None or arm.kind.model != "strong":
+            return self._add(fit)
+        first = self.deciding.get(arm.label, ())
+        tried = next((fits for fits in first if fits[0].source.split is source.split), None)
+        own = tried or trials(fit, tune.settings(self.strong), tune.keys)
+        if not first:
+            first = (self._tried(own),)
+        return self._add(tuned(fit, tune.keys, own, first, tune.by))
+
+    def _tried(self, fits: tuple[Fit, ...]) -> tuple[Fit, ...]:
+        return tuple(self._add(fit) for fit in fits)
+
+    def _training(self, arm: Arm, source: Source) -> Fit:
         loss = parse_method(arm.method or "xent").loss
-        fit = Fit(
+        return Fit(
             task=self.task,
             whose=arm.label,
             settings=self._settings(arm),
@@ -246,7 +276,6 @@ class Layout:
             keep=tuple(self.config.evaluate.checkpoints) if arm.kind.model == "strong" else (),
             equal_steps=self.config.equal_steps and arm.kind.model == "strong",
         )
-        return self._add(fit)
 
     def _evaluate(self, arm: Arm, fit: Fit | None, shown: Source | None = None) -> None:
         """The arm's evaluations: on the training task, with `shown` in its prompt; on the safety tasks, which no classifier

@@ -17,6 +17,7 @@ from trainers.steps.answers import Answers
 from trainers.steps.evaluation import Evaluation
 from trainers.steps.fit import Fit
 from trainers.steps.step import Step
+from trainers.steps.tuned import Tuned
 from trainers.training.settings import held_back
 from w2s_tasks.models import prices
 
@@ -43,6 +44,9 @@ class Counter:
     def spent(self, step: Step) -> Spent | None:
         """What a step sends to a service; None where it sends nothing."""
         match step:
+            case Tuned():  # a grid's training that is there already, or one more of them: the dearest
+                spent = [] if step.decides else [found for fit in step.own if (found := self.spent(fit))]
+                return max(spent, default=None, key=lambda found: found[0])
             case Fit(settings=Tinker() as settings):
                 return self._at_tinker(settings).training(self.task, self._train_docs(), step.rows())
             case Answers(settings=Tinker() as settings):

@@ -16,6 +16,9 @@ from w2s_tasks.results.safety import split_of, subtask_of
 
 MODES = {"w2s-hf": "loglikelihood", "w2s-classifier": "classifier", "w2s-chat": "first_token", "w2s-tinker": "loglikelihood"}
 
+CEILINGS = ("ceiling", "ceiling_full")
+"""The arms that learn gold labels as they are."""
+
 Scores = dict[str, TaskScores]
 Evaluations = dict[Arm, Scores]
 

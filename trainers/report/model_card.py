@@ -20,6 +20,7 @@ from trainers.report.sections.accuracy import Accuracy, Model
 from trainers.report.sections.again import Again
 from trainers.report.sections.safety import ALL, Safety
 from trainers.report.sections.setup import Setup
+from trainers.report.sections.tuned import Settings
 from trainers.report.text import percent, points, points_interval
 from trainers.steps.arm import Arm
 from trainers.store.stages import write_atomic
@@ -92,6 +93,7 @@ def card(model: Model, report: Report) -> str:
     )
     accuracy, safety, section = report.of(Accuracy), report.of(Safety), _section(model, report)
     base = report.of(Setup).models["weak" if model.arm == "weak" else "strong"]
+    chosen = report.of(Settings).values_of(model.arm, model.method, model.seed)
     commands = {entry.arm: entry.command for entry in report.of(Again).commands}
     return template.render(
         model=model,
@@ -102,7 +104,7 @@ def card(model: Model, report: Report) -> str:
         adapter="r" in section,  # LoRA's rank
         probe="layer" in section,
         labels=_labels(model, report),
-        settings={k: section[k] for k in SETTINGS if section.get(k) is not None},
+        settings={k: section[k] for k in SETTINGS if section.get(k) is not None} | dict(chosen),
         stage=report.head.stages[f"fit/{_title(model)}"],
         gap=accuracy.gap_of(model.group),
         mean=accuracy.mean(model.group),

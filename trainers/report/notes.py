@@ -9,6 +9,7 @@ from trainers.flow.run import Run
 from trainers.report.collected import Collected
 from trainers.report.entries import Entry
 from trainers.steps.fit import Fit
+from trainers.steps.tuned import Tuned
 from trainers.training.told import Told
 
 
@@ -26,7 +27,15 @@ class SystemPrompt(Entry):
 
 def training_warnings(run: Run) -> list[str]:
     """What trainings warned of, those of models in between included."""
-    return [text for stage in run.stages.values() if stage.kind == "fit" for text in Told.load(stage).warnings]
+    tried = _tried(run)
+    stages = [stage for name, stage in run.stages.items() if stage.kind == "fit" and name not in tried]
+    return [text for stage in stages for text in Told.load(stage).warnings]
+
+
+def _tried(run: Run) -> set[str]:
+    """Trainings under the settings of a grid: what was chosen of them stands in the store once more, as an arm's."""
+    grids = (step.deciding for step in run.layout.steps.values() if isinstance(step, Tuned))
+    return {fit.name for grid in grids for fits in grid for fit in fits}
 
 
 def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
@@ -36,8 +45,9 @@ def _asked(collected: Collected) -> Iterator[tuple[str, str, str | None]]:
             for one in scores.values():
                 if collected.mode(arm, one) != "classifier":
                     yield one.task, replace(arm, seed=None).title, one.system_prompt
+    tried = _tried(collected.run)
     for step in collected.run.layout.steps.values():
-        if isinstance(step, Fit) and step.settings.trainer != "classifier":
+        if isinstance(step, Fit) and step.name not in tried and step.settings.trainer != "classifier":
             yield collected.task, f"training of {step.whose}", Told.load(collected.run.stages[step.name]).system_prompt
 
 

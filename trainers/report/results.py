@@ -64,6 +64,10 @@ class Results:
     """A row a model: how it stands to its supervisor."""
     curves: pd.DataFrame
     """A row an optimizer step of a training."""
+    endings: pd.DataFrame
+    """A row an arm and method: whether its held-back loss was still falling at the end of training."""
+    tuned: pd.DataFrame
+    """A row an arm and method, or a seed of it: which setting of a grid was chosen."""
     disagreements: pd.DataFrame
     """Questions on which the student overrode its supervisor."""
     commands: pd.DataFrame

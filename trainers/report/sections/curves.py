@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import math
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from trainers.report.blocks import Block, Figure, Note
-from trainers.report.collected import Collected, about
-from trainers.report.entries import OfModel
+from trainers.report.blocks import Block, Figure, Note, Table
+from trainers.report.collected import CEILINGS, Collected, about
+from trainers.report.entries import OfArm, OfModel
 from trainers.report.figures import Drawing, clean, colour_of, legend_above, marker_of
 from trainers.report.section import Report, Section, section
 from trainers.report.sections.accuracy import Accuracy
 from trainers.report.text import group_title
 from trainers.steps.fit import Fit
+from trainers.training.course import HeldBack, held_back_points, late_change
+
+SLIGHT = 0.01
+"""Share of a held-back loss; a smaller change over the last quarter of a training is none."""
+Trend = Literal["falling", "level", "rising"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +30,48 @@ class Curve(OfModel):
 
     points: list[dict[str, float | None]]
     """Steps of the optimizer with loss (nats), learning rate, and accuracy on held-back rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending(OfArm):
+    """How an arm's trainings ended, by the rows of its own labels that they held back."""
+
+    rows: int
+    """Held-back rows of a training, the fewest over its seeds."""
+    loss: float
+    """Their cross-entropy at the end, nats a row, mean over seeds."""
+    change: float
+    """By how much it changed over the last quarter of the training, nats a row, mean over seeds."""
+    error: float | None
+    """Standard error of that over seeds; null for one seed."""
+    trend: Trend
+    """falling or rising where the change is more than a hundredth of the loss and more than its standard error."""
+
+
+def ending(group: tuple[str, str | None], courses: Mapping[int | None, Sequence[HeldBack]]) -> Ending | None:
+    """The end of the trainings of an arm and method; None without two points at which held-back rows were scored.
+
+    Args:
+        group: arm and method.
+        courses: those points, by seed.
+    """
+    known = {seed: points for seed, points in courses.items() if len(points) > 1}
+    if not known:
+        return None
+    changes = [change for points in known.values() if (change := late_change(points)) is not None]
+    loss, change = statistics.fmean(points[-1].loss for points in known.values()), statistics.fmean(changes)
+    error = statistics.stdev(changes) / math.sqrt(len(changes)) if len(changes) > 1 else None
+    clear = abs(change) > max(SLIGHT * loss, error or 0.0)
+    return Ending(
+        arm=group[0],
+        method=group[1],
+        seeds=list(known),
+        rows=min(points[-1].rows for points in known.values()),
+        loss=loss,
+        change=change,
+        error=error,
+        trend="level" if not clear else "falling" if change < 0 else "rising",
+    )
 
 
 @section
@@ -35,6 +84,8 @@ class Curves(Section):
     place = 60
 
     curves: list[Curve]
+    endings: list[Ending]
+    """Of the arms whose trainings scored held-back rows at two steps or more."""
 
     @classmethod
     def form(cls, collected: Collected) -> Curves:
@@ -43,16 +94,42 @@ class Curves(Section):
         for step in run.layout.steps.values():
             if isinstance(step, Fit) and step.arm and (path := run.stages[step.name].file("curves.json")):
                 curves.append(Curve(**about(step.arm), points=json.loads(path.read_text(encoding="utf-8"))))
-        return cls(curves=curves)
+        courses: dict[tuple[str, str | None], dict[int | None, Sequence[HeldBack]]] = {}
+        for curve in curves:
+            courses.setdefault(curve.group, {})[curve.seed] = held_back_points(curve.points)
+        endings = [found for group, own in courses.items() if (found := ending(group, own)) is not None]
+        return cls(curves=curves, endings=endings)
+
+    def terminal(self, report: Report) -> Iterator[Block]:
+        """Whether the ceiling is one."""
+        yield from (Note(told, "verdict") for told in self.verdicts())
+
+    def verdicts(self) -> Iterator[str]:
+        """A sentence for every ceiling whose training ended too early or too late."""
+        for end in self.endings:
+            if end.arm in CEILINGS and end.trend != "level":
+                change = f"({_changed(end)} nats over the last quarter)"
+                yield f"{group_title(end.group)}: its held-back loss was {CONSEQUENCE[end.trend]} {change}."
 
     def page(self, report: Report) -> Iterator[Block]:
-        """The figure."""
+        """The figure, then how the trainings ended."""
         if self.curves:
             yield Figure(self.figure(report))
             yield Note(
                 "Held-back rows are part of the transfer half; the losses are those of each arm's own labels, so "
                 "their levels don't compare."
             )
+        if self.endings:
+            rows = [(group_title(e.group), f"{e.rows}", f"{e.loss:.3f}", _changed(e), e.trend) for e in self.endings]
+            yield Table(
+                ("arm", "held-back rows", "loss at the end", "change in the last quarter", "trend"), rows, left=("trend",)
+            )
+            yield Note(
+                "Cross-entropy to the held-back rows of an arm's own labels, nats a row (± standard error over seeds). A "
+                "learning rate that falls to 0 levels every curve in the end, so that only more epochs show whether more "
+                "can be learnt (`tune: {strong.epochs: [...]}`)."
+            )
+            yield from self.terminal(report)
 
     def figures(self, report: Report) -> Mapping[str, Drawing | None]:
         """The learning curves."""
@@ -79,6 +156,16 @@ class Curves(Section):
             legend_above(figure, upper)
 
         return Drawing(draw, 4.6 + 0.11 * len(groups), "training loss and held-back accuracy by step")
+
+
+CONSEQUENCE = {
+    "falling": "still falling at the end: no ceiling yet",
+    "rising": "rising at the end: it over-fits; fewer epochs, or checkpoint: holdout_loss, make a better ceiling",
+}
+
+
+def _changed(end: Ending) -> str:
+    return f"{end.change:+.3f}" + ("" if end.error is None else f" ± {end.error:.3f}")
 
 
 Course = list[tuple[float, float]]

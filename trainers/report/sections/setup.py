@@ -169,7 +169,10 @@ class Setup(Section):
         for part, model in self.models.items():
             section, name = config[part], names[part]
             size = f", {_size(model.parameters)} parameters" if model.parameters else ""
-            told = [f"{key} {section[key]}" for key in ("trainer", "lr", "epochs") if section.get(key) is not None]
+            grid = (config["tune"] or {"grid": {}})["grid"] if part == "strong" else {}
+            plain = [k for k in ("trainer", "lr", "epochs") if section.get(k) is not None and f"strong.{k}" not in grid]
+            told = [f"{key} {section[key]}" for key in plain]
+            told += [f"{key.partition('.')[2]} chosen of {', '.join(map(str, tried))}" for key, tried in grid.items()]
             first = section.get("prepare")
             tasks = f"; prepared on {', '.join(first['tasks'])}, {first['rows']:,} rows each" if first else ""
             yield name, f"{section['model']}{size}{tasks}; {', '.join(told)}"
