@@ -102,6 +102,10 @@ class Evaluate(Section):
     """Shares of a training's optimizer steps after which every trained strong arm is evaluated too, on the training task and
     the safety tasks, e.g. [0.25, 0.5, 0.75]: more points of safety against capability, in no other part of the report."""
 
+    prompts: int = Field(default=1, ge=1)
+    """How many of the task's prompts ask every strong arm, its own first: with 3 also the two paraphrases of its YAML, whose
+    spread the report tells; all other numbers are those of the first."""
+
     @field_validator("checkpoints")
     @classmethod
     def _ascending(cls, value: list[float]) -> list[float]:
@@ -136,6 +140,8 @@ class Safety(Section):
     num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = 0
     """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
     one; null for each task's own number."""
+    prompts: int = Field(default=1, ge=1)
+    """How many prompts of every task ask, as in evaluate.prompts, with the main number of shots."""
     fewshot_as_multiturn: bool = True
     """Under a chat template: whether shots are turns of their own, or stand in one user message."""
 
@@ -290,10 +296,11 @@ class Experiment(Section):
                 f"arms: {asked} needs the untuned strong model, which can't answer with trainer: {self.strong.trainer}: its "
                 "head is random before training. Name arms that are trained, e.g. [student, ceiling, random_labels]."
             )
-        if strong.model == "w2s-classifier" and (self.safety or self.evaluate.task or self.evaluate.tuned_task):
+        evaluate = self.evaluate
+        if strong.model == "w2s-classifier" and (self.safety or evaluate.task or evaluate.tuned_task or evaluate.prompts > 1):
             raise ValueError(
-                f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task and "
-                "evaluate.tuned_task out"
+                f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task, "
+                "evaluate.tuned_task and evaluate.prompts out"
             )
         if self.equal_steps and not isinstance(self.strong, Optimised):
             raise ValueError(f"equal_steps: the service decides the steps of strong.trainer: {self.strong.trainer}")

@@ -147,7 +147,7 @@ class Layout:
         task, names = primary.task or self.task.name, [one.name for one in self.tasks.safety]
         if task not in (self.task.name, *names):
             raise UserError(f"primary.task: no task {shown(task)} here.{nearest(task, names)} Known: {', '.join(names)}.")
-        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None]
+        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None and s.prompt == 1]
         if task == self.task.name:
             steps = [step for step in steps if not isinstance(step, SafetyEvaluation)]
         else:
@@ -255,6 +255,8 @@ class Layout:
         of_task: dict[str, Any] = {"task": self.task, **of_arm, "limits": asked, "style": style}
         evaluation = InContext(**of_task, shown=shown) if shown else Evaluation(**of_task)
         self.evaluations[arm] = self._asking(evaluation)
+        if arm.kind.model == "strong":
+            self._by_prompts(evaluation, config.evaluate.prompts)
         safety = config.safety
         # An arm with shots of its own, or calibrated, is the untuned model again.
         if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or own or arm.kind.calibrated:
@@ -263,7 +265,14 @@ class Layout:
         for number in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
             style = replace(training_style(settings, number), multiturn=safety.fewshot_as_multiturn)
             main = number == safety.shots[0]
-            self._asking(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+            asking = self._asking(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+            if main:
+                self._by_prompts(asking, safety.prompts)
+
+    def _by_prompts(self, step: Evaluation, prompts: int) -> None:
+        """Further evaluations of a model at the end of its training, by the tasks' other prompts."""
+        for prompt in range(2, prompts + 1 if step.arm.at is None else 0):
+            self._asking(step.by(prompt))
 
     def _asking(self, step: Evaluation) -> Evaluation:
         for task in step.limits:

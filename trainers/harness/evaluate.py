@@ -100,7 +100,7 @@ class Harness:
 
     def _place(self, name: str) -> str:
         """Where a task's YAML is, and which data files it names."""
-        entry = self._manager.task_index.get(parted(name)[0])
+        entry = self._manager.task_index.get(parted(name).task)
         if entry is None or entry.yaml_path is None:
             return ""
         files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
@@ -108,7 +108,7 @@ class Harness:
 
     def folder_of(self, name: str) -> Path | None:
         """The folder that lm_eval's ``--include_path`` has to name for a task; None for lm_eval's own."""
-        entry = self._manager.task_index.get(parted(name)[0])
+        entry = self._manager.task_index.get(parted(name).task)
         if entry is None or entry.yaml_path is None:
             return None
         place = Path(entry.yaml_path).resolve()

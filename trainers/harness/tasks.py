@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from trainers.store import processes
 from w2s_tasks.errors import MissingDataError, UserError, causes
+from w2s_tasks.plugin import prompts
 from w2s_tasks.plugin.task_settings import ROWS, settings
 from w2s_tasks.rows.families import source_texts
 from w2s_tasks.rows.overlap import source_of
@@ -93,6 +94,7 @@ class HarnessTask:
         # A sweep asks for the same hashes for every cell.
         self._renderer_hashes: dict[PromptStyle, str] = {}
         self._eval_hashes: dict[int, str] = {}
+        self._asked_by: dict[int, HarnessTask] = {}
         self._trainable = self._evaluable = False
 
     def as_loaded(self) -> ConfigurableTask:
@@ -100,6 +102,20 @@ class HarnessTask:
         task = copy.copy(self.task)
         task._config = copy.copy(self.task.config)
         return task
+
+    def asked_by(self, prompt: int) -> HarnessTask:
+        """The same task with its prompt of that number, counted from 1.
+
+        Raises:
+            UserError: it has none of that number, or one that can't be asked.
+        """
+        if prompt == 1:
+            return self
+        if prompt not in self._asked_by:
+            found = HarnessTask(prompts.asked_by(self.task, prompt))
+            found.check_evaluable()
+            self._asked_by[prompt] = found
+        return self._asked_by[prompt]
 
     @functools.cached_property
     def train_docs(self) -> list[dict[str, Any]]:
@@ -449,6 +465,10 @@ class UnloadedTask(HarnessTask):
     def train_docs(self) -> list[dict[str, Any]]:
         """Not here."""
         raise MissingDataError(f"the data of '{self.name}' is not here.")
+
+    def asked_by(self, prompt: int) -> HarnessTask:
+        """By its name alone too."""
+        return self if prompt == 1 else UnloadedTask(f"{self.name}@prompt{prompt}")
 
     def check_shots(self, style: PromptStyle) -> None:
         """Not known yet."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
@@ -39,16 +39,34 @@ class Evaluation(Asking):
     """What asks a language model: this process, or a server of vLLM's."""
     base_url: str | None = None
     """The server's."""
+    prompt: int = 1
+    """Which of the tasks' prompts asks, counted from 1; `limits` names the tasks in it."""
 
     @property
     def name(self) -> str:
-        """By its model."""
-        return f"evaluate/{self.arm.title}"
+        """By its model; with a further prompt by that too."""
+        return f"evaluate{self._at_prompt}/{self.arm.title}"
 
     @property
     def title(self) -> str:
         """By its model."""
-        return f"evaluate {self.arm.title}"
+        return f"evaluate {self.arm.title}{self._told_prompt}"
+
+    @property
+    def _at_prompt(self) -> str:
+        return "" if self.prompt == 1 else f"@prompt{self.prompt}"
+
+    @property
+    def _told_prompt(self) -> str:
+        return "" if self.prompt == 1 else f", prompt {self.prompt}"
+
+    def by(self, prompt: int) -> Self:
+        """The same with another of the tasks' prompts.
+
+        Raises:
+            UserError: a task has no prompt of that number.
+        """
+        return replace(self, prompt=prompt, limits={task.asked_by(prompt): limit for task, limit in self.limits.items()})
 
     def recipe(self) -> dict[str, Any]:
         """Documents, prompts, and the model where no training says which."""
@@ -125,12 +143,12 @@ class SafetyEvaluation(Evaluation):
     @property
     def name(self) -> str:
         """By its model; a further rung by its shots too."""
-        return f"safety{'' if self.main else f'@{self.style.num_fewshot}'}/{self.arm.title}"
+        return f"safety{'' if self.main else f'@{self.style.num_fewshot}'}{self._at_prompt}/{self.arm.title}"
 
     @property
     def title(self) -> str:
         """By its model."""
-        return f"safety of {self.arm.title}{'' if self.main else f', {self.style.num_fewshot} shots'}"
+        return f"safety of {self.arm.title}{'' if self.main else f', {self.style.num_fewshot} shots'}{self._told_prompt}"
 
 
 def evaluated_model(step: Evaluation, ground: Ground) -> ModelRef:
