@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from maintenance import coverage_answers as answers
 from maintenance.coverage_auroc import AUROC_SETTINGS, AurocCovered, cover_auroc
+from maintenance.coverage_prompts import PROMPT_SETTINGS, PromptsCovered, cover_prompts
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.over_tasks import mean_difference, mean_level
@@ -402,6 +403,16 @@ def _auroc_table(rows: list[AurocCovered]) -> list[list[str]]:
     return out
 
 
+def _prompt_table(rows: list[PromptsCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        size = str(s.rows) if s.size == 1 else f"{s.rows // s.size} x {s.size}"
+        setting = [str(s.prompts), str(s.seeds), size, f"{s.prompt:g}", f"{s.taste:g}", f"{s.level[0]:g} / {s.level[1]:g}"]
+        out.append([*setting, _mark(r.difference, most=1), f"{100 * r.given_prompts:.1f}", f"{100 * r.sd:.1f}"])
+    return out
+
+
 def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
@@ -433,9 +444,11 @@ def main(arguments: list[str] | None = None) -> int:
     changes = [answers.cover_answers(s, each, chosen.seed) for s in answers.ANSWER_SETTINGS]
     ranks = [answers.cover_rank(s, chosen.repetitions, chosen.seed) for s in answers.RANK_SETTINGS]
     areas = [cover_auroc(s, each, chosen.seed) for s in AUROC_SETTINGS]
+    asked = [cover_prompts(s, each, chosen.seed) for s in PROMPT_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
         others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks, "auroc": areas}
+        others["prompts"] = asked
         print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
@@ -453,7 +466,9 @@ def main(arguments: list[str] | None = None) -> int:
         _print("rank correlations (! = below 93)", head, _rank_table(ranks))
         head = ["rows", "class 1", "first", "second", "seeds", "SD of seed", "shared", "SD of class 1", "AUROC"]
         _print("AUROC and paired differences of it (! = below 93)", [*head, "difference", "p < .05"], _auroc_table(areas))
-    below = [x for c in areas for x in (c.area, c.difference)]
+        head = ["prompts", "seeds", "rows", "SD of prompt", "of one seed's", "levels", "difference", "these prompts", "SD found"]
+        _print("differences over prompts (! = below 93); then by the interval given these", head, _prompt_table(asked))
+    below = [x for c in areas for x in (c.area, c.difference)] + [c.difference for c in asked]
     below += [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
     below += [x for c in changes for x in c.parts.values() if x is not None] + [c.rho for c in ranks]
     outside = [c for c in pgr if not all(BAND[0] <= x <= BAND[1] for x in (c.pgr, c.gap, c.student_to_weak))]
