@@ -466,7 +466,17 @@ def main(arguments: list[str] | None = None) -> int:
         _print("rank correlations (! = below 93)", head, _rank_table(ranks))
         head = ["rows", "class 1", "first", "second", "seeds", "SD of seed", "shared", "SD of class 1", "AUROC"]
         _print("AUROC and paired differences of it (! = below 93)", [*head, "difference", "p < .05"], _auroc_table(areas))
-        head = ["prompts", "seeds", "rows", "SD of prompt", "of one seed's", "levels", "difference", "these prompts", "SD found"]
+        head = [
+            "prompts",
+            "seeds",
+            "rows",
+            "SD of prompt",
+            "of one seed's",
+            "levels",
+            "difference",
+            "these prompts",
+            "SD found",
+        ]
         _print("differences over prompts (! = below 93); then by the interval given these", head, _prompt_table(asked))
     below = [x for c in areas for x in (c.area, c.difference)] + [c.difference for c in asked]
     below += [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]

@@ -1,8 +1,8 @@
 """Simulated coverage of differences over prompts: by the interval given these prompts, and by the one over all of them.
 
-A model is right on a question where the sum of normal deviates is above 0: the question's (or its group's), the model's own on
-it, the seed's, the prompt's, and those of their pairs. So the share that it has right over all questions, seeds and prompts
-is exact; with one seed the truth is that of its weights.
+A model is right on a question where the sum of normal deviates is above 0: the question's (or its group's), the model's own
+on it, the seed's, the prompt's, and those of their pairs. So the share that it has right over all questions, seeds and
+prompts is exact; with one seed the truth is that of its weights.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ class PromptSetting:
     """One line of the table; the question's own standard deviation is 1.
 
     ``prompt``: standard deviation over prompts of either model; ``taste``: the same of one seed's own response to them;
-    ``size``: questions of a group, alike in all but the last; ``level``: of the models on that scale: .8 and .4 differ by 9 points.
+    ``size``: questions of a group, alike in all but the last; ``level``: of the models on that scale (.8 and .4 are nine
+    points apart).
     """
 
     prompts: int
@@ -91,7 +92,9 @@ def cover_prompts(setting: PromptSetting, repetitions: int, seed: int = 0) -> Pr
         repetitions: how often.
         seed: of the random numbers.
     """
-    rng = np.random.default_rng([seed, setting.prompts, setting.seeds, setting.rows, round(100 * setting.prompt), setting.size])
+    rng = np.random.default_rng(
+        [seed, setting.prompts, setting.seeds, setting.rows, round(100 * setting.prompt), setting.size]
+    )
     cluster = np.arange(setting.rows) // setting.size if setting.size > 1 else None
     held, variance = np.zeros(2), 0.0
     size = max(1, 2_000_000 // (2 * setting.prompts * setting.seeds * setting.rows))

@@ -296,8 +296,8 @@ class Experiment(Section):
                 f"arms: {asked} needs the untuned strong model, which can't answer with trainer: {self.strong.trainer}: its "
                 "head is random before training. Name arms that are trained, e.g. [student, ceiling, random_labels]."
             )
-        evaluate = self.evaluate
-        if strong.model == "w2s-classifier" and (self.safety or evaluate.task or evaluate.tuned_task or evaluate.prompts > 1):
+        otherwise = self.evaluate.task or self.evaluate.tuned_task or self.evaluate.prompts > 1
+        if strong.model == "w2s-classifier" and (self.safety or otherwise):
             raise ValueError(
                 f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task, "
                 "evaluate.tuned_task and evaluate.prompts out"

@@ -11,6 +11,7 @@ from trainers.flow.run import Run
 from trainers.report.entries import Mode, Objective
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, SafetyEvaluation
+from w2s_tasks.plugin.forms import parted
 from w2s_tasks.results.read import TaskScores, read_evaluation
 from w2s_tasks.results.safety import split_of, subtask_of
 
@@ -50,6 +51,10 @@ class Collected:
     """Safety evaluations by number of shots, the main one included; None for each task's own number."""
     checkpoints: dict[float, Collected] = field(default_factory=dict)
     """The trained arms as they were after a share of their steps; `safety` with the untuned model, their reference."""
+    prompts: dict[int, Evaluations] = field(default_factory=dict)
+    """Evaluations on the training task by its further prompts, by their numbers from 2 on."""
+    safety_prompts: dict[int, Evaluations] = field(default_factory=dict)
+    """The same on the safety tasks, under the tasks' own names."""
     formed: dict[type[Any], Any] = field(default_factory=dict)
     """Sections that are formed of them already."""
 
@@ -135,12 +140,19 @@ def collect(run: Run) -> Collected:
     training: Evaluations = {}
     ladder: dict[int | None, Evaluations] = {}
     kept: dict[float, Collected] = {}
+    by_prompt: dict[int, Evaluations] = {}
+    by_safety: dict[int, Evaluations] = {}
     layout = run.layout
     for step in layout.steps.values():
         if not isinstance(step, Evaluation):
             continue
         scores = read_evaluation(run.folder_of(step), step.asked)
         arm, then = replace(step.arm, at=None), None
+        if step.prompt > 1:
+            in_safety = isinstance(step, SafetyEvaluation)
+            named = {parted(name).own_prompt if in_safety else layout.task.name: one for name, one in scores.items()}
+            (by_safety if in_safety else by_prompt).setdefault(step.prompt, {})[arm] = named
+            continue
         if step.arm.at is not None:
             then = kept.setdefault(step.arm.at, Collected(run, {}, {}, {}))
         if isinstance(step, SafetyEvaluation):
@@ -150,7 +162,15 @@ def collect(run: Run) -> Collected:
             (then.training if then else training)[arm] = {layout.task.name: next(iter(scores.values()))}
     by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
     main = layout.config.safety.shots[0] if layout.config.safety else None
-    found = Collected(run, training, ladder.get(main, {}), by_shots, dict(sorted(kept.items())))
+    found = Collected(
+        run,
+        training,
+        ladder.get(main, {}),
+        by_shots,
+        dict(sorted(kept.items())),
+        dict(sorted(by_prompt.items())),
+        dict(sorted(by_safety.items())),
+    )
     for then in found.checkpoints.values():
         then.safety.update({a: s for a, s in found.safety.items() if a.name == "zero_shot"})
     return found

@@ -270,10 +270,15 @@ class Named(NamedTuple):
     prompt: int = 1
 
     @property
+    def own_prompt(self) -> str:
+        """The task in its form, by its own prompt."""
+        return self.task if self.form is None else f"{self.task}{MARK}{self.form.name}"
+
+    @property
     def ending(self) -> str:
         """What stands behind the task's name."""
-        parts = [*([self.form.name] if self.form else []), *([f"prompt{self.prompt}"] if self.prompt > 1 else [])]
-        return "".join(f"{MARK}{part}" for part in parts)
+        other = "" if self.prompt == 1 else f"{MARK}prompt{self.prompt}"
+        return self.own_prompt.removeprefix(self.task) + other
 
 
 def parted(name: str) -> Named:

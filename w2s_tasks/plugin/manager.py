@@ -55,7 +55,7 @@ class _Factory(TaskFactory):
         if asked.form is None:
             task = super()._build_task(entry, {**(overrides or {}), **own} if own else overrides)
         else:
-            task = asked.form(config | own | {"task": f"{asked.task}{MARK}{asked.form.name}"})
+            task = asked.form(config | own | {"task": asked.own_prompt})
         return task if asked.prompt == 1 else asked_by(task, asked.prompt)
 
     @staticmethod

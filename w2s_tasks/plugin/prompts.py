@@ -52,17 +52,16 @@ def asked_by(task: ConfigurableTask, number: int) -> ConfigurableTask:
     prompt = prompts[number - 2]
     _check(task, prompt, number)
     changed = {key: prompt[key] for key in SETTINGS if key in prompt}
-    if "doc_to_choice" in prompt and isinstance(task.doc_to_target(task.task_docs[0]), str):
+    own_words = _listed(task.config.doc_to_choice)
+    if "doc_to_choice" in prompt and own_words and isinstance(task.doc_to_target(task.task_docs[0]), str):
         # The label names its choice, in the words of the task's own prompt.
-        changed["doc_to_target"] = functools.partial(
-            place, target=task.config.doc_to_target, choices=_listed(task.config.doc_to_choice)
-        )
+        changed["doc_to_target"] = functools.partial(place, target=task.config.doc_to_target, choices=own_words)
     return _changed(task, f"{task.task_name}@prompt{number}", changed)
 
 
 _REMEDY = (
-    "metadata: {prompts: [...]} lists the paraphrases after the task's own prompt, each with a doc_to_text and, where choices "
-    "are words for classes, the doc_to_choice in the same order (docs/experiments.md, Prompts)."
+    "metadata: {prompts: [...]} lists the paraphrases after the task's own prompt, each with a doc_to_text and, where "
+    "choices are words for classes, the doc_to_choice in the same order (docs/experiments.md, Prompts)."
 )
 
 
@@ -86,10 +85,13 @@ def _check(task: ConfigurableTask, prompt: Prompt, number: int) -> None:
         )
     if own is None or not isinstance(given, list):
         raise UserError(
-            f"{where}: doc_to_choice is for tasks whose rows all have the same choices, as a list of words for them; leave it out."
+            f"{where}: doc_to_choice is for tasks whose rows all have the same choices, as a list of words for them; "
+            "leave it out."
         )
     if len(given) != len(own) or len(set(given)) != len(given):
-        raise UserError(f"{where} has the choices {shown(given)}: as many different ones are needed as {shown(own)}, in its order.")
+        raise UserError(
+            f"{where} has the choices {shown(given)}: as many different ones are needed as {shown(own)}, in its order."
+        )
 
 
 def _listed(choices: Any) -> list[str] | None:

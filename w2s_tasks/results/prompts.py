@@ -1,21 +1,22 @@
 """Prompts: a third source of error of a mean, beside questions and seeds.
 
-Every prompt asks the same questions of the same models, so a value z[p, s, i] (prompt p, seed s, question i) is taken as crossed
-random effects of all three and of their pairs (Searle, Casella & McCulloch 1992, ch. 4). In mean squares, each over P S n, the
-variance of the mean over all is that over seeds and questions with these prompts kept (`w2s_tasks.results.components`, of the
-means over prompts), and the part of the prompts themselves,
+Every prompt asks the same questions of the same models, so a value z[p, s, i] (prompt p, seed s, question i) is taken as
+crossed random effects of all three and of their pairs (Searle, Casella & McCulloch 1992, ch. 4). In mean squares, each over
+P S n, the variance of the mean over all is that over seeds and questions with these prompts kept
+(`w2s_tasks.results.components`, of the means over prompts), and the part of the prompts themselves,
 
     sigma²(prompts) / P = MS(p) - MS(ps) - MS(pi) + MS(psi),
 
-never below 0. What is subtracted is how far apart the prompts' means would be by chance: other questions, other trainings. With one
-seed a model's own response to a prompt can't be told from all models', and counts as the prompt's: the result holds *given these
-weights*.
+never below 0. What is subtracted is how far apart the prompts' means would be by chance: other questions, other trainings.
+With one seed a model's own response to a prompt can't be told from all models', and counts as the prompt's: the result
+holds *given these weights*.
 
-The interval over prompts has that variance added, and the critical value goes from that of seeds and questions to Student's t of
-P - 1, with the share of the variance that the prompts' means have as they are, chance included: with three prompts the component
-is estimated as 0 too often to rest a decision on. It is never shorter than the interval given these prompts, and covers 93
-to 98 % (`scripts/coverage`). Three prompts tell little about all prompts: the standard deviation over them may be half of the
-true one or six times it (95 % interval by chi-square with 2 degrees of freedom).
+The interval over prompts has that variance added, and the critical value goes from that of seeds and questions to Student's
+t of P - 1, with the share of the variance that the prompts' means have as they are, chance included: with three prompts the
+component is estimated as 0 too often to rest a decision on. It is never shorter than the interval given these prompts, and
+covers 93 to 99 % (`scripts/coverage`), where that one holds the truth over all prompts in 39 to 96 %. Three prompts tell
+little about all prompts: the standard deviation over them may be half of the true one or six times it (95 % interval by
+chi-square with 2 degrees of freedom).
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ ONE = np.ones(1)
 class Prompts:
     """The mean of a value over prompts, seeds and questions. Leading dimensions are free.
 
-    ``given``: the mean and its errors, these prompts kept; ``component``: variance over prompts, [...], never below 0; ``apart``:
-    variance of the mean by the spread of the prompts' means, chance included, [...]; ``df``: prompts - 1.
+    ``given``: the mean and its errors, these prompts kept; ``component``: variance over prompts, [...], never below 0;
+    ``apart``: variance of the mean by the spread of the prompts' means, chance included, [...]; ``df``: prompts - 1.
     """
 
     given: Components
