@@ -176,7 +176,7 @@ def test_too_few_prompts_are_refused_before_anything_is_trained(experiment_file:
     config = load(str(experiment_file), ["evaluate.prompts=3"])[0]
     one_clear_error(lambda: Layout.load(config), "only 2 prompts, and prompt 3", names="own_reviews")
     one_clear_error(lambda: load(str(experiment_file), ["evaluate.prompts=0"]), "evaluate.prompts")
-    probe = ["evaluate.prompts=2", "strong.trainer=probe", "arms=[student, ceiling]"]
+    probe = ["evaluate.prompts=2", "strong.trainer=reward", "arms=[student, ceiling]"]
     one_clear_error(lambda: load(str(experiment_file), probe), "leave .*evaluate.prompts out")
 
 
