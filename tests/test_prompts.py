@@ -17,7 +17,7 @@ from trainers.flow import run as runs_of
 from trainers.flow.layout import Layout, Tasks
 from trainers.flow.progress import Progress
 from trainers.harness import evaluate as hn
-from trainers.report.report import write_report
+from trainers.report.report import build_report, write_report
 from w2s_tasks import TASK_PATH
 from w2s_tasks.plugin.manager import W2STaskManager
 from w2s_tasks.results.components import crossed
@@ -86,7 +86,7 @@ def test_a_label_that_names_its_choice_still_does_in_other_words(own_task: Path,
     [
         ([], 2, r"only its own prompt, and prompt 2 is asked for.*metadata: \{prompts"),
         ([LIKED], 3, "only 2 prompts, and prompt 3 is asked for"),
-        ([{"doc_to_txt": "x"}], 2, "prompt 2 of its metadata sets doc_to_txt.*doc_to_text"),
+        ([{"doc_to_txt": "x"}], 2, "prompt 2 of its metadata sets 'doc_to_txt'.*mean 'doc_to_text'"),
         ([{**LIKED, "doc_to_text": 3}], 2, "doc_to_text must be a text"),
         ([{**LIKED, "doc_to_choice": [False, True]}], 2, 'put quotes around them: \\["no", "yes"\\]'),
         ([{**LIKED, "doc_to_choice": ["a", "b", "c"]}], 2, "as many different ones are needed"),
@@ -157,16 +157,21 @@ def test_a_layout_has_a_step_a_prompt_of_strong_models_at_the_end_of_training(ex
     state(own_task, [GOOD_OR_BAD, LIKED])
     sets = ["arms=[zero_shot, student, few_shot(2), in_context(2)]", "evaluate.checkpoints=[0.5]"]
     plain = Layout.load(load(str(experiment_file), [*sets, SAFETY.replace(", prompts: 2", "")])[0])
-    config = load(str(experiment_file), [*sets, SAFETY, "evaluate.prompts=3"])[0]
+    config = load(str(experiment_file), [*sets, SAFETY, "evaluate.prompts=3", "evaluate.shot_seeds=[7]"])[0]
     layout = Layout.load(config)
     arms = ("zero_shot", "student, seed 0", "few_shot(2)", "in_context(2), seed 0")
     new = {f"evaluate@prompt{n}/{arm}" for n in (2, 3) for arm in arms}
-    new |= {f"safety@prompt2/{arm}" for arm in arms[:2]}
+    new |= {f"safety@prompt2/{arm}" for arm in arms[:2]} | {"evaluate@shots7/few_shot(2)"}
     assert set(layout.steps) - set(plain.steps) == new
     assert all(plain.steps[name].recipe() == layout.steps[name].recipe() for name in plain.steps)
     assert layout.evaluations.keys() == plain.evaluations.keys()
     step = layout.steps["evaluate@prompt3/student, seed 0"]
     assert (step.title, step.fit) == ("evaluate student, seed 0, prompt 3", layout.steps["fit/student, seed 0"])
+    draw = layout.steps["evaluate@shots7/few_shot(2)"]
+    usual = layout.steps["evaluate/few_shot(2)"].recipe()
+    assert draw.recipe()["shot_seed"] == 7
+    assert draw.recipe()["tasks"]["own_reviews"][0] != usual["tasks"]["own_reviews"][0]
+    assert "shot_seed" not in usual
     named = Layout(config, Tasks.named(config, hn.Harness(config.include_path)))
     assert set(named.steps) == set(layout.steps), "a plan without the data has the same steps"
 
@@ -176,51 +181,53 @@ def test_too_few_prompts_are_refused_before_anything_is_trained(experiment_file:
     config = load(str(experiment_file), ["evaluate.prompts=3"])[0]
     one_clear_error(lambda: Layout.load(config), "only 2 prompts, and prompt 3", names="own_reviews")
     one_clear_error(lambda: load(str(experiment_file), ["evaluate.prompts=0"]), "evaluate.prompts")
+    for seeds in ("[1, 1]", "[0, 1234]"):
+        one_clear_error(lambda seeds=seeds: load(str(experiment_file), [f"evaluate.shot_seeds={seeds}"]), "each seed once")
     probe = ["evaluate.prompts=2", "strong.trainer=reward", "arms=[student, ceiling]"]
     one_clear_error(lambda: load(str(experiment_file), probe), "leave .*evaluate.prompts out")
 
 
 def test_a_report_tells_arms_by_prompt_and_keeps_its_headline(experiment_file: Path, own_task: Path, tmp_path: Path):
     state(own_task, [GOOD_OR_BAD, LIKED])
-    sets = ["arms=[zero_shot, student]", "evaluate.limit=30", "weak.epochs=1"]
+    sets = ["arms=[zero_shot, few_shot(2), student]", "evaluate.limit=30", "weak.epochs=1"]
+    asked_otherwise = ["evaluate.prompts=2", "evaluate.shot_seeds=[0]", SAFETY]
 
-    def run(*more: str) -> tuple[runs_of.Run, Any]:
+    def run(*more: str) -> runs_of.Run:
         flow = runs_of.open_run(load(str(experiment_file), [*sets, *more])[0], tmp_path / "runs")
         flow.build(Progress(quiet=True))
-        return flow, write_report(flow)[0].json()
+        return flow
 
-    _, plain = run()
-    flow, report = run("evaluate.prompts=3", SAFETY)
+    plain = build_report(run()).json()
+    flow = run(*asked_otherwise)
+    report = write_report(flow)[0].json()
     for part in ("arms", "arm_means", "gains", "diagnostics"):
         assert report[part] == plain[part], part
     assert plain["prompts"] == plain["prompt_gaps"] == plain["prompt_texts"] == []
-    assert [(e["task"], e["arm"], len(e["acc"])) for e in report["prompts"]] == [
-        *(("own_reviews", arm, 3) for arm in ("zero_shot", "student")),
-        *(("w2s_ethics_probe_justice", arm, 2) for arm in ("zero_shot", "student")),
+    assert [(e["task"], e["varied"], e["arm"], len(e["acc"])) for e in report["prompts"]] == [
+        *(("own_reviews", "prompt", arm, 2) for arm in ("zero_shot", "few_shot(2)", "student")),
+        *(("w2s_ethics_probe_justice", "prompt", arm, 2) for arm in ("zero_shot", "student")),
+        ("own_reviews", "shots", "few_shot(2)", 2),
     ]
     means = {e["arm"]: e["acc"] for e in report["arm_means"]}
-    for entry in report["prompts"][:2]:
+    for entry in (e for e in report["prompts"] if e["task"] == "own_reviews"):
         assert entry["acc"][0] == pytest.approx(means[entry["arm"]])
         assert entry["others"]["value"] == pytest.approx(np.mean(entry["acc"][1:]) - entry["acc"][0])
-    gaps = {(e["task"], e["arm"], e["against"]): e for e in report["prompt_gaps"]}
-    assert {key[1:] for key in gaps if key[0] == "own_reviews"} == {
-        *(("zero_shot", "weak"), ("student", "weak"), ("student", "zero_shot"))
-    }
-    for (task, arm, against), gap in gaps.items():
-        rows = {e["arm"]: e["acc"] for e in report["prompts"] if e["task"] == task}
-        other = [means["weak"]] * 3 if against == "weak" else rows[against]
-        assert gap["per_prompt"] == pytest.approx(np.subtract(rows[arm], other))
+    gaps = {(e["task"], e["varied"], e["arm"], e["against"]): e for e in report["prompt_gaps"]}
+    tuned = {(arm, base) for arm in ("few_shot(2)", "student") for base in ("weak", "zero_shot")} | {("zero_shot", "weak")}
+    assert {key[2:] for key in gaps if key[:2] == ("own_reviews", "prompt")} == tuned
+    assert {key[2:] for key in gaps if key[1] == "shots"} == {("few_shot(2)", "weak"), ("few_shot(2)", "zero_shot")}
+    for (task, varied, arm, against), gap in gaps.items():
+        rows = {e["arm"]: e["acc"] for e in report["prompts"] if (e["task"], e["varied"]) == (task, varied)}
+        other = rows.get(against, [means[against]] * 2)
+        assert gap["each"] == pytest.approx(np.subtract(rows[arm], other))
         assert gap["low"] <= gap["given"]["low"] <= gap["given"]["high"] <= gap["high"]
-    assert [text["choices"] for text in report["prompt_texts"][:3]] == [
-        ["negative", "positive"],
-        ["bad", "good"],
-        ["no", "yes"],
-    ]
+    assert [text["choices"] for text in report["prompt_texts"][:2]] == [["negative", "positive"], ["bad", "good"]]
     page = (flow.folder / "report.html").read_text(encoding="utf-8")
     assert "any prompt" in page
     assert "Is this review good or bad?" in page
     with (flow.folder / "tables" / "prompt_gaps.csv").open() as f:
         assert [row["against"] for row in csv.DictReader(f)][:3] == ["weak", "weak", "zero_shot"]
+    assert all(stage.reused for stage in run(*asked_otherwise).stages.values())
 
 
 # ---- statistics -----------------------------------------------------------------------------------------------------------

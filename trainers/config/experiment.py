@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, SerializeAsAny, field_validator, model_validator
 
 from trainers.config.method_args import AnyMethodArgs, known
 from trainers.config.methods import parse_method, takes_labels
 from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
 from trainers.fit.trainer import TRAINERS, Role, named
+from trainers.harness.tasks import SEED
 from trainers.labels.arms import ARMS, SHOTS, is_arm, is_plain, kind_of
 from trainers.labels.kinds import takes
 from trainers.labels.label_set import LabelSet
@@ -78,6 +79,15 @@ def _check_writes(where: str, settings: ModelSettings, role: Role = "strong") ->
         raise ValueError(f"{where}.checkpoint: solutions don't agree or differ as a whole; use holdout_loss or last")
 
 
+def _of_further_draws(value: list[int]) -> list[int]:
+    if len(set(value)) < len(value) or SEED in value:
+        raise ValueError(f"write each seed once, and not {SEED}, with which lm_eval draws the shots of the first evaluation")
+    return value
+
+
+ShotSeeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], AfterValidator(_of_further_draws)]
+
+
 class Evaluate(Section):
     """How every model is evaluated on the training task."""
 
@@ -105,6 +115,9 @@ class Evaluate(Section):
     prompts: int = Field(default=1, ge=1)
     """How many of the task's prompts ask every strong arm, its own first: with 3 also the two paraphrases of its YAML, whose
     spread the report tells; all other numbers are those of the first."""
+    shot_seeds: ShotSeeds = Field(default=[])
+    """Seeds that draw the shots anew, e.g. [0, 1], beside lm_eval's own: every strong arm with gold shots (few_shot, or
+    num_fewshot above 0) is asked with these too, and the report tells how much hangs on the draw."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -142,6 +155,8 @@ class Safety(Section):
     one; null for each task's own number."""
     prompts: int = Field(default=1, ge=1)
     """How many prompts of every task ask, as in evaluate.prompts, with the main number of shots."""
+    shot_seeds: ShotSeeds = Field(default=[])
+    """Seeds that draw the shots anew, as in evaluate.shot_seeds, in the main number."""
     fewshot_as_multiturn: bool = True
     """Under a chat template: whether shots are turns of their own, or stand in one user message."""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from trainers.config.experiment import Experiment
+from trainers.config.experiment import Evaluate, Experiment, Safety
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
 from trainers.fit.language_model import LanguageModel
@@ -147,7 +147,7 @@ class Layout:
         task, names = primary.task or self.task.name, [one.name for one in self.tasks.safety]
         if task not in (self.task.name, *names):
             raise UserError(f"primary.task: no task {shown(task)} here.{nearest(task, names)} Known: {', '.join(names)}.")
-        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None and s.prompt == 1]
+        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None and s.headline]
         if task == self.task.name:
             steps = [step for step in steps if not isinstance(step, SafetyEvaluation)]
         else:
@@ -256,7 +256,7 @@ class Layout:
         evaluation = InContext(**of_task, shown=shown) if shown else Evaluation(**of_task)
         self.evaluations[arm] = self._asking(evaluation)
         if arm.kind.model == "strong":
-            self._by_prompts(evaluation, config.evaluate.prompts)
+            self._otherwise(evaluation, config.evaluate)
         safety = config.safety
         # An arm with shots of its own, or calibrated, is the untuned model again.
         if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or own or arm.kind.calibrated:
@@ -267,12 +267,18 @@ class Layout:
             main = number == safety.shots[0]
             asking = self._asking(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
             if main:
-                self._by_prompts(asking, safety.prompts)
+                self._otherwise(asking, safety)
 
-    def _by_prompts(self, step: Evaluation, prompts: int) -> None:
-        """Further evaluations of a model at the end of its training, by the tasks' other prompts."""
-        for prompt in range(2, prompts + 1 if step.arm.at is None else 0):
+    def _otherwise(self, step: Evaluation, how: Evaluate | Safety) -> None:
+        """Further evaluations of a model at the end of its training: by the tasks' other prompts, with other shots."""
+        if step.arm.at is not None:
+            return
+        for prompt in range(2, how.prompts + 1):
             self._asking(step.by(prompt))
+        # Shots that the supervisor labelled are drawn anew for every seed.
+        if not isinstance(step, InContext) and any(task.shots(step.style) for task in step.limits):
+            for seed in how.shot_seeds:
+                self._asking(replace(step, shot_seed=seed))
 
     def _asking(self, step: Evaluation) -> Evaluation:
         for task in step.limits:

@@ -1,4 +1,4 @@
-"""Prompts: a third source of error of a mean, beside questions and seeds.
+"""Prompts, or draws of the shots in them: a third source of error of a mean, beside questions and seeds.
 
 Every prompt asks the same questions of the same models, so a value z[p, s, i] (prompt p, seed s, question i) is taken as
 crossed random effects of all three and of their pairs (Searle, Casella & McCulloch 1992, ch. 4). In mean squares, each over
@@ -109,16 +109,16 @@ def prompt_sd(correct: Array, cluster: Array | None = None) -> float:
 
 @dataclass(frozen=True)
 class PromptDifference:
-    """Accuracy of one model minus another's on the same questions, by the same prompts."""
+    """Accuracy of one model minus another's on the same questions, by the same prompts or with the same draws of shots."""
 
-    per_prompt: list[float]
-    """With each prompt, the task's own first; differences of shares from -1 to 1."""
+    each: list[float]
+    """With each prompt or draw, that of all other numbers first; differences of shares from -1 to 1."""
     sd: float
-    """Its standard deviation over prompts, beyond what questions and seeds explain."""
+    """Its standard deviation over prompts or draws, beyond what questions and seeds explain."""
     given: Difference
-    """The mean over these prompts; its interval holds for other questions and seeds, not for other prompts."""
+    """The mean over these; its interval holds for other questions and seeds, not for other prompts or draws."""
     low: float
-    """Lower end of the 95 % interval of that mean over prompts, which counts them as drawn from all there are."""
+    """Lower end of the 95 % interval of that mean which counts them as drawn from all that there are."""
     high: float
     """Upper end of it."""
 
@@ -140,7 +140,7 @@ def prompt_difference(first: Array, second: Array, cluster: Array | None = None)
     found = over_prompts(delta, cluster, PAIR)
     centre, half = float(found.given.mean[0]), float(found.half_width())
     return PromptDifference(
-        per_prompt=[float(x) for x in delta.mean(axis=(1, 2))],
+        each=[float(x) for x in delta.mean(axis=(1, 2))],
         sd=float(np.sqrt(found.component)),
         given=difference_of(found.given, delta.shape[2]),
         low=max(-1.0, centre - half),
