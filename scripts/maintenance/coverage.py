@@ -444,7 +444,7 @@ def main(arguments: list[str] | None = None) -> int:
     changes = [answers.cover_answers(s, each, chosen.seed) for s in answers.ANSWER_SETTINGS]
     ranks = [answers.cover_rank(s, chosen.repetitions, chosen.seed) for s in answers.RANK_SETTINGS]
     areas = [cover_auroc(s, each, chosen.seed) for s in AUROC_SETTINGS]
-    asked = [cover_prompts(s, each, chosen.seed) for s in PROMPT_SETTINGS]
+    asked = [cover_prompts(s, chosen.repetitions, chosen.seed) for s in PROMPT_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
         others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks, "auroc": areas}
@@ -466,18 +466,9 @@ def main(arguments: list[str] | None = None) -> int:
         _print("rank correlations (! = below 93)", head, _rank_table(ranks))
         head = ["rows", "class 1", "first", "second", "seeds", "SD of seed", "shared", "SD of class 1", "AUROC"]
         _print("AUROC and paired differences of it (! = below 93)", [*head, "difference", "p < .05"], _auroc_table(areas))
-        head = [
-            "prompts",
-            "seeds",
-            "rows",
-            "SD of prompt",
-            "of one seed's",
-            "levels",
-            "difference",
-            "these prompts",
-            "SD found",
-        ]
-        _print("differences over prompts (! = below 93); then by the interval given these", head, _prompt_table(asked))
+        head = ["prompts", "seeds", "rows", "SD of prompt", "of one seed's", "levels", "difference", "given these"]
+        title = "differences over prompts (! = below 93); beside it the interval given these prompts, and the SD found, %"
+        _print(title, [*head, "SD found"], _prompt_table(asked))
     below = [x for c in areas for x in (c.area, c.difference)] + [c.difference for c in asked]
     below += [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
     below += [x for c in changes for x in c.parts.values() if x is not None] + [c.rho for c in ranks]
