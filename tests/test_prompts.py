@@ -13,6 +13,7 @@ from bad_input import one_clear_error
 from maintenance.coverage_prompts import PromptSetting, cover_prompts
 
 from trainers.config.reading import load
+from trainers.config.unused import unused
 from trainers.flow import run as runs_of
 from trainers.flow.layout import Layout, Tasks
 from trainers.flow.progress import Progress
@@ -185,6 +186,14 @@ def test_too_few_prompts_are_refused_before_anything_is_trained(experiment_file:
         one_clear_error(lambda seeds=seeds: load(str(experiment_file), [f"evaluate.shot_seeds={seeds}"]), "each seed once")
     probe = ["evaluate.prompts=2", "strong.trainer=reward", "arms=[student, ceiling]"]
     one_clear_error(lambda: load(str(experiment_file), probe), "leave .*evaluate.prompts out")
+
+
+def test_draws_of_shots_that_nobody_is_shown_are_told(experiment_file: Path):
+    seeds = ["evaluate.shot_seeds=[0]", SAFETY.replace("prompts: 2", "shot_seeds: [0]")]
+    told = unused(load(str(experiment_file), seeds)[0])
+    assert [line.split()[0] for line in told] == ["evaluate.shot_seeds", "safety.shot_seeds"]
+    assert not unused(load(str(experiment_file), [seeds[0], "arms=[few_shot(2), student]"])[0])
+    assert not unused(load(str(experiment_file), [seeds[0], "evaluate.num_fewshot=1"])[0])
 
 
 def test_a_report_tells_arms_by_prompt_and_keeps_its_headline(experiment_file: Path, own_task: Path, tmp_path: Path):

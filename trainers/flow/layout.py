@@ -275,9 +275,9 @@ class Layout:
             return
         for prompt in range(2, how.prompts + 1):
             self._asking(step.by(prompt))
-        # Shots that the supervisor labelled are drawn anew for every seed.
-        if not isinstance(step, InContext) and any(task.shots(step.style) for task in step.limits):
-            for seed in how.shot_seeds:
+        for seed in how.shot_seeds:
+            # Shots that the supervisor labelled are drawn anew for every seed of the experiment.
+            if not isinstance(step, InContext) and any(task.shots(step.style) for task in step.limits):
                 self._asking(replace(step, shot_seed=seed))
 
     def _asking(self, step: Evaluation) -> Evaluation:
