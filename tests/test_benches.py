@@ -58,7 +58,9 @@ def test_experiments_are_the_common_keys_with_supervisors_tasks_and_pairs(bench_
     assert [one.seeds for one in found.values()] == [[4]] * 4
     assert [one.split.seed for one in found.values()] == [1, 2, 3, 1]
     assert [one.weak.trainer for one in found.values()] == ["classifier"] * 3 + ["lora"]
-    assert [getattr(one.weak, "epochs", None) for one in found.values()][:2] == [2, 1] or found["a", "encoder"].weak.epochs == 2
+    assert [getattr(one.weak, "epochs", None) for one in found.values()][:2] == [2, 1] or found[
+        "a", "encoder"
+    ].weak.epochs == 2
     assert found["a", "decoder"].methods == ["xent"]
     assert merged({"weak": {"trainer": "lora", "r": 4}}, {"weak": {"trainer": "probe"}}) == {"weak": {"trainer": "probe"}}
     assert len(bench.endpoints) == 3

@@ -179,9 +179,12 @@ def test_a_form_of_fixed_classes_or_of_no_choices_is_refused_where_it_means_noth
 
 
 def test_names_of_files_with_the_mark_are_no_forms():
-    assert parted("mail@host.yaml") == ("mail@host.yaml", None)
-    assert parted("@verify") == ("@verify", None)
-    assert parted("a@b@pair") == ("a@b", FORMS["pair"])
+    assert parted("mail@host.yaml") == ("mail@host.yaml", None, 1)
+    assert parted("@verify") == ("@verify", None, 1)
+    assert parted("a@b@pair") == ("a@b", FORMS["pair"], 1)
+    assert parted("a@verify@prompt12") == ("a", FORMS["verify"], 12)
+    assert [parted(f"a@prompt{n}") for n in (0, 1)] == [("a@prompt0", None, 1), ("a@prompt1", None, 1)]
+    assert parted("@prompt2") == ("@prompt2", None, 1)
 
 
 def test_a_label_outside_the_choices_is_told_before_rows_are_turned(tmp_path: Path):

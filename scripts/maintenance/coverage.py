@@ -24,6 +24,7 @@ import numpy.typing as npt
 from maintenance import coverage_answers as answers
 from maintenance.coverage_auroc import AUROC_SETTINGS, AurocCovered, cover_auroc
 from maintenance.coverage_pooling import POOLING_SETTINGS, PoolingCovered, cover_pooling
+from maintenance.coverage_prompts import PROMPT_SETTINGS, PromptsCovered, cover_prompts
 from w2s_tasks.results.components import Components, crossed
 from w2s_tasks.results.gap import gap_components, in_fieller_set
 from w2s_tasks.results.over_tasks import mean_difference, mean_level
@@ -413,6 +414,16 @@ def _pooling_table(rows: list[PoolingCovered]) -> list[list[str]]:
     return out
 
 
+def _prompt_table(rows: list[PromptsCovered]) -> list[list[str]]:
+    out = []
+    for r in rows:
+        s = r.setting
+        size = str(s.rows) if s.size == 1 else f"{s.rows // s.size} x {s.size}"
+        setting = [str(s.prompts), str(s.seeds), size, f"{s.prompt:g}", f"{s.taste:g}", f"{s.level[0]:g} / {s.level[1]:g}"]
+        out.append([*setting, _mark(r.difference, most=1), f"{100 * r.given_prompts:.1f}", f"{100 * r.sd:.1f}"])
+    return out
+
+
 def _print(title: str, head: list[str], rows: list[list[str]]) -> None:
     from rich import box
     from rich.console import Console
@@ -445,10 +456,11 @@ def main(arguments: list[str] | None = None) -> int:
     ranks = [answers.cover_rank(s, chosen.repetitions, chosen.seed) for s in answers.RANK_SETTINGS]
     areas = [cover_auroc(s, each, chosen.seed) for s in AUROC_SETTINGS]
     pooled = [cover_pooling(s, each, chosen.seed) for s in POOLING_SETTINGS]
+    asked = [cover_prompts(s, chosen.repetitions, chosen.seed) for s in PROMPT_SETTINGS]
     if chosen.json:
         data = {"band": BAND, "pgr": [asdict(c) for c in pgr], "differences": [asdict(c) for c in pairs]}
         others: dict[str, list[Any]] = {"means": means, "answers": changes, "rank_correlations": ranks, "auroc": areas}
-        others["pooling"] = pooled
+        others |= {"pooling": pooled, "prompts": asked}
         print(json.dumps(data | {k: [asdict(c) for c in v] for k, v in others.items()}, indent=2))
     else:
         head = ["seeds", "rows", "gap", "true PGR", "SD over seeds", "PGR", "ceiling-weak", "student-weak", "defined"]
@@ -468,7 +480,10 @@ def main(arguments: list[str] | None = None) -> int:
         _print("AUROC and paired differences of it (! = below 93)", [*head, "difference", "p < .05"], _auroc_table(areas))
         head = ["tasks", "seeds", "gain", "SD between tasks", "mean", "new task", "PGR"]
         _print("effects over tasks (! = below 93); PGR where it is given", head, _pooling_table(pooled))
-    below = [x for c in areas for x in (c.area, c.difference)]
+        head = ["prompts", "seeds", "rows", "SD of prompt", "of one seed's", "levels", "difference", "given these"]
+        title = "differences over prompts (! = below 93); beside it the interval given these prompts, and the SD found, %"
+        _print(title, [*head, "SD found"], _prompt_table(asked))
+    below = [x for c in areas for x in (c.area, c.difference)] + [c.difference for c in asked]
     below += [x for c in pairs for x in (c.difference, c.accuracy)] + [c.difference for c in means]
     below += [x for c in pooled for x in (c.mean, c.new_task, c.pgr) if x is not None]
     below += [x for c in changes for x in c.parts.values() if x is not None] + [c.rho for c in ranks]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, PlainValidator, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, Field, PlainValidator, SerializeAsAny, field_validator, model_validator
 
 from trainers.config.method_args import AnyMethodArgs, known
 from trainers.config.methods import parse_method, takes_labels
@@ -12,6 +12,7 @@ from trainers.config.primary import Margin, Primary
 from trainers.config.resources import Resources
 from trainers.config.tune import Tune
 from trainers.fit.trainer import TRAINERS, Role, named
+from trainers.harness.tasks import SEED
 from trainers.labels.arms import ARMS, SHOTS, is_arm, is_plain, kind_of
 from trainers.labels.kinds import takes
 from trainers.labels.label_set import LabelSet
@@ -79,6 +80,15 @@ def _check_writes(where: str, settings: ModelSettings, role: Role = "strong") ->
         raise ValueError(f"{where}.checkpoint: solutions don't agree or differ as a whole; use holdout_loss or last")
 
 
+def _of_further_draws(value: list[int]) -> list[int]:
+    if len(set(value)) < len(value) or SEED in value:
+        raise ValueError(f"write each seed once, and not {SEED}, with which lm_eval draws the shots of the first evaluation")
+    return value
+
+
+ShotSeeds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], AfterValidator(_of_further_draws)]
+
+
 class Evaluate(Section):
     """How every model is evaluated on the training task."""
 
@@ -102,6 +112,13 @@ class Evaluate(Section):
     checkpoints: list[Annotated[float, Field(gt=0, lt=1)]] = Field(default=[])
     """Shares of a training's optimizer steps after which every trained strong arm is evaluated too, on the training task and
     the safety tasks, e.g. [0.25, 0.5, 0.75]: more points of safety against capability, in no other part of the report."""
+
+    prompts: int = Field(default=1, ge=1)
+    """How many of the task's prompts ask every strong arm, its own first: with 3 also the two paraphrases of its YAML, whose
+    spread the report tells; all other numbers are those of the first."""
+    shot_seeds: ShotSeeds = Field(default=[])
+    """Seeds that draw the shots anew, e.g. [0, 1], beside lm_eval's own: every strong arm with gold shots (few_shot, or
+    num_fewshot above 0) is asked with these too, and the report tells how much hangs on the draw."""
 
     @field_validator("checkpoints")
     @classmethod
@@ -137,6 +154,10 @@ class Safety(Section):
     num_fewshot: Annotated[int, Field(ge=0)] | Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] | None = 0
     """Shots, the same for every document; a list such as [0, 1, 2, 4, 8, 16, 32] makes a ladder, its first entry the main
     one; null for each task's own number."""
+    prompts: int = Field(default=1, ge=1)
+    """How many prompts of every task ask, as in evaluate.prompts, with the main number of shots."""
+    shot_seeds: ShotSeeds = Field(default=[])
+    """Seeds that draw the shots anew, as in evaluate.shot_seeds, in the main number."""
     fewshot_as_multiturn: bool = True
     """Under a chat template: whether shots are turns of their own, or stand in one user message."""
 
@@ -294,10 +315,11 @@ class Experiment(Section):
                 f"arms: {asked} needs the untuned strong model, which can't answer with trainer: {self.strong.trainer}: its "
                 "head is random before training. Name arms that are trained, e.g. [student, ceiling, random_labels]."
             )
-        if strong.model == "w2s-classifier" and (self.safety or self.evaluate.task or self.evaluate.tuned_task):
+        otherwise = self.evaluate.task or self.evaluate.tuned_task or self.evaluate.prompts > 1
+        if strong.model == "w2s-classifier" and (self.safety or otherwise):
             raise ValueError(
-                f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task and "
-                "evaluate.tuned_task out"
+                f"strong.trainer: {self.strong.trainer} answers the training task alone; leave safety, evaluate.task, "
+                "evaluate.tuned_task and evaluate.prompts out"
             )
         if self.equal_steps and not isinstance(self.strong, Optimised):
             raise ValueError(f"equal_steps: the service decides the steps of strong.trainer: {self.strong.trainer}")

@@ -32,6 +32,10 @@ def _inactive(config: Experiment) -> Iterator[tuple[str, str]]:
     if all(map(is_plain, config.arms)):
         for key in sorted({"checkpoints", "tuned_task"} & evaluate.model_fields_set):
             yield f"evaluate.{key}", "an arm that is trained"
+    if evaluate.shot_seeds and not evaluate.num_fewshot and not any(kind_of(name).shots == "gold" for name in config.arms):
+        yield "evaluate.shot_seeds", "the arm few_shot, or evaluate.num_fewshot above 0"
+    if safety and safety.shot_seeds and safety.shots[0] == 0:
+        yield "safety.shot_seeds", "safety.num_fewshot whose first number is above 0"
     if safety and "fewshot_as_multiturn" in safety.model_fields_set:
         if not training_style(config.strong).chat_template:
             yield "safety.fewshot_as_multiturn", "strong.chat_template: true"

@@ -35,7 +35,7 @@ def evaluation(ref: ModelRef, harness: Harness, task: str, style: PromptStyle, l
         limit: its first documents; None for all.
     """
     words: list[str] = []
-    own = "calibrate" in ref.args or parted(task)[1] is not None  # lm_eval has neither calibration nor forms
+    own = "calibrate" in ref.args or parted(task).ending != ""  # lm_eval has neither calibration, forms nor further prompts
     if ref.model == "w2s-hf" and not own and not _resized(ref):
         args = {name: value for name, value in ref.args.items() if name not in OWN_ARGUMENTS}
         device = usable_device(str(args.pop("device", None) or ""))

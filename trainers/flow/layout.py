@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from trainers.config.experiment import Experiment
+from trainers.config.experiment import Evaluate, Experiment, Safety
 from trainers.config.methods import parse_method
 from trainers.config.primary import Primary
 from trainers.fit.language_model import LanguageModel
@@ -151,7 +151,7 @@ class Layout:
         task, names = primary.task or self.task.name, [one.name for one in self.tasks.safety]
         if task not in (self.task.name, *names):
             raise UserError(f"primary.task: no task {shown(task)} here.{nearest(task, names)} Known: {', '.join(names)}.")
-        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None]
+        steps = [s for s in self.steps.values() if isinstance(s, Evaluation) and s.arm.at is None and s.headline]
         if task == self.task.name:
             steps = [step for step in steps if not isinstance(step, SafetyEvaluation)]
         else:
@@ -293,6 +293,8 @@ class Layout:
         of_task: dict[str, Any] = {"task": self.task, **of_arm, "limits": asked, "style": style}
         evaluation = InContext(**of_task, shown=shown) if shown else Evaluation(**of_task)
         self.evaluations[arm] = self._asking(evaluation)
+        if arm.kind.model == "strong":
+            self._otherwise(evaluation, config.evaluate)
         safety = config.safety
         # An arm with shots of its own, or calibrated, is the untuned model again.
         if safety is None or TRAINERS[settings.trainer].model == "w2s-classifier" or own or arm.kind.calibrated:
@@ -301,7 +303,20 @@ class Layout:
         for number in safety.shots[: None if arm.at is None else 1]:  # the ladder is for the end of training
             style = replace(training_style(settings, number), multiturn=safety.fewshot_as_multiturn)
             main = number == safety.shots[0]
-            self._asking(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+            asking = self._asking(SafetyEvaluation(task=self.task, **of_arm, limits=limits, style=style, main=main))
+            if main:
+                self._otherwise(asking, safety)
+
+    def _otherwise(self, step: Evaluation, how: Evaluate | Safety) -> None:
+        """Further evaluations of a model at the end of its training: by the tasks' other prompts, with other shots."""
+        if step.arm.at is not None:
+            return
+        for prompt in range(2, how.prompts + 1):
+            self._asking(step.by(prompt))
+        for seed in how.shot_seeds:
+            # Shots that the supervisor labelled are drawn anew for every seed of the experiment.
+            if not isinstance(step, InContext) and any(task.shots(step.style) for task in step.limits):
+                self._asking(replace(step, shot_seed=seed))
 
     def _asking(self, step: Evaluation) -> Evaluation:
         for task in step.limits:

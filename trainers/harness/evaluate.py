@@ -9,7 +9,7 @@ import contextlib
 import functools
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import lm_eval.evaluator as evaluator
 from lm_eval.api.task import ConfigurableTask
 
 from trainers.harness.pool import ModelPool
-from trainers.harness.tasks import HarnessTask, PromptStyle, reason
+from trainers.harness.tasks import SEED, HarnessTask, PromptStyle, reason
 from trainers.store import processes
 from w2s_tasks import TASK_PATH, register
 from w2s_tasks.errors import UserError
@@ -100,7 +100,7 @@ class Harness:
 
     def _place(self, name: str) -> str:
         """Where a task's YAML is, and which data files it names."""
-        entry = self._manager.task_index.get(parted(name)[0])
+        entry = self._manager.task_index.get(parted(name).task)
         if entry is None or entry.yaml_path is None:
             return ""
         files = ((entry.cfg or {}).get("dataset_kwargs") or {}).get("data_files")
@@ -108,7 +108,7 @@ class Harness:
 
     def folder_of(self, name: str) -> Path | None:
         """The folder that lm_eval's ``--include_path`` has to name for a task; None for lm_eval's own."""
-        entry = self._manager.task_index.get(parted(name)[0])
+        entry = self._manager.task_index.get(parted(name).task)
         if entry is None or entry.yaml_path is None:
             return None
         place = Path(entry.yaml_path).resolve()
@@ -139,6 +139,16 @@ def _lm_eval_quiet() -> Iterator[None]:
             module.tqdm = bar
 
 
+@contextlib.contextmanager
+def _shots_as_ever(tasks: Iterable[HarnessTask]) -> Iterator[None]:
+    """Leave the tasks' samplers, which an evaluation shares with them, with the seed that they had."""
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.task.set_fewshot_seed(seed=SEED)
+
+
 def evaluate(
     harness: Harness,
     pool: ModelPool,
@@ -147,12 +157,13 @@ def evaluate(
     out: Path,
     *,
     style: PromptStyle,
+    shot_seed: int = SEED,
 ) -> None:
     """Evaluate a model through lm_eval and leave its result and sample files, which are read as well, below `out`.
 
     Args and raises: as `ask`; the files that lm_eval wrote are not whole.
     """
-    results = ask(harness, pool, ref, limits, out, style=style)
+    results = ask(harness, pool, ref, limits, out, style=style, shot_seed=shot_seed)
     if results is not None:
         read_evaluation(out, {task.name: task.eval_rows(limit) for task, limit in limits.items()})
 
@@ -165,6 +176,7 @@ def ask(
     out: Path,
     *,
     style: PromptStyle,
+    shot_seed: int = SEED,
 ) -> dict[str, Any] | None:
     """Evaluate a model through lm_eval and leave its result and sample files below `out`.
 
@@ -175,6 +187,7 @@ def ask(
         limits: for each task, with the settings that it was loaded with, its first n documents; None for all.
         out: the folder to fill.
         style: how to prompt.
+        shot_seed: draws the shots.
 
     Returns:
         lm_eval's results; None in further processes of a launch.
@@ -188,7 +201,7 @@ def ask(
     same = len(set(limits.values())) == 1
     chosen = {task.name: list(range(task.eval_rows(limit))) for task, limit in limits.items()}
     tracker = Tracker(output_path=str(out))
-    with _lm_eval_quiet(), pool.booked(lm, out):
+    with _lm_eval_quiet(), pool.booked(lm, out), _shots_as_ever(limits):
         results = lm_eval.simple_evaluate(
             model=lm,
             model_args=dict(ref.args),
@@ -196,6 +209,7 @@ def ask(
             num_fewshot=style.num_fewshot,
             limit=next(iter(limits.values())) if same else None,
             samples=None if same else chosen,
+            fewshot_random_seed=shot_seed,
             log_samples=True,
             evaluation_tracker=tracker,
             system_instruction=style.system_prompt,

@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from trainers.store import processes
 from w2s_tasks.errors import MissingDataError, UserError, causes
+from w2s_tasks.plugin import prompts
 from w2s_tasks.plugin.task_settings import ROWS, settings
 from w2s_tasks.rows.families import source_texts
 from w2s_tasks.rows.overlap import source_of
@@ -91,8 +92,9 @@ class HarnessTask:
         self.name = str(task.config.task)
         task.set_fewshot_seed(seed=SEED)
         # A sweep asks for the same hashes for every cell.
-        self._renderer_hashes: dict[PromptStyle, str] = {}
+        self._renderer_hashes: dict[tuple[PromptStyle, int], str] = {}
         self._eval_hashes: dict[int, str] = {}
+        self._asked_by: dict[int, HarnessTask] = {}
         self._trainable = self._evaluable = False
 
     def as_loaded(self) -> ConfigurableTask:
@@ -100,6 +102,20 @@ class HarnessTask:
         task = copy.copy(self.task)
         task._config = copy.copy(self.task.config)
         return task
+
+    def asked_by(self, prompt: int) -> HarnessTask:
+        """The same task with its prompt of that number, counted from 1.
+
+        Raises:
+            UserError: it has none of that number, or one that can't be asked.
+        """
+        if prompt == 1:
+            return self
+        if prompt not in self._asked_by:
+            found = HarnessTask(prompts.asked_by(self.task, prompt))
+            found.check_evaluable()
+            self._asked_by[prompt] = found
+        return self._asked_by[prompt]
 
     @functools.cached_property
     def train_docs(self) -> list[dict[str, Any]]:
@@ -407,16 +423,16 @@ class HarnessTask:
             raise UserError(f"the task '{self.name}' names the source column '{column}', which its rows don't have.")
         return source_texts(self.train_docs, source), bool(source.get("contained", False))
 
-    def renderer_hash(self, style: PromptStyle) -> str:
-        """Hash of all that turns a document into prompts, choices and scores."""
-        if style not in self._renderer_hashes:
-            self._renderer_hashes[style] = self._hash_renderer(style)
-        return self._renderer_hashes[style]
+    def renderer_hash(self, style: PromptStyle, shot_seed: int = SEED) -> str:
+        """Hash of all that turns a document into prompts, choices and scores, with shots drawn by that seed."""
+        if (style, shot_seed) not in self._renderer_hashes:
+            self._renderer_hashes[style, shot_seed] = self._hash_renderer(style, shot_seed)
+        return self._renderer_hashes[style, shot_seed]
 
-    def _hash_renderer(self, style: PromptStyle) -> str:
+    def _hash_renderer(self, style: PromptStyle, shot_seed: int) -> str:
         n = self.shots(style)
         # lm_eval's own samplers go on where the last draw ended: what is hashed must not hang on what was hashed before.
-        self.task.set_fewshot_seed(seed=SEED)
+        self.task.set_fewshot_seed(seed=shot_seed)
         shots = list(self.task.sampler.sample(n)) if n else []
         self.task.set_fewshot_seed(seed=SEED)
         parts = [settings(self.task, without=(*ROWS, "num_fewshot")), vars(style), n, shots, lm_eval.__version__]
@@ -449,6 +465,14 @@ class UnloadedTask(HarnessTask):
     def train_docs(self) -> list[dict[str, Any]]:
         """Not here."""
         raise MissingDataError(f"the data of '{self.name}' is not here.")
+
+    def asked_by(self, prompt: int) -> HarnessTask:
+        """By its name alone too."""
+        return self if prompt == 1 else UnloadedTask(f"{self.name}@prompt{prompt}")
+
+    def shots(self, style: PromptStyle) -> int:
+        """Those that are asked for; a number of its own is not known."""
+        return style.num_fewshot or 0
 
     def check_shots(self, style: PromptStyle) -> None:
         """Not known yet."""

@@ -11,6 +11,7 @@ from trainers.flow.run import Run
 from trainers.report.entries import Mode, Objective
 from trainers.steps.arm import Arm
 from trainers.steps.evaluation import Evaluation, SafetyEvaluation
+from w2s_tasks.plugin.forms import parted
 from w2s_tasks.results.read import TaskScores, read_evaluation
 from w2s_tasks.results.safety import split_of, subtask_of
 
@@ -53,6 +54,14 @@ class Collected:
     """Safety evaluations by number of shots, the main one included; None for each task's own number."""
     checkpoints: dict[float, Collected] = field(default_factory=dict)
     """The trained arms as they were after a share of their steps; `safety` with the untuned model, their reference."""
+    prompts: dict[int, Evaluations] = field(default_factory=dict)
+    """Evaluations on the training task by its further prompts, by their numbers from 2 on."""
+    safety_prompts: dict[int, Evaluations] = field(default_factory=dict)
+    """The same on the safety tasks, under the tasks' own names."""
+    draws: dict[int, Evaluations] = field(default_factory=dict)
+    """Evaluations on the training task with other shots, by the seeds that drew them."""
+    safety_draws: dict[int, Evaluations] = field(default_factory=dict)
+    """The same on the safety tasks."""
     formed: dict[type[Any], Any] = field(default_factory=dict)
     """Sections that are formed of them already."""
 
@@ -135,25 +144,39 @@ def collect(run: Run) -> Collected:
     Raises:
         UserError: a file that is missing or not whole.
     """
-    training: Evaluations = {}
-    ladder: dict[int | None, Evaluations] = {}
-    kept: dict[float, Collected] = {}
     layout = run.layout
+    found = Collected(run, {}, {}, {})
+    ladder: dict[int | None, Evaluations] = {}
     for step in layout.steps.values():
         if not isinstance(step, Evaluation):
             continue
         scores = read_evaluation(run.folder_of(step), step.asked)
-        arm, then = replace(step.arm, at=None), None
+        arm, then, in_safety = replace(step.arm, at=None), found, isinstance(step, SafetyEvaluation)
+        if not in_safety:  # a task that asks the training task's documents another way stands in for it
+            scores = {layout.task.name: next(iter(scores.values()))}
         if step.arm.at is not None:
-            then = kept.setdefault(step.arm.at, Collected(run, {}, {}, {}))
-        if isinstance(step, SafetyEvaluation):
-            (then.safety if then else ladder.setdefault(step.style.num_fewshot, {}))[arm] = scores
+            then = found.checkpoints.setdefault(step.arm.at, Collected(run, {}, {}, {}))
+        if step.prompt > 1:
+            by_prompt = found.safety_prompts if in_safety else found.prompts
+            by_prompt.setdefault(step.prompt, {})[arm] = {
+                parted(name).own_prompt if in_safety else name: one for name, one in scores.items()
+            }
+        elif not step.headline:
+            (found.safety_draws if in_safety else found.draws).setdefault(step.shot_seed, {})[arm] = scores
+        elif not in_safety:
+            then.training[arm] = scores
+        elif then is found:
+            ladder.setdefault(step.style.num_fewshot, {})[arm] = scores
         else:
-            # A task that asks the training task's documents another way stands in for it.
-            (then.training if then else training)[arm] = {layout.task.name: next(iter(scores.values()))}
-    by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
-    main = layout.config.safety.shots[0] if layout.config.safety else None
-    found = Collected(run, training, ladder.get(main, {}), by_shots, dict(sorted(kept.items())))
+            then.safety[arm] = scores
+    return _ordered(found, ladder)
+
+
+def _ordered(found: Collected, ladder: dict[int | None, Evaluations]) -> Collected:
+    """With the ladder of shots, its main rung as the safety evaluations, and checkpoints beside the untuned model."""
+    safety = found.config.safety
+    main = ladder.get(safety.shots[0], {}) if safety else {}
     for then in found.checkpoints.values():
-        then.safety.update({a: s for a, s in found.safety.items() if a.name == "zero_shot"})
-    return found
+        then.safety.update({arm: scores for arm, scores in main.items() if arm.name == "zero_shot"})
+    by_shots = dict(sorted(ladder.items(), key=lambda item: item[0] or 0))
+    return replace(found, safety=main, ladder=by_shots, checkpoints=dict(sorted(found.checkpoints.items())))

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from trainers.fit.trainer import Code, model_code, untuned
 from trainers.harness.evaluate import Harness, evaluate
-from trainers.harness.tasks import HarnessTask, PromptStyle
+from trainers.harness.tasks import SEED, HarnessTask, PromptStyle
 from trainers.labels import shots
 from trainers.steps.arm import Arm
 from trainers.steps.fit import Asking, model_of
@@ -39,26 +39,55 @@ class Evaluation(Asking):
     """What asks a language model: this process, or a server of vLLM's."""
     base_url: str | None = None
     """The server's."""
+    prompt: int = 1
+    """Which of the tasks' prompts asks, counted from 1; `limits` names the tasks in it."""
+    shot_seed: int = SEED
+    """What draws the shots of the tasks' training rows."""
 
     @property
     def name(self) -> str:
-        """By its model."""
-        return f"evaluate/{self.arm.title}"
+        """By its model; with a further prompt or other shots by those too."""
+        return f"evaluate{self._otherwise}/{self.arm.title}"
 
     @property
     def title(self) -> str:
         """By its model."""
-        return f"evaluate {self.arm.title}"
+        return f"evaluate {self.arm.title}{self._told_otherwise}"
+
+    @property
+    def headline(self) -> bool:
+        """Whether it asks by the tasks' own prompts and with the usual shots."""
+        return self.prompt == 1 and self.shot_seed == SEED
+
+    @property
+    def _otherwise(self) -> str:
+        prompt = "" if self.prompt == 1 else f"@prompt{self.prompt}"
+        return prompt if self.shot_seed == SEED else f"{prompt}@shots{self.shot_seed}"
+
+    @property
+    def _told_otherwise(self) -> str:
+        prompt = "" if self.prompt == 1 else f", prompt {self.prompt}"
+        return prompt if self.shot_seed == SEED else f"{prompt}, shots by seed {self.shot_seed}"
+
+    def by(self, prompt: int) -> Self:
+        """The same with another of the tasks' prompts.
+
+        Raises:
+            UserError: a task has no prompt of that number.
+        """
+        return replace(self, prompt=prompt, limits={task.asked_by(prompt): limit for task, limit in self.limits.items()})
 
     def recipe(self) -> dict[str, Any]:
         """Documents, prompts, and the model where no training says which."""
+        shots = self.shot_seed
         return {
-            "tasks": {t.name: [t.renderer_hash(self.style), t.eval_hash(limit)] for t, limit in self.limits.items()},
+            "tasks": {t.name: [t.renderer_hash(self.style, shots), t.eval_hash(n)] for t, n in self.limits.items()},
             "style": vars(self.style),
             "untrained": None if self.fit else vars(untuned(self.settings, self.task)),
             **({} if self.arm.at is None else {"at": self.arm.at}),
             **({} if self.engine == "hf" else {"engine": self.engine}),
             **({"calibration": self.calibration} if self.calibration else {}),
+            **({} if shots == SEED else {"shot_seed": shots}),
         }
 
     @property
@@ -81,7 +110,8 @@ class Evaluation(Asking):
 
     def build(self, ground: Ground, out: Path) -> None:
         """Leave lm_eval's own files."""
-        evaluate(self.harness, ground.pool, evaluated_model(self, ground), self.questions(ground), out, style=self.style)
+        model, questions = evaluated_model(self, ground), self.questions(ground)
+        evaluate(self.harness, ground.pool, model, questions, out, style=self.style, shot_seed=self.shot_seed)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -125,12 +155,12 @@ class SafetyEvaluation(Evaluation):
     @property
     def name(self) -> str:
         """By its model; a further rung by its shots too."""
-        return f"safety{'' if self.main else f'@{self.style.num_fewshot}'}/{self.arm.title}"
+        return f"safety{'' if self.main else f'@{self.style.num_fewshot}'}{self._otherwise}/{self.arm.title}"
 
     @property
     def title(self) -> str:
         """By its model."""
-        return f"safety of {self.arm.title}{'' if self.main else f', {self.style.num_fewshot} shots'}"
+        return f"safety of {self.arm.title}{'' if self.main else f', {self.style.num_fewshot} shots'}{self._told_otherwise}"
 
 
 def evaluated_model(step: Evaluation, ground: Ground) -> ModelRef:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import datasets
 from lm_eval.api.task import ConfigurableTask
@@ -21,6 +21,8 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError
+from w2s_tasks.plugin.prompts import OTHER
+from w2s_tasks.plugin.task_settings import PROMPTS
 from w2s_tasks.rows import forms, overlap
 from w2s_tasks.rows.problems import label_remedy
 from w2s_tasks.rows.readable import place_of
@@ -29,8 +31,8 @@ from w2s_tasks.user_text import shown
 
 MARK = "@"
 """Between a task's name and that of its form."""
-OWN = ("source", "candidates", "score")
-"""Metadata of a task that say something of its rows and scores, not of its form's."""
+OWN = ("source", "candidates", "score", PROMPTS)
+"""Metadata of a task that say something of its rows, prompts and scores, not of its form's."""
 
 Doc = dict[str, Any]
 
@@ -152,6 +154,18 @@ class Verify(Form):
         return {
             "doc_to_text": "{{question}}{{answer}}\n\nIs this answer correct?",
             "doc_to_choice": ["no", "yes"],
+            "metadata": {
+                PROMPTS: [
+                    {
+                        "doc_to_text": "{{question}}{{answer}}\n\nTrue or false: the answer above is right.",
+                        "doc_to_choice": ["false", "true"],
+                    },
+                    {
+                        "doc_to_text": "{{question}}{{answer}}\n\nA teacher marked this answer as",
+                        "doc_to_choice": ["wrong", "correct"],
+                    },
+                ]
+            },
         }
 
     def row(self, question: str, choices: list[str], gold: int) -> Doc:
@@ -174,7 +188,19 @@ class Pair(Form):
             "process_results": pairwise.candidates,
             "doc_to_text": "{{question}}\n\nA:{{a}}\nB:{{b}}\n\nBetter answer:",
             "doc_to_choice": ["A", "B"],
-            "metadata": {"candidates": {"question": "question", "answers": ["a", "b"]}},
+            "metadata": {
+                "candidates": {"question": "question", "answers": ["a", "b"]},
+                PROMPTS: [
+                    {
+                        "doc_to_text": "{{question}}\n\nFirst answer:{{a}}\nSecond answer:{{b}}\n\nThe better one is the",
+                        "doc_to_choice": ["first", "second"],
+                    },
+                    {
+                        "doc_to_text": "{{question}}\n\nOption X:{{a}}\nOption Y:{{b}}\n\nI prefer option",
+                        "doc_to_choice": ["X", "Y"],
+                    },
+                ],
+            },
         }
 
     def own_metrics(self) -> list[dict[str, Any]]:
@@ -236,7 +262,30 @@ class Shuffle(Form):
 FORMS: dict[str, type[Form]] = {form.name: form for form in (Verify, Pair, Shuffle)}
 
 
-def parted(name: str) -> tuple[str, type[Form] | None]:
-    """A task's name and the form in which it is asked; no form where the name has none."""
-    task, _, form = name.rpartition(MARK)
-    return (task, FORMS[form]) if task and form in FORMS else (name, None)
+class Named(NamedTuple):
+    """A task's name, and how the task is asked: in a form, and by which of its prompts, counted from 1."""
+
+    task: str
+    form: type[Form] | None = None
+    prompt: int = 1
+
+    @property
+    def own_prompt(self) -> str:
+        """The task in its form, by its own prompt."""
+        return self.task if self.form is None else f"{self.task}{MARK}{self.form.name}"
+
+    @property
+    def ending(self) -> str:
+        """What stands behind the task's name."""
+        other = "" if self.prompt == 1 else f"{MARK}prompt{self.prompt}"
+        return self.own_prompt.removeprefix(self.task) + other
+
+
+def parted(name: str) -> Named:
+    """The parts of NAME, NAME@FORM, NAME@prompt2 or NAME@FORM@prompt2."""
+    task, _, last = name.rpartition(MARK)
+    other = OTHER.fullmatch(last) if task else None
+    prompt = int(other[1]) if other else 1
+    rest = task if other else name
+    task, _, last = rest.rpartition(MARK)
+    return Named(task, FORMS[last], prompt) if task and last in FORMS else Named(rest, None, prompt)

@@ -19,7 +19,8 @@ from lm_eval.tasks.manager import TaskDict
 from w2s_tasks import TASK_PATH
 from w2s_tasks.errors import UserError, nearest
 from w2s_tasks.plugin.forms import FORMS, MARK, parted
-from w2s_tasks.plugin.task_settings import refuse_two
+from w2s_tasks.plugin.prompts import asked_by
+from w2s_tasks.plugin.task_settings import refuse_odd_choices, refuse_two
 from w2s_tasks.rows.fewshot import tell_small_pool
 from w2s_tasks.rows.readable import whole_labels
 from w2s_tasks.rows.sources import cache_of
@@ -31,21 +32,6 @@ class _NoCustomDatasetNotice(logging.Filter):
 
     def filter(self, record: logging.LogRecord) -> bool:
         return "Custom kwargs can be passed" not in str(record.msg)
-
-
-def refuse_odd_choices(name: str, choices: Any) -> None:
-    """Refuse choices of a YAML that are no texts: lm_eval stops at them without saying what they are.
-
-    Raises:
-        UserError: with the choice, and why yes and no without quotes are none.
-    """
-    listed = list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
-    odd = [c for c in listed if not isinstance(c, str) or not c]
-    if odd:
-        raise UserError(
-            f"the task '{name}': doc_to_choice: choices must be a list of texts, found {odd[0]!r} in {shown(listed)}. "
-            'YAML reads yes, no, on, off, null and digits as other things than text; put quotes around them: ["no", "yes"].'
-        )
 
 
 def _on_disk(name: str) -> bool:
@@ -62,13 +48,15 @@ class _Factory(TaskFactory):
     def _build_task(self, entry: Any, overrides: dict[str, Any] | None) -> Any:
         config = self._load_full_config(entry, overrides)
         refuse_odd_choices(entry.name, config.get("doc_to_choice"))
-        form = parted(entry.name)[1]
-        if form and "class" in config:
+        asked = parted(entry.name)
+        if asked.form and "class" in config:
             raise UserError(f"the task '{entry.name}': a task with a class of its own has no further form.")
         own = self._own_cache(config)
-        if form is None:
-            return super()._build_task(entry, {**(overrides or {}), **own} if own else overrides)
-        return form(config | own | {"task": entry.name})
+        if asked.form is None:
+            task = super()._build_task(entry, {**(overrides or {}), **own} if own else overrides)
+        else:
+            task = asked.form(config | own | {"task": asked.own_prompt})
+        return task if asked.prompt == 1 else asked_by(task, asked.prompt)
 
     @staticmethod
     def _own_cache(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,14 +120,14 @@ class W2STaskManager(TaskManager):
         return next((t for t in task_list if not self._matching(t)), None)
 
     def _matching(self, name: str) -> list[str]:
-        task, form = parted(name)
-        found: list[str] = super().match_tasks([task])
-        return found if form is None else [f"{task}{MARK}{form.name}" for task in found]
+        asked = parted(name)
+        found: list[str] = super().match_tasks([asked.task])
+        return [f"{task}{asked.ending}" for task in found]
 
     def _unknown(self, name: str) -> UserError:
         hint = nearest(name, self.all_tasks, most=3)
         if MARK in name:
-            hint += f" A form is named behind {MARK}: {', '.join(FORMS)}."
+            hint += f" A form is named behind {MARK}: {', '.join(FORMS)}; then another prompt: prompt2, prompt3."
         return UserError(f"no task {shown(name)}.{hint} `w2s tasks` lists ours, `lm_eval ls tasks` all.")
 
     def load(self, task_list: Any) -> TaskDict:
@@ -162,13 +150,13 @@ class W2STaskManager(TaskManager):
         return loaded
 
     def _entry(self, name: str) -> Any:
-        """The entry of a task; of NAME@FORM that of NAME, as a task of its own."""
-        task, form = parted(name)
-        entry = super()._entry(task)
-        if form is None or entry is None:
+        """The entry of a task; of NAME@FORM and NAME@prompt2 that of NAME, as a task of its own."""
+        asked = parted(name)
+        entry = super()._entry(asked.task)
+        if not asked.ending or entry is None:
             return entry
         if entry.kind in (Kind.GROUP, Kind.TAG):
-            raise UserError(f"'{task}' is a group; ask one of its tasks in the form {form.name}.")
+            raise UserError(f"'{asked.task}' is a group; ask one of its tasks as TASK{asked.ending}.")
         return replace(entry, name=name)
 
     def _load_spec(self, spec: Any) -> Any:

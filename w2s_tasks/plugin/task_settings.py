@@ -14,6 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from w2s_tasks.code_scope import code_hash, is_ours
 from w2s_tasks.errors import UserError
+from w2s_tasks.user_text import shown
 
 NAMES = frozenset({"task", "task_alias", "tag"})
 """What a task is called, not what it asks."""
@@ -30,6 +31,8 @@ ROWS = frozenset(
     }
 )
 """Where the rows come from; the rows themselves are hashed elsewhere."""
+PROMPTS = "prompts"
+"""The entry of a task's metadata that states its paraphrases, each of them the prompt of a task of its own."""
 
 
 def _function(value: Any) -> str:
@@ -61,10 +64,10 @@ def plain(value: Any) -> Any:
 
 
 def settings(task: ConfigurableTask, without: Iterable[str] = ()) -> dict[str, Any]:
-    """All settings of a loaded task but its names and those of `without`; the place of its YAML is none."""
+    """All settings of a loaded task but its names and those of `without`; its YAML's place and other prompts are none."""
     found: dict[str, Any] = plain(task.config)
     left_out = NAMES | frozenset(without)
-    found["metadata"] = {k: v for k, v in (found.get("metadata") or {}).items() if k != "config_source"}
+    found["metadata"] = {k: v for k, v in (found.get("metadata") or {}).items() if k not in ("config_source", PROMPTS)}
     return {key: value for key, value in found.items() if key not in left_out}
 
 
@@ -87,4 +90,19 @@ def refuse_two(one: ConfigurableTask, other: ConfigurableTask) -> None:
             f"the task '{name}' is named twice, and its {', '.join(keys)} differ; results have one place for a name, so one "
             f"of the two would be lost. Give one of them a name of its own: a YAML that includes the task's, with "
             f"`task: {name}_2` and those settings."
+        )
+
+
+def refuse_odd_choices(name: str, choices: Any) -> None:
+    """Refuse choices of a YAML that are no texts: lm_eval stops at them without saying what they are.
+
+    Raises:
+        UserError: with the choice, and why yes and no without quotes are none.
+    """
+    listed = list(choices.values()) if isinstance(choices, dict) else choices if isinstance(choices, list) else []
+    odd = [c for c in listed if not isinstance(c, str) or not c]
+    if odd:
+        raise UserError(
+            f"the task '{name}': doc_to_choice: choices must be a list of texts, found {odd[0]!r} in {shown(listed)}. "
+            'YAML reads yes, no, on, off, null and digits as other things than text; put quotes around them: ["no", "yes"].'
         )

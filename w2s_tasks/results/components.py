@@ -211,10 +211,21 @@ def critical(seeds: Array, rows: Array, seed_df: int, row_df: Array | float, lev
     of_rows = quantile(tail, row_df)
     if seed_df == 0:
         return np.broadcast_to(of_rows, np.broadcast_shapes(np.shape(seeds), np.shape(of_rows)))
-    of_seeds = quantile(tail, seed_df)
     total = np.asarray(seeds + rows, dtype=float)
     share = np.divide(seeds, total, out=np.zeros_like(total), where=total > 0)
-    return np.asarray(of_rows + (of_seeds - of_rows) * share ** (EXPONENT_OF_TWO if seed_df == 1 else EXPONENT))
+    return between(of_rows, share, seed_df, level)
+
+
+def between(rest: Array, share: Array, df: int, level: float = 0.95) -> Array:
+    """Half-width in standard errors where a share of the variance is that of a few levels: see the module's text.
+
+    Args:
+        rest: half-width of what brings the rest of the variance.
+        share: of the variance, 0 to 1, a shape that spreads over the first's.
+        df: levels minus 1, above 0.
+        level: of the interval.
+    """
+    return np.asarray(rest + (quantile(0.5 + level / 2, df) - rest) * share ** (EXPONENT_OF_TWO if df == 1 else EXPONENT))
 
 
 def p_value(statistic: float, seeds: float, rows: float, seed_df: int, row_df: float) -> float:
