@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from trainers.cli import app
 from trainers.commands.bench import open_bench
 from trainers.config.bench import Endpoint, load_bench, merged
+from trainers.config.reading import load, shipped
 from trainers.report.bench import claim_p
 from trainers.report.pooled import Cell, Contrast, contrast, difference, effect, recovered
 from trainers.report.sections.joint import Joint, JointArm
@@ -27,8 +28,8 @@ task: own_reviews
 split: {{limit: {{weak: 48, transfer: 32}}}}
 strong: {{model: {strong}, r: 4, lr: 1e-2, batch_size: 16}}
 methods: [xent, harden]
-arms: [zero_shot, student, ceiling, random_labels]
-seeds: [0, 1]
+arms: [zero_shot, student, ceiling]
+seeds: [0]
 evaluate: {{limit: 16}}
 safety: {{tasks: [own_reviews], limit: 8}}
 bench:
@@ -38,7 +39,7 @@ bench:
     decoder: {{weak: {{model: {strong}, trainer: lora, r: 4, lr: 1e-2}}, tasks: [a], methods: [xent]}}
   pairs: {{a.encoder: {{weak: {{epochs: 2}}}}}}
   endpoints:
-    - {{method: harden, against: random_labels}}
+    - {{method: harden, against: zero_shot}}
     - {{arm: ceiling, against: student, against_method: harden, claim: not_below, margin: 0.9}}
     - {{method: xent, supervisor: decoder}}
 """
@@ -81,6 +82,15 @@ def test_what_does_not_fit_is_named(bench_file: Path, change: tuple[str, str], m
     bench_file.write_text(bench_file.read_text().replace(*change))
     with pytest.raises(UserError, match=message):
         load_bench(str(bench_file))
+
+
+def test_the_shipped_bench_is_one_and_no_experiment() -> None:
+    _, bench, found = load_bench("w2s_bench_small")
+    assert len(found) == len(bench.cells()) == 7
+    assert all(len(one.seeds) == 5 and "confidence_matched" in one.arms for one in found.values())
+    assert "w2s_bench_small" not in shipped()
+    with pytest.raises(UserError, match="run it with w2s bench"):
+        load("w2s_bench_small")
 
 
 def test_pieces_are_kept_and_the_report_is_of_those_alone(bench_file: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ import yaml
 
 from trainers.cli import app
 from trainers.commands.init import begin
+from trainers.config.bench import load_bench
 from trainers.config.reading import find_config, load, parse
 from trainers.plugin_loader import load_plugins
 from w2s_tasks.errors import UserError
@@ -334,7 +335,7 @@ YAMLS = [
 
 
 @pytest.mark.parametrize("text", YAMLS)
-def test_yaml_in_the_documentation_is_an_experiment_a_part_of_one_or_a_task(text: str):
+def test_yaml_in_the_documentation_is_an_experiment_a_part_of_one_a_bench_or_a_task(text: str, tmp_path: Path):
     from lm_eval.api.task import TaskConfig
 
     data = yaml.load(text, Loader=_Functions)  # noqa: S506 - a safe loader
@@ -348,6 +349,10 @@ def test_yaml_in_the_documentation_is_an_experiment_a_part_of_one_or_a_task(text
         assert set(data) - {"include"} <= set(TaskConfig.__dataclass_fields__)
         return
     whole = next(b for b in blocks(ROOT / "README.md", "yaml") if "methods:" in b)
+    if "bench" in data:
+        (tmp_path / "my_bench.yaml").write_text(text, encoding="utf-8")
+        load_bench(str(tmp_path / "my_bench.yaml"))
+        return
     parse(yaml.safe_dump({**yaml.safe_load(whole), **data}), "README.md")
 
 

@@ -23,6 +23,8 @@ from w2s_tasks.user_text import LONGEST, SHOWN, parse_yaml, read_text, shown
 
 Given = Experiment | Mapping[str, Any] | str | os.PathLike[str]
 """What stands for an experiment in Python."""
+_BENCH = re.compile(r"^bench:", re.MULTILINE)
+"""In the file of several experiments (`trainers.config.bench`)."""
 MOST_ERRORS = 20
 """Lines of an error about an experiment file."""
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -131,6 +133,8 @@ def parse(text: str, where: str, overrides: Sequence[str] | None = None) -> Expe
 
 
 def _checked(data: dict[str, Any], where: str, text: str, overrides: Sequence[str] | None) -> Experiment:
+    if "bench" in data:
+        raise UserError(f"{where}: a bench of several experiments; run it with w2s bench.")
     for assignment in overrides or []:
         set_value(data, assignment)
     try:
@@ -141,6 +145,11 @@ def _checked(data: dict[str, Any], where: str, text: str, overrides: Sequence[st
 
 def shipped() -> dict[str, Path]:
     """The experiments that ship with the package, by name."""
+    return {name: path for name, path in _files().items() if not _BENCH.search(path.read_text(encoding="utf-8"))}
+
+
+def _files() -> dict[str, Path]:
+    """Their files, and those of benches."""
     folder = Path(__file__).parents[2] / "harness_configs" / "experiments"
     return {p.stem: p for p in sorted(folder.glob("*.yaml"))}
 
@@ -154,7 +163,7 @@ def find_config(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    known = shipped()
+    known = _files()
     stem = path.stem if path.suffix in (".yaml", ".yml") else name
     if stem in known:
         return known[stem]
