@@ -78,6 +78,7 @@ def test_evaluation_compares_every_document_and_counts_every_token(own_task: Pat
     assert found["over_floor"] == pytest.approx(found["ours_s"] / found["floor_s"], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
 def test_linear_layers_are_compared_on_one_row_forward_and_back(architecture: str, causal_model, capsys):
     arguments = ["--model", causal_model(architecture), "--tokens", 12, "--threads", 1, "--repeats", 2]
@@ -165,6 +166,7 @@ def test_a_classifier_is_refused_where_a_choice_has_several_tokens(own_task: Pat
         PlainPeer(recipe).prepare()
 
 
+@pytest.mark.slow
 def test_scale_reports_every_size_and_the_same_answers(own_task: Path, causal_model, capsys):
     found = _run(scale.main, [*_common(causal_model("llama"), own_task), "--sizes", "8,40", "--shots", 2], capsys)
     assert found["docs"] == [8, 40]

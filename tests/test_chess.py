@@ -321,15 +321,7 @@ def hash_of(*texts: str) -> int:
     return int(chess_puzzles.digest("\0".join(texts))[:8], 16)
 
 
-@pytest.mark.parametrize(
-    "moves",
-    [
-        20,
-        pytest.param(
-            None, marks=pytest.mark.xfail(strict=False, reason="results.read takes one number of choices for all rows yet")
-        ),
-    ],
-)
+@pytest.mark.parametrize("moves", [20, None])
 def test_the_choices_scores_are_lm_evals_own(data: Callable, tmp_path: Path, moves: int | None):
     data(puzzles(30, moves=moves))
     results = lm_eval(["w2s_chess"], tmp_path / "out", Player())["w2s_chess"]

@@ -119,6 +119,7 @@ def numbers(report: Path) -> Any:
     return [data[key] for key in ("arms", "arm_means", "gaps", "weak_labels", "diagnostics", "disagreements")]
 
 
+@pytest.mark.slow
 def test_results_are_the_local_engines_and_a_second_call_builds_nothing(nodes: Nodes, experiment_file: Path, tmp_path: Path):
     arguments = ["run", experiment_file, "--runs-dir", tmp_path / "ray", "--set", ARMS, *nodes.options()]
     told = w2s(*arguments)

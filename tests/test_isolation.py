@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
+from trainers.cli import app
 from trainers.config.reading import load
 from trainers.flow.progress import Progress
 from trainers.flow.run import Run, open_run
@@ -76,17 +76,14 @@ def test_the_same_weights_under_another_name_have_stages_of_their_own(
     assert base["args"]["pretrained"] == str(tmp_path / "copy")
 
 
-@pytest.mark.slow
 def test_lm_evals_cache_gives_no_model_anothers_answers(own_task: Path, causal_model: Models, tmp_path: Path):
     """Its keys hold the request alone: the second model was given the first one's answers."""
 
     def evaluate(model: Path, out: Path, *more: str) -> list[Any]:
-        command = [sys.executable, "-m", "trainers.cli", "eval", "--model", "w2s-hf", "--model_args", f"pretrained={model}"]
-        command += ["--tasks", "own_reviews", "--include_path", str(own_task), "--limit", "12", "--log_samples"]
-        done = subprocess.run(
-            [*command, "--output_path", str(out), *more], capture_output=True, text=True, check=False, cwd=tmp_path
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
+        command = ["eval", "--model", "w2s-hf", "--model_args", f"pretrained={model}", "--tasks", "own_reviews"]
+        command += ["--include_path", str(own_task), "--limit", "12", "--log_samples", "--output_path", str(out), *more]
+        done = CliRunner().invoke(app, command)
+        assert done.exit_code == 0, done.output[-2000:]
         return answers(out)
 
     one = tmp_path / "one"

@@ -123,6 +123,7 @@ def test_a_task(tmp_path: Path):
     assert "w2s_toy" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_report_section(follow: Callable[[str], None], experiment_file: Path):
     """Its key, its table and its part of the page stand in the report of a run that was finished before."""
     run(experiment_file, "arms=[student]")

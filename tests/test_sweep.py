@@ -185,6 +185,7 @@ def test_a_dry_run_shows_the_cells_and_touches_nothing(experiment_file: Path, tm
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_two_shards_at_once_build_each_stage_once_and_a_killed_one_is_taken_over(experiment_file: Path, tmp_path: Path):
     runs = tmp_path / "runs"
     command = [sys.executable, "-m", "trainers.cli", "sweep", str(experiment_file), "--runs-dir", str(runs)]

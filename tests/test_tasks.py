@@ -193,6 +193,7 @@ def test_the_stock_lm_eval_runs_sst2_and_ethics_from_the_include_path(real_data:
     assert scores["w2s_ethics_utilitarianism"].n == 10
 
 
+@pytest.mark.slow
 @pytest.mark.pypi
 def test_the_stock_lm_eval_runs_smollm2_and_agrees_with_ours(real_data: Path, smollm2: str, tmp_path: Path):
     arguments = ["--tasks", "w2s_sst2,w2s_ethics_justice", "--limit", "8", "--log_samples"]

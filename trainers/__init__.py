@@ -18,6 +18,7 @@ from typing import Any
 PLACES = {
     "Experiment": "trainers.config.experiment",
     "Results": "trainers.report.results",
+    "bench": "trainers.api",
     "evaluate": "trainers.api",
     "load_experiment": "trainers.api",
     "load_report": "trainers.api",

@@ -1,3 +1,4 @@
+from trainers.api import bench as bench
 from trainers.api import evaluate as evaluate
 from trainers.api import load_experiment as load_experiment
 from trainers.api import load_report as load_report

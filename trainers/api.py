@@ -27,9 +27,10 @@ if TYPE_CHECKING:
 
     from trainers.commands.cells import Swept
     from trainers.commands.evaluation import Measured
-    from trainers.commands.run import Engine, IfExists
+    from trainers.commands.run import Engine, IfExists, Terms
     from trainers.config.experiment import Experiment
     from trainers.config.reading import Given
+    from trainers.report.bench import BenchReport
     from trainers.report.results import Results
     from w2s_tasks.models.ref import ModelRef
     from w2s_tasks.own.task import RowsTask
@@ -98,7 +99,7 @@ def run(
         KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished stays.
     """
     found = _named(experiment, overrides, name)
-    from trainers.commands.run import Terms, carry_out
+    from trainers.commands.run import carry_out
     from trainers.report.results import Results
     from trainers.store import processes
     from w2s_tasks.errors import UserError
@@ -108,15 +109,8 @@ def run(
             "several processes of one launch share an experiment through the command: accelerate launch w2s run."
         )
     _tell_unused(found)
-    terms = Terms(
-        runs_dir=Path(runs_dir),
-        max_cost=max_cost,
-        engine=engine,
-        address=address,
-        store=store,
-        unsafe=confirm_run_unsafe_code,
-        quiet=quiet,
-    )
+    where = {"engine": engine, "address": address, "store": store}
+    terms = _terms(runs_dir, confirm_run_unsafe_code, max_cost=max_cost, quiet=quiet, **where)
     opened, report = carry_out(found, terms, if_exists)
     assert report is not None  # noqa: S101 - this is the only process
     return Results(report, opened.folder)
@@ -162,24 +156,68 @@ def sweep(
     """
     found = _named(experiment, overrides, name)
     from trainers.commands.cells import Swept
-    from trainers.commands.run import Terms
     from trainers.commands.sweep import check_grid, of_shard, open_sweep, run_sweep
 
     check_grid(grid)
     values = {key: list(own) for key, own in grid.items()}
-    terms = Terms(
-        runs_dir=Path(runs_dir),
-        max_cost=max_cost,
-        engine=engine,
-        address=address,
-        store=store,
-        unsafe=confirm_run_unsafe_code,
-        quiet=quiet,
-    )
+    where = {"engine": engine, "address": address, "store": store}
+    terms = _terms(runs_dir, confirm_run_unsafe_code, max_cost=max_cost, quiet=quiet, **where)
     terms.check()
     opened = open_sweep(found, [], values, terms.runs_dir, max_cost, store)
     outcomes = run_sweep(opened, of_shard(opened.cells, shard), terms)
     return Swept(outcomes, opened.folder)
+
+
+def bench(
+    name: Place,
+    *,
+    overrides: Overrides | None = None,
+    reports: Place | None = None,
+    runs_dir: Place = "runs",
+    shard: str | None = None,
+    max_cost: float | None = None,
+    engine: Engine = "local",
+    address: str | None = None,
+    store: str | None = None,
+    confirm_run_unsafe_code: bool = False,
+    only_report: bool = False,
+    quiet: bool = False,
+) -> BenchReport:
+    """Run a bench, tasks x supervisors x methods x seeds, as far as it is not there; what all that is finished shows.
+
+    One experiment that fails does not stop the others, and is among the report's `missing`.
+
+    Args:
+        name: a file, or a name that ships.
+        overrides: settings by dotted key, for all experiments.
+        reports: a folder of finished experiments' reports, which are not run again and to which others are added.
+        runs_dir: where run folders are kept.
+        shard: only every n-th experiment, i/n with i from 1 to n.
+        max_cost: USD that services may cost in all.
+        engine: local, or ray.
+        address: a Ray cluster: auto, or HOST:PORT.
+        store: an object store behind the run folder, s3://bucket/prefix.
+        confirm_run_unsafe_code: run programs that models write, where a task asks for them.
+        only_report: run nothing: report what is finished.
+        quiet: no progress lines.
+
+    Raises:
+        UserError: an experiment that does not fit; nothing was run then.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; what was finished stays.
+    """
+    _begin()
+    from trainers.commands.bench import open_bench
+    from trainers.commands.sweep import of_shard
+    from trainers.config.reading import as_assignments
+
+    where = {"engine": engine, "address": address, "store": store}
+    terms = _terms(runs_dir, confirm_run_unsafe_code, max_cost=max_cost, quiet=quiet, **where)
+    terms.check()
+    kept, assignments = None if reports is None else Path(reports), as_assignments(overrides)
+    found = open_bench(os.fspath(name), assignments, terms.runs_dir, reports=kept, max_cost=max_cost, store=store)
+    if not only_report:
+        found.run(found.left(of_shard(found.sweep.cells, shard)), terms)
+    return found.report()[0]
 
 
 def plan(experiment: Given, *, overrides: Overrides | None = None) -> pd.DataFrame:
@@ -289,6 +327,12 @@ def _begin() -> None:
     from trainers.plugin_loader import load_plugins
 
     load_plugins(())
+
+
+def _terms(runs_dir: Place, unsafe: bool, **more: Any) -> Terms:
+    from trainers.commands.run import Terms
+
+    return Terms(runs_dir=Path(runs_dir), unsafe=unsafe, **more)
 
 
 def _named(experiment: Given, overrides: Overrides | None, name: str | None) -> Experiment:
