@@ -108,6 +108,8 @@ def test_pieces_are_kept_and_the_report_is_of_those_alone(bench_file: Path, tmp_
     report = json.loads((kept / "bench.json").read_text())
     assert report == json.loads((tmp_path / "three" / "small_bench" / "bench.json").read_text())
     assert report["missing"] == []
+    ran = (str(tmp_path / "one"), str(tmp_path / "two"))
+    assert not any(folder in path.read_text() for folder in ran for path in kept.iterdir())
     assert [one["tasks"] for one in report["endpoints"]] == [3, 3, 1]
     assert [one["p_holm"] is None for one in report["endpoints"]] == [False, False, True]
     gains = {(pair["arm"], pair["method"]): pair for pair in report["gains"]}

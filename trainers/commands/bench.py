@@ -9,7 +9,6 @@ bench is run in pieces, on several machines, and its result kept with the code.
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,8 @@ class Pieces:
             outcomes.append(outcome)
             if outcome["status"] == "done" and self.reports is not None:
                 self.reports.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(self.sweep.folder_of(cell) / "report.json", self.reports / f"{cell.name}.json")
+                text = (self.sweep.folder_of(cell) / "report.json").read_text(encoding="utf-8")
+                write_atomic(self.reports / f"{cell.name}.json", numbers.portable(text, f"w2s bench {self.title}"))
         return outcomes
 
     def parts(self) -> Iterator[numbers.Part]:

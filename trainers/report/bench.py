@@ -306,6 +306,19 @@ def claim_p(endpoint: Endpoint, contrasts: Sequence[Contrast], *, shared: bool) 
             return max(below(-margin), 1 - below(margin))
 
 
+def portable(report: str, command: str) -> str:
+    """A report.json to be kept with the code, a line a key; without rows' own words and the folders of its machine.
+
+    Args:
+        report: the file's text.
+        command: how to make it again.
+    """
+    data = json.loads(report)
+    data |= {"command": command, "commands": [], "disagreements": [{**one, "text": ""} for one in data["disagreements"]]}
+    lines = (f"{json.dumps(key)}: {json.dumps(value, allow_nan=False)}" for key, value in data.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
+
+
 def write(report: BenchReport, folder: Path, page: str) -> Path:
     """Write bench.json and bench.html; the JSON's path."""
     folder.mkdir(parents=True, exist_ok=True)
