@@ -118,6 +118,7 @@ def test_the_wheel_runs_the_quickstart_in_an_empty_environment(built: dict[str, 
         "w2s-classifier W2SClassifier",
         "w2s-hf W2SHF",
         "w2s-recorded Recorded",
+        "w2s-tinker W2STinker",
         "w2s-vllm W2SVLLM",
     ]
 
