@@ -79,6 +79,7 @@ REST = {
     "run": ["nothing.yaml"],
     "plan": ["nothing.yaml"],
     "sweep": ["nothing.yaml", "--grid", "seed=0"],
+    "bench": ["nothing.yaml"],
     "report": ["nothing"],
     "label": ["--out", "o.parquet", "--task", "nothing", "--model_args", "pretrained=nothing"],
     "finetune": ["--out", "o", "--task", "nothing", "--model", "nothing"],
@@ -116,6 +117,8 @@ def test_an_odd_value_of_an_option(number: int, option: tuple[str, str], tmp_pat
     monkeypatch.chdir(tmp_path)
     command, name = option
     for value in [*some(WORDS, number), "a" * 5000]:
+        if command == "init" and value.isidentifier():
+            continue  # a name like any other
         given = [value] if not name.startswith("-") else [f"{name}={value}"]
         rest = REST[command][1:] if not name.startswith("-") and REST[command][:1] == ["nothing.yaml"] else REST[command]
         ends_with_a_sentence([command, *rest, *given])

@@ -61,6 +61,7 @@ def _plain_tokens(model: Path, own_task: Path, documents: int) -> int:
     return sum(len(one) - 1 for one in passes)
 
 
+@pytest.mark.slow
 def test_evaluation_compares_every_document_and_counts_every_token(own_task: Path, causal_model, capsys):
     model = causal_model("llama")
     with (own_task / "own_reviews.yaml").open("a", encoding="utf-8") as yaml:

@@ -142,6 +142,7 @@ def test_run_prints_the_tables_and_ends_with_the_reports_path(experiment_file: P
     assert "there already" not in anew.stderr
 
 
+@pytest.mark.slow
 def test_finetune_label_finetune_by_hand(own_task: Path, encoder_folder: Path, causal_model, tmp_path: Path):
     own = ["--include_path", str(own_task), "--task", "own_reviews"]
     weak = w2s("finetune", *own, "--model", str(encoder_folder), "--trainer", "classifier", "--limit", "120")

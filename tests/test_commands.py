@@ -100,6 +100,7 @@ def test_every_command_of_a_report_measures_what_the_report_says(
     assert not list((tmp_path / "elsewhere").iterdir()), "it went on where the run is"
 
 
+@pytest.mark.slow
 def test_a_cell_of_a_sweep_says_how_to_run_it_alone(experiment_file: Path, tmp_path: Path):
     home = tmp_path / ODD
     home.mkdir()

@@ -256,6 +256,7 @@ def test_killed_in_each_kind_of_stage_the_run_ends_equal(experiment_file: Path, 
     assert reused == finished
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adapter_hf", "adapter_w2s_hf"])
 def test_the_shipped_eval_configs_measure_an_adapter(experiment_file: Path, own_task: Path, tmp_path: Path, name: str):
     flow, report = _run(experiment_file, tmp_path / "runs", "arms=[student]")

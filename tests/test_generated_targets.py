@@ -92,6 +92,7 @@ def samples_of(flow: Run, step: str) -> dict[str, list[tuple[str, float]]]:
 # ---- a whole experiment --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_arm_and_method_is_in_the_report(everything: tuple[Run, dict[str, Any]]):
     flow, report = everything
     arms = [(arm["arm"], arm["method"]) for arm in report["arms"]]

@@ -466,6 +466,7 @@ def finish(process: subprocess.Popen[str]) -> str:
     return out + errors
 
 
+@pytest.mark.slow
 def test_another_machine_goes_on_and_the_report_is_read_from_the_store(url: str, experiment_file: Path, tmp_path: Path):
     """One is killed in a training; another one, with an empty disk, takes its claim over and goes on from its checkpoint."""
     run = ["run", experiment_file, "--store", url, "--set", ARMS, "--set", "strong.epochs=12", "--runs-dir"]

@@ -68,6 +68,7 @@ def test_two_processes_run_an_experiment_to_the_numbers_of_one(experiment_file: 
     assert "report: " in again
 
 
+@pytest.mark.slow
 def test_two_processes_evaluate_to_the_log_likelihoods_of_one(own_task: Path, causal_model, tmp_path: Path):
     for processes in (1, 2):
         arguments = ["--model", "w2s-hf", "--model_args", f"pretrained={causal_model('llama')}", "--tasks", "own_reviews"]

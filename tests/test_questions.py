@@ -241,6 +241,7 @@ def test_five_thousand_questions_are_drawn_as_they_are_scrolled_to(tmp_path: Pat
 # ---- the command ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_page_and_the_report_links_to_it(run_folder: Path, tmp_path: Path):
     run = tmp_path / "run"
     shutil.copytree(run_folder, run)

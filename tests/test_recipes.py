@@ -67,6 +67,7 @@ def run(file: Path, *sets: str) -> tuple[dict[str, Any], dict[str, bool]]:
     return report, {name: stage.reused for name, stage in opened.stages.items()}
 
 
+@pytest.mark.slow
 def test_losses_label_operations_and_arms(follow: Callable[[str], None], experiment_file: Path):
     """Each by its recipe; what was trained before is found again, for no key has moved."""
     run(experiment_file, "arms=[student]")

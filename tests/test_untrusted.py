@@ -89,7 +89,19 @@ def attack(address: str) -> str:
     )
 
 
-STRUCTURAL = {"arm", "method", "split", "mode", "contrast", "contrasts", "objective", "over", "trainer", "stages_folder"}
+STRUCTURAL = {
+    "arm",
+    "method",
+    "split",
+    "mode",
+    "contrast",
+    "contrasts",
+    "objective",
+    "over",
+    "trainer",
+    "stages_folder",
+    "trend",
+}
 """Fields whose values are names of ours, by which entries are matched; a user can't choose them."""
 
 
