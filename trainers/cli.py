@@ -88,6 +88,13 @@ def _amount(value: float | None) -> float | None:
     return value
 
 
+MaxCost = Annotated[
+    float | None,
+    typer.Option("--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."),
+]
+Shard = Annotated[str | None, typer.Option("--shard", help="Only every n-th cell: i/n, i from 1 to n.")]
+
+
 def _version(value: bool) -> None:
     if value:
         typer.echo(f"w2s {__version__}")
@@ -141,12 +148,7 @@ def run(
     assignments: Set = None,
     plugins: Plugins = None,
     if_exists: Annotated[IfExists, typer.Option("--if-exists", help="What to do about finished work.")] = IfExists.resume,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
-        ),
-    ] = None,
+    max_cost: MaxCost = None,
     engine: UseEngine = Engine.local,
     address: Address = None,
     store: StoreUrl = None,
@@ -276,13 +278,8 @@ def bench(
             help="A folder of finished experiments' reports: those are not run again, and others leave theirs there.",
         ),
     ] = None,
-    shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th experiment: i/n, i from 1 to n.")] = None,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all; local runs cost nothing."
-        ),
-    ] = None,
+    shard: Shard = None,
+    max_cost: MaxCost = None,
     engine: UseEngine = Engine.local,
     address: Address = None,
     store: StoreUrl = None,
@@ -342,13 +339,8 @@ def sweep(
     assignments: Set = None,
     plugins: Plugins = None,
     runs_dir: RunsDir = Path("runs"),
-    shard: Annotated[str | None, typer.Option("--shard", help="Only every n-th cell: i/n, i from 1 to n.")] = None,
-    max_cost: Annotated[
-        float | None,
-        typer.Option(
-            "--max-cost", min=0, callback=_amount, help="USD that services may cost in all cells; local runs cost nothing."
-        ),
-    ] = None,
+    shard: Shard = None,
+    max_cost: MaxCost = None,
     engine: UseEngine = Engine.local,
     address: Address = None,
     store: StoreUrl = None,

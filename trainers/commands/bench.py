@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from trainers.commands.run import Terms
-from trainers.commands.sweep import Cell, Outcome, Sweep, run_sweep
+from trainers.commands.sweep import Cell, Outcome, Sweep, outcomes_of
 from trainers.config.bench import Bench, cell_name, load_bench
 from trainers.config.experiment import Experiment
 from trainers.flow.stamp import fingerprint
@@ -34,11 +34,6 @@ class Pieces:
     bench: Bench
     sweep: Sweep
     reports: Path | None
-
-    @property
-    def places(self) -> dict[str, tuple[str, str]]:
-        """Task and supervisor, by the cell's name."""
-        return {cell_name(*pair): pair for pair in self.bench.cells()}
 
     def kept(self, cell: Cell) -> Path | None:
         """A finished experiment's report in the folder of reports; None where it is not there.
@@ -68,22 +63,25 @@ class Pieces:
         return [cell for cell in cells if self.kept(cell) is None]
 
     def run(self, cells: Sequence[Cell], terms: Terms) -> list[Outcome]:
-        """Run experiments one after the other, and keep their reports."""
-        outcomes = []
-        for cell in cells:
-            (outcome,) = run_sweep(self.sweep, [cell], terms)
+        """Run experiments, and keep each one's report as soon as it is there."""
+        outcomes, by_name = [], {cell.name: cell for cell in cells}
+        for outcome in outcomes_of(self.sweep, cells, terms) if cells else ():
             outcomes.append(outcome)
-            if outcome["status"] == "done" and self.reports is not None:
-                self.reports.mkdir(parents=True, exist_ok=True)
-                text = (self.sweep.folder_of(cell) / "report.json").read_text(encoding="utf-8")
-                write_atomic(self.reports / f"{cell.name}.json", numbers.portable(text, f"w2s bench {self.title}"))
+            if outcome["status"] == "done":
+                self._keep(by_name[outcome["cell"]])
         return outcomes
+
+    def _keep(self, cell: Cell) -> None:
+        if self.reports is not None:
+            self.reports.mkdir(parents=True, exist_ok=True)
+            text = (self.sweep.folder_of(cell) / "report.json").read_text(encoding="utf-8")
+            write_atomic(self.reports / f"{cell.name}.json", numbers.portable(text, f"w2s bench {self.title}"))
 
     def parts(self) -> Iterator[numbers.Part]:
         """What the finished experiments say."""
         for cell in self.sweep.cells:
             if file := self.file_of(cell):
-                yield numbers.read_finished(file, *self.places[cell.name])
+                yield numbers.read_finished(file, **cell.values)
 
     def report(self) -> tuple[numbers.BenchReport, Path]:
         """Write the bench's report of all that is finished; with a folder of reports bench.json goes there too."""

@@ -455,15 +455,18 @@ def run_cells_on_ray(sweep: Sweep, cells: Sequence[Cell], progress: Progress, ad
     sweep.finish()
 
 
-def run_sweep(sweep: Sweep, cells: Sequence[Cell], terms: Terms) -> list[Outcome]:
-    """Run cells under terms, one after the other or on Ray, and write sweep.json."""
+def outcomes_of(sweep: Sweep, cells: Sequence[Cell], terms: Terms) -> Iterator[Outcome]:
+    """Run cells under terms, one after the other or on Ray, and write sweep.json; each outcome as soon as it is there."""
     with terms.held():
         progress = Progress(terms.quiet, new_only=True)
         on_ray = terms.engine == "ray"
-        outcomes = run_cells_on_ray(sweep, cells, progress, terms.address) if on_ray else run_cells(sweep, cells, progress)
-        done = list(outcomes)
+        yield from run_cells_on_ray(sweep, cells, progress, terms.address) if on_ray else run_cells(sweep, cells, progress)
         sweep.write()
-    return done
+
+
+def run_sweep(sweep: Sweep, cells: Sequence[Cell], terms: Terms) -> list[Outcome]:
+    """The same, all outcomes at the end."""
+    return list(outcomes_of(sweep, cells, terms))
 
 
 def _accuracy(outcome: Outcome, arm: str) -> str:

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from trainers.config.experiment import Experiment
-from trainers.config.primary import Claim, Margin
+from trainers.config.primary import WITH_MARGIN, Claim, Margin
 from trainers.config.reading import explain, find_config, read, set_value
 from trainers.section import Section
 from w2s_tasks.errors import UserError, nearest
@@ -48,7 +48,7 @@ class Endpoint(Section):
 
     @model_validator(mode="after")
     def _with_a_margin(self) -> Endpoint:
-        if (self.claim in ("not_below", "equal")) != (self.margin is not None):
+        if (self.claim in WITH_MARGIN) != (self.margin is not None):
             raise ValueError(
                 "margin: not_below and equal need one, the smallest difference that would matter; others have none"
             )

@@ -14,6 +14,10 @@ Claim = Literal["differs", "above", "not_below", "equal"]
 """What is to be shown: that they differ; that the arm is above; that it is not below by the margin; that neither is."""
 
 
+WITH_MARGIN = ("not_below", "equal")
+"""Claims that mean something only with a margin."""
+
+
 class Primary(Section):
     """The primary endpoint: one comparison, first in the report; everything else there is exploratory."""
 
@@ -38,9 +42,9 @@ class Primary(Section):
 
     @model_validator(mode="after")
     def _with_a_margin(self) -> Primary:
-        if self.claim in ("not_below", "equal") and self.margin is None:
+        if self.claim in WITH_MARGIN and self.margin is None:
             raise ValueError(f"claim: {self.claim} needs a margin, the smallest difference that would matter")
-        if self.claim in ("differs", "above") and self.margin is not None:
+        if self.claim not in WITH_MARGIN and self.margin is not None:
             raise ValueError(f"margin: {self.claim} has none; it is for not_below and equal")
         if self.arm == self.against:
             raise ValueError("against: an arm can't be compared with itself")

@@ -88,7 +88,7 @@ def _arms(report: BenchReport, supervisor: str) -> Table:
     return Table(
         ("arm", *heads, "gain over weak [95 %]", "for a new task", "PGR [95 %]", "rank"),
         [(name, *(_accuracy(one, name) for one in own), *_pooled(report, supervisor, name)) for name in names],
-        title="accuracy % (questions × seeds), and gains in points",
+        title=f"supervisor {supervisor}: accuracy % (questions × seeds), and gains in points",
         style="wrap",
     )
 
@@ -126,6 +126,7 @@ def _pairs(title: str, pairs: Sequence[Pair], supervisor: str) -> Iterator[Table
         effect = pair.effect
         row = (*(each.get(task, "–") for task in tasks), _mean(effect), points_interval(*effect.new_task_ci95))
         rows.append((name, *row, f"{effect.p:.3f}"))
+    title = f"supervisor {supervisor}: {title}"
     yield Table(("difference, points", *tasks, "mean [95 %]", "for a new task", "p"), rows, title=title, style="wrap")
 
 

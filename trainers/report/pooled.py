@@ -15,11 +15,8 @@ import numpy as np
 from trainers.report.entries import Entry, Interval
 from trainers.report.sections.joint import Joint
 from trainers.report.text import Named
-from w2s_tasks.results.components import critical
+from w2s_tasks.results.components import PSEUDO, critical
 from w2s_tasks.results.pooling import FEWEST, Estimate, Pooled, pooled
-
-PSEUDO = 2
-"""Pseudo-questions of a comparison, so that no error is 0 where two models happen to agree everywhere (`components`)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ def contrast(cell: Cell, weights: dict[Named, float], safety: str | None = None)
     seeds, questions = (
         max(0.0, float(direction @ np.array(m) @ direction)) for m in (joint.seed_covariance, joint.question_covariance)
     )
+    # The pseudo-questions of a comparison: no error is 0 where two models happen to agree everywhere.
     least = PSEUDO * float(np.abs(direction).max()) ** 2 / joint.n**2
     return Contrast(cell.task, float(direction @ joint.accuracy), seeds, questions + least, joint.seeds)
 
@@ -135,7 +133,7 @@ def effect(contrasts: Sequence[Contrast], *, shared: bool = False) -> Effect | N
     )
 
 
-def pool(contrasts: Sequence[Contrast], *, shared: bool = False, level: float = 0.95) -> Pooled:
+def pool(contrasts: Sequence[Contrast], *, shared: bool = False) -> Pooled:
     """The same as posteriors."""
     repetitions = [c.repetitions for c in contrasts]
     of_one_seed = float(np.mean([c.seeds * c.repetitions for c in contrasts]))
@@ -143,7 +141,7 @@ def pool(contrasts: Sequence[Contrast], *, shared: bool = False, level: float = 
     questions = np.array([c.questions for c in contrasts])
     common = float(questions.mean()) if shared else 0.0
     least = 1e-12  # a variance of 0 would leave the others out
-    return pooled([c.value for c in contrasts], seeds + (least if shared else questions), common, level)
+    return pooled([c.value for c in contrasts], seeds + (least if shared else questions), common)
 
 
 RATIOS = (-5.0, 5.0)
@@ -157,10 +155,8 @@ def recovered(cells: Sequence[Cell], group: Named, ceiling: Named) -> tuple[floa
     """
     from scipy.optimize import brentq
 
-    weak, chosen = (
-        ("weak", None),
-        [cell for cell in cells if contrast(cell, {group: 1.0, ceiling: -1.0, ("weak", None): 0.0})],
-    )
+    weak: Named = ("weak", None)
+    chosen = [cell for cell in cells if contrast(cell, {group: 1.0, ceiling: -1.0, weak: 0.0})]
     if len(chosen) < FEWEST or _over(chosen, difference(ceiling, weak)).overall.low <= 0:
         return None
 

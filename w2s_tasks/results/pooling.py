@@ -32,6 +32,8 @@ PRIOR = 0.1
 """Scale of the half-normal prior of tau: tasks differ by ten points, twice that is unlikely."""
 FEWEST = 3
 """Tasks; of fewer no mean over tasks is given, for their spread would be the prior's."""
+ENDS = (0.025, 0.975)
+"""Of the intervals."""
 GRID = 400
 """Values of tau, even from 0 to 5 PRIOR."""
 
@@ -62,16 +64,13 @@ class Pooled:
     """Two-sided: twice the posterior probability that the mean has the other sign."""
 
 
-def pooled(
-    effects: Sequence[float] | Array, variances: Sequence[float] | Array, shared: float = 0.0, level: float = 0.95
-) -> Pooled:
+def pooled(effects: Sequence[float] | Array, variances: Sequence[float] | Array, shared: float = 0.0) -> Pooled:
     """Pool one effect over tasks.
 
     Args:
         effects: each task's estimate, shape [tasks].
         variances: of those estimates, above 0, shape [tasks].
         shared: variance of an error that is the same in all of them, beside `variances`.
-        level: of the intervals.
 
     Raises:
         ValueError: fewer than `FEWEST` tasks.
@@ -80,20 +79,19 @@ def pooled(
     if len(y) < FEWEST:
         raise ValueError(f"{len(y)} tasks: an effect over tasks takes at least {FEWEST}")
     tau, weight, centre, variance = posterior(y, v)
-    ends = (0.5 - level / 2, 0.5 + level / 2)
     own = tau[:, None] ** 2 / (tau[:, None] ** 2 + v)  # how much of a task's own estimate stays, [grid, tasks]
     means = own * y + (1 - own) * centre[:, None]
     variances_of_tasks = own * v + (1 - own) ** 2 * variance[:, None] + shared
     variance = variance + shared
-    overall = _mixture(weight, centre, variance, ends)
+    overall = _mixture(weight, centre, variance)
     below = float(weight @ ndtr(-centre / np.sqrt(variance)))
-    low, high = (float(tau[np.searchsorted(np.cumsum(weight), end).clip(max=GRID - 1)]) for end in ends)
+    low, high = (float(tau[np.searchsorted(np.cumsum(weight), end).clip(max=GRID - 1)]) for end in ENDS)
     return Pooled(
         tasks=len(y),
         overall=overall,
-        new_task=_mixture(weight, centre, variance + tau**2, ends),
+        new_task=_mixture(weight, centre, variance + tau**2),
         spread=Estimate(float(weight @ tau), low, high),
-        each=[_mixture(weight, means[:, c], variances_of_tasks[:, c], ends) for c in range(len(y))],
+        each=[_mixture(weight, means[:, c], variances_of_tasks[:, c]) for c in range(len(y))],
         p=2 * min(below, 1 - below),
     )
 
@@ -114,14 +112,14 @@ def posterior(y: Array, v: Array) -> tuple[Array, Array, Array, Array]:
     return tau, weight / weight.sum(), centre, variance
 
 
-def _mixture(weight: Array, means: Array, variances: Array, ends: tuple[float, float]) -> Estimate:
-    """Mean and quantiles of a mixture of normals."""
+def _mixture(weight: Array, means: Array, variances: Array) -> Estimate:
+    """Mean and central interval of a mixture of normals."""
     from scipy.optimize import brentq
 
     deviations = np.sqrt(variances)
     far = 12 * float(deviations.max()) + 1e-12
     low, high = (
         brentq(lambda x, end=end: float(weight @ ndtr((x - means) / deviations)) - end, means.min() - far, means.max() + far)
-        for end in ends
+        for end in ENDS
     )
     return Estimate(float(weight @ means), low, high)
